@@ -1,0 +1,31 @@
+#pragma once
+
+#include "norma/core/device.h"
+#include "norma/core/view.h"
+
+namespace norma {
+
+// The three kernels that core needs itself; everything else is an op.
+
+/// target = value, converted to the target's dtype.
+struct FillArgs {
+  View target;
+  double value;
+};
+/// target = source, converted; shapes equal, any strides. Floating to integer truncates towards
+/// zero; anything to bool is `!= 0`.
+struct CopyArgs {
+  ConstView source;
+  View target;
+};
+/// target += source; shapes and dtypes equal, any strides.
+struct AddIntoArgs {
+  ConstView source;
+  View target;
+};
+
+void run(Cpu, const FillArgs&);
+void run(Cpu, const CopyArgs&);
+void run(Cpu, const AddIntoArgs&);
+
+}  // namespace norma

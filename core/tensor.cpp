@@ -1,0 +1,233 @@
+#include "norma/core/tensor.h"
+
+#include "norma/core/allocator.h"
+#include "norma/core/copy.h"
+
+namespace norma {
+
+void TensorImpl::destroy(TensorImpl* impl) { delete impl; }
+void* TensorImpl::operator new(size_t bytes) { return norma::allocate(bytes); }
+void TensorImpl::operator delete(void* p) { norma::deallocate(p, sizeof(TensorImpl)); }
+
+namespace {
+
+Tensor make(Ref<Storage> storage, const Shape& shape, const Shape& strides, int64_t offset,
+            DType dtype) {
+  Ref<TensorImpl> impl(new TensorImpl);
+  impl->storage = std::move(storage);
+  impl->offset = offset;
+  impl->shape = shape;
+  impl->strides = strides;
+  impl->dtype = dtype;
+  return Tensor(std::move(impl));
+}
+
+/// t with stride 0 where its size 1 must serve all of `shape`.
+Tensor broadcast_view(std::string_view where, const Tensor& t, const Shape& shape) {
+  if (broadcast_shapes(where, t.shape(), shape) != shape)
+    throw ShapeError("{}: source must broadcast to {}, but is {}", where, shape, t.shape());
+  Shape strides = Shape::filled(shape.dim(), 0);
+  const int lead = shape.dim() - t.dim();
+  for (int i = 0; i < t.dim(); ++i)
+    strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  return detail::raw_view(t, shape, strides, t.offset());
+}
+
+}  // namespace
+
+void Tensor::throw_undefined() {
+  throw ValueError("tensor: must hold values, but is empty (default-constructed or moved from)");
+}
+
+bool Tensor::is_dense() const {
+  int64_t step = 1;
+  for (int i = dim() - 1; i >= 0; --i) {
+    if (shape()[i] != 1 && strides()[i] != step) return numel() == 0;
+    step *= shape()[i];
+  }
+  return true;
+}
+
+void Tensor::require_span(DType wanted) const {
+  if (dtype() != wanted)
+    throw DTypeError("span: the tensor must be {}, but is {}", to_string(wanted),
+                     to_string(dtype()));
+  if (!device().is_cpu())
+    throw DeviceError("span: the tensor must be on cpu, but is on {}; move it with .to(cpu)",
+                      device());
+  if (!is_dense())
+    throw ShapeError("span: the tensor must be dense, but has shape {} and strides {}", shape(),
+                     strides());
+}
+
+double Tensor::item_as_double() const {
+  if (numel() != 1)
+    throw ShapeError("item: the tensor must have one element, but has shape {}", shape());
+  Tensor out = empty(shape(), float64);
+  detail::copy_elements(*this, out);
+  return *static_cast<double*>(out.data());
+}
+
+template <class T>
+std::vector<T> Tensor::to_vector() const {
+  Tensor out = empty(shape(), dtype_of<T>);
+  detail::copy_elements(*this, out);
+  const T* values = static_cast<const T*>(out.data());
+  return std::vector<T>(values, values + numel());
+}
+template std::vector<float> Tensor::to_vector() const;
+template std::vector<double> Tensor::to_vector() const;
+template std::vector<int32_t> Tensor::to_vector() const;
+template std::vector<int64_t> Tensor::to_vector() const;
+
+const Tensor& Tensor::fill_(double value) const {
+  run(Cpu{}, FillArgs{.target = *this, .value = value});
+  storage()->bump_version();
+  return *this;
+}
+
+const Tensor& Tensor::copy_(const Tensor& source) const {
+  detail::copy_elements(broadcast_view("copy_", source, shape()), *this);
+  storage()->bump_version();
+  return *this;
+}
+
+const Tensor& Tensor::add_(const Tensor& other) const {
+  if (other.shape() != shape())
+    throw ShapeError("add_: other must be {}, but is {}", shape(), other.shape());
+  if (other.dtype() != dtype())
+    throw DTypeError("add_: other must be {}, but is {}; convert it first", to_string(dtype()),
+                     to_string(other.dtype()));
+  run(Cpu{}, AddIntoArgs{.source = other, .target = *this});
+  storage()->bump_version();
+  return *this;
+}
+
+Tensor empty(const TensorSpec& spec) {
+  for (int64_t size : spec.shape)
+    if (size < 0) throw ShapeError("empty: sizes must be 0 or more, but the shape is {}", spec.shape);
+  return make(Storage::allocate(spec.shape.numel() * size_of(spec.dtype), spec.device), spec.shape,
+              dense_strides(spec.shape), 0, spec.dtype);
+}
+Tensor empty(const Shape& shape, DType dtype, Device device) {
+  return empty(TensorSpec{shape, dtype, device});
+}
+Tensor empty_like(const Tensor& t) { return empty(t.spec()); }
+Tensor full(const Shape& shape, double value, DType dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  run(Cpu{}, FillArgs{.target = t, .value = value});
+  return t;
+}
+Tensor full_like(const Tensor& t, double value) {
+  return full(t.shape(), value, t.dtype(), t.device());
+}
+Tensor zeros(const Shape& shape, DType dtype, Device device) {
+  return full(shape, 0, dtype, device);
+}
+Tensor zeros_like(const Tensor& t) { return full_like(t, 0); }
+Tensor ones(const Shape& shape, DType dtype, Device device) { return full(shape, 1, dtype, device); }
+Tensor ones_like(const Tensor& t) { return full_like(t, 1); }
+Tensor scalar(double value, DType dtype, Device device) { return full({}, value, dtype, device); }
+
+namespace {
+template <class F>
+Tensor from_formula(int64_t n, DType dtype, Device device, const F& value) {
+  using T = decltype(value(int64_t{0}));
+  Tensor exact = empty({n}, dtype_of<T>);
+  for (int64_t i = 0; i < n; ++i) exact.span<T>()[static_cast<size_t>(i)] = value(i);
+  Tensor out = empty({n}, dtype, device);
+  detail::copy_elements(exact, out);
+  return out;
+}
+}  // namespace
+
+Tensor arange(int64_t n, DType dtype, Device device) {
+  return from_formula(n, dtype, device, [](int64_t i) { return i; });
+}
+Tensor linspace(double first, double last, int64_t n, DType dtype, Device device) {
+  const double step = n > 1 ? (last - first) / static_cast<double>(n - 1) : 0;
+  return from_formula(n, dtype, device, [=](int64_t i) {
+    return i + 1 == n && n > 1 ? last : first + step * static_cast<double>(i);
+  });
+}
+Tensor eye(int64_t n, DType dtype, Device device) {
+  Tensor t = zeros({n, n}, dtype, device);
+  detail::raw_view(t, {n}, {n + 1}, 0).fill_(1);
+  return t;
+}
+
+template <class T>
+Tensor from_span(std::span<const T> values, std::optional<Shape> shape) {
+  const auto n = static_cast<int64_t>(values.size());
+  const Shape wanted = shape.value_or(Shape{n});
+  if (wanted.numel() != n)
+    throw ShapeError("from_span: shape {} needs {} values, but came {}", wanted, wanted.numel(), n);
+  Tensor t = empty(wanted, dtype_of<T>);
+  std::copy(values.begin(), values.end(), t.span<T>().begin());
+  return t;
+}
+template Tensor from_span(std::span<const float>, std::optional<Shape>);
+template Tensor from_span(std::span<const double>, std::optional<Shape>);
+template Tensor from_span(std::span<const BFloat16>, std::optional<Shape>);
+template Tensor from_span(std::span<const Float16>, std::optional<Shape>);
+template Tensor from_span(std::span<const int32_t>, std::optional<Shape>);
+template Tensor from_span(std::span<const int64_t>, std::optional<Shape>);
+template Tensor from_span(std::span<const bool>, std::optional<Shape>);
+
+Tensor tensor(std::initializer_list<double> values, DType dtype) {
+  const Tensor exact = from_span(std::span<const double>(values.begin(), values.size()));
+  Tensor out = empty(exact.shape(), dtype);
+  detail::copy_elements(exact, out);
+  return out;
+}
+
+namespace detail {
+
+Tensor raw_view(const Tensor& t, const Shape& shape, const Shape& strides, int64_t offset) {
+  return make(t.storage(), shape, strides, offset, t.dtype());
+}
+
+void copy_elements(const Tensor& source, const Tensor& target) {
+  run(Cpu{}, CopyArgs{.source = source, .target = target});
+}
+
+Tensor dense(const Tensor& t) {
+  if (t.is_dense()) return t;
+  Tensor copy = empty_like(t);
+  copy_elements(t, copy);
+  return copy;
+}
+
+EvenRows even_rows_of(const Tensor& t) {
+  if (t.dim() == 0) return {1, 1, 1};
+  const int64_t cols = t.shape().back();
+  EvenRows even{1, cols, cols};
+  for (int i = t.dim() - 2; i >= 0; --i) {
+    if (even.rows == 1 && t.shape()[i] != 1) even.row_stride = t.strides()[i];
+    even.rows *= t.shape()[i];
+  }
+  return even;
+}
+
+}  // namespace detail
+
+bool has_even_rows(const Tensor& t) {
+  if (t.dim() == 0 || t.numel() == 0) return true;
+  if (t.shape().back() > 1 && t.strides()[t.dim() - 1] != 1) return false;
+  int64_t wanted = -1;  // the stride that the next dimension out must have, once one is known
+  for (int i = t.dim() - 2; i >= 0; --i) {
+    if (t.shape()[i] == 1) continue;
+    if (wanted >= 0 && t.strides()[i] != wanted) return false;
+    wanted = t.strides()[i] * t.shape()[i];
+  }
+  return true;
+}
+
+Tensor even_rows(const Tensor& t) {
+  if (has_even_rows(t)) return t;
+  Tensor copy = empty_like(t);
+  detail::copy_elements(t, copy);
+  return copy;
+}
+
+}  // namespace norma

@@ -1,0 +1,158 @@
+#pragma once
+
+#include <initializer_list>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "norma/core/device.h"
+#include "norma/core/dtype.h"
+#include "norma/core/error.h"
+#include "norma/core/ref.h"
+#include "norma/core/shape.h"
+#include "norma/core/storage.h"
+#include "norma/core/view.h"
+
+namespace norma {
+
+class Tensor;
+
+/// An absent optional argument: `layer_norm(x, w, none)`.
+inline constexpr std::nullopt_t none = std::nullopt;
+
+/// What a tensor looks like, without its values.
+struct TensorSpec {
+  Shape shape;
+  DType dtype = float32;
+  Device device = cpu;
+  bool operator==(const TensorSpec&) const = default;
+};
+
+/// What a Tensor points to. Views share the storage; each has a shape, strides and offset.
+struct TensorImpl : RefCounted {
+  Ref<Storage> storage;
+  int64_t offset = 0;  ///< in elements
+  Shape shape, strides;
+  DType dtype = float32;
+
+  static void destroy(TensorImpl* impl);
+  static void* operator new(size_t bytes);
+  static void operator delete(void* p);
+};
+
+/// A cheap handle to an n-dimensional array: copying it shares the values.
+class Tensor {
+ public:
+  Tensor() = default;  ///< no tensor; every question but defined() is an error
+  explicit Tensor(Ref<TensorImpl> impl) : impl_(std::move(impl)) {}
+
+  bool defined() const { return static_cast<bool>(impl_); }
+  TensorImpl& impl() const {
+    if (!impl_) throw_undefined();
+    return *impl_;
+  }
+  bool is_same(const Tensor& other) const { return impl_ == other.impl_; }
+
+  const Shape& shape() const { return impl().shape; }
+  const Shape& strides() const { return impl().strides; }
+  int64_t offset() const { return impl().offset; }
+  DType dtype() const { return impl().dtype; }
+  Device device() const { return impl().storage->device(); }
+  int dim() const { return shape().dim(); }
+  int64_t size(int i) const { return shape()[wrap_dim("size", i, dim())]; }
+  int64_t numel() const { return shape().numel(); }
+  TensorSpec spec() const { return {shape(), dtype(), device()}; }
+  bool is_dense() const;  ///< row-major without gaps
+  const Ref<Storage>& storage() const { return impl().storage; }
+  void* data() const {
+    return impl().storage->data() + impl().offset * size_of(impl().dtype);
+  }
+  /// The elements of a dense tensor on the CPU; throws where dtype, device or strides do not fit.
+  template <class T>
+  std::span<T> span() const {
+    require_span(dtype_of<std::remove_const_t<T>>);
+    return {static_cast<T*>(data()), static_cast<size_t>(numel())};
+  }
+  template <class T = double>
+  T item() const {  ///< the one element, converted
+    return static_cast<T>(item_as_double());
+  }
+  template <class T>
+  std::vector<T> to_vector() const;  ///< every element in row-major order, converted
+
+  // In place, seen by every view of the storage; its version counts them.
+  const Tensor& fill_(double value) const;
+  const Tensor& zero_() const { return fill_(0); }
+  const Tensor& copy_(const Tensor& source) const;  ///< converts and broadcasts
+  const Tensor& add_(const Tensor& other) const;    ///< other of the same shape and dtype
+
+ private:
+  [[noreturn]] static void throw_undefined();
+  void require_span(DType dtype) const;
+  double item_as_double() const;
+  Ref<TensorImpl> impl_;
+};
+
+/// NumPy's way of printing; the spec after the colon applies to the elements ("{:.2f}").
+std::string to_string(const Tensor& tensor, std::string_view spec = {});
+
+// Factories. The `like` ones take shape, dtype and device of t.
+Tensor empty(const TensorSpec& spec);
+Tensor empty(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor empty_like(const Tensor& t);
+Tensor zeros(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor zeros_like(const Tensor& t);
+Tensor ones(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor ones_like(const Tensor& t);
+Tensor full(const Shape& shape, double value, DType dtype = float32, Device device = cpu);
+Tensor full_like(const Tensor& t, double value);
+Tensor arange(int64_t n, DType dtype = int64, Device device = cpu);
+Tensor linspace(double first, double last, int64_t n, DType dtype = float32, Device device = cpu);
+Tensor eye(int64_t n, DType dtype = float32, Device device = cpu);
+/// A copy of `values`, of that shape (default: one dimension).
+template <class T>
+Tensor from_span(std::span<const T> values, std::optional<Shape> shape = none);
+Tensor tensor(std::initializer_list<double> values, DType dtype = float32);
+Tensor scalar(double value, DType dtype = float32, Device device = cpu);
+
+namespace detail {
+/// Another view of t's storage. Offset and strides in elements.
+Tensor raw_view(const Tensor& t, const Shape& shape, const Shape& strides, int64_t offset);
+/// Copies and converts element by element; any strides on either side, shapes equal.
+void copy_elements(const Tensor& source, const Tensor& target);
+/// t itself if it is dense, else a dense copy.
+Tensor dense(const Tensor& t);
+}  // namespace detail
+
+/// t, or a dense copy where its rows are not evenly spaced runs of dense elements.
+Tensor even_rows(const Tensor& t);
+bool has_even_rows(const Tensor& t);
+
+template <class Byte>
+BasicVec<Byte>::BasicVec(const Tensor& tensor) {
+  if (tensor.defined()) data = tensor.data(), n = tensor.numel(), dtype = tensor.dtype();
+}
+namespace detail {
+struct EvenRows {
+  int64_t rows, cols, row_stride;
+};
+EvenRows even_rows_of(const Tensor& t);
+}  // namespace detail
+template <class Byte>
+BasicRows<Byte>::BasicRows(const Tensor& tensor) {
+  if (!tensor.defined()) return;
+  const auto even = detail::even_rows_of(tensor);
+  data = tensor.data(), dtype = tensor.dtype();
+  rows = even.rows, cols = even.cols, row_stride = even.row_stride;
+}
+template <class Byte>
+BasicView<Byte>::BasicView(const Tensor& tensor) {
+  if (tensor.defined())
+    data = tensor.data(), shape = tensor.shape(), strides = tensor.strides(),
+    dtype = tensor.dtype();
+}
+
+}  // namespace norma
