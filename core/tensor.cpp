@@ -1,10 +1,13 @@
 #include "norma/core/tensor.h"
 
 #include "norma/core/allocator.h"
+#include "norma/core/autograd.h"
 #include "norma/core/copy.h"
 
 namespace norma {
 
+TensorImpl::TensorImpl() = default;
+TensorImpl::~TensorImpl() = default;
 void TensorImpl::destroy(TensorImpl* impl) { delete impl; }
 void* TensorImpl::operator new(size_t bytes) { return norma::allocate(bytes); }
 void TensorImpl::operator delete(void* p) { norma::deallocate(p, sizeof(TensorImpl)); }
@@ -20,6 +23,21 @@ Tensor make(Ref<Storage> storage, const Shape& shape, const Shape& strides, int6
   impl->strides = strides;
   impl->dtype = dtype;
   return Tensor(std::move(impl));
+}
+
+void require_writable(std::string_view where, const Tensor& target) {
+  if (is_grad_enabled() && target.requires_grad())
+    throw GraphError(
+        "{}: under recording the target must have no history, but it requires a gradient; "
+        "write under NoGrad, or to a detached tensor",
+        where);
+}
+void require_constant(std::string_view where, const Tensor& value) {
+  if (is_grad_enabled() && value.requires_grad())
+    throw GraphError(
+        "{}: under recording the value must have no history, but it requires a gradient; "
+        "detach it first",
+        where);
 }
 
 /// t with stride 0 where its size 1 must serve all of `shape`.
@@ -81,18 +99,23 @@ template std::vector<int32_t> Tensor::to_vector() const;
 template std::vector<int64_t> Tensor::to_vector() const;
 
 const Tensor& Tensor::fill_(double value) const {
+  require_writable("fill_", *this);
   run(Cpu{}, FillArgs{.target = *this, .value = value});
   storage()->bump_version();
   return *this;
 }
 
 const Tensor& Tensor::copy_(const Tensor& source) const {
+  require_writable("copy_", *this);
+  require_constant("copy_", source);
   detail::copy_elements(broadcast_view("copy_", source, shape()), *this);
   storage()->bump_version();
   return *this;
 }
 
 const Tensor& Tensor::add_(const Tensor& other) const {
+  require_writable("add_", *this);
+  require_constant("add_", other);
   if (other.shape() != shape())
     throw ShapeError("add_: other must be {}, but is {}", shape(), other.shape());
   if (other.dtype() != dtype())

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <span>
@@ -18,6 +19,7 @@
 
 namespace norma {
 
+class Node;
 class Tensor;
 
 /// An absent optional argument: `layer_norm(x, w, none)`.
@@ -37,7 +39,12 @@ struct TensorImpl : RefCounted {
   int64_t offset = 0;  ///< in elements
   Shape shape, strides;
   DType dtype = float32;
+  bool requires_grad = false;
+  uint32_t output_index = 0;  ///< which result of `node` this is
+  Ref<Node> node;             ///< the op that made it; for a leaf the node that holds .grad
 
+  TensorImpl();
+  ~TensorImpl();
   static void destroy(TensorImpl* impl);
   static void* operator new(size_t bytes);
   static void operator delete(void* p);
@@ -82,6 +89,22 @@ class Tensor {
   }
   template <class T>
   std::vector<T> to_vector() const;  ///< every element in row-major order, converted
+
+  // Autograd (core/autograd.h).
+  /// Whether operations on this tensor are recorded: a leaf that asked, or made from one.
+  bool requires_grad() const;
+  const Tensor& requires_grad_(bool on = true) const;  ///< leaves of a floating dtype only
+  bool is_leaf() const;                                ///< not made by a recorded operation
+  bool has_grad() const;
+  Tensor grad() const;  ///< GraphError where there is none
+  void set_grad(const Tensor& grad) const;
+  void clear_grad() const;
+  void backward() const;                           ///< of a one-element tensor
+  void backward(const Tensor& grad_output) const;  ///< grad_output like this tensor
+  Tensor detach() const;                           ///< the same values without history
+  /// Calls hook(grad) when a sweep knows this tensor's gradient; a tensor it returns replaces it.
+  using Hook = std::function<std::optional<Tensor>(const Tensor& grad)>;
+  void register_hook(Hook hook) const;
 
   // In place, seen by every view of the storage; its version counts them.
   const Tensor& fill_(double value) const;

@@ -1,0 +1,341 @@
+#include "norma/core/autograd.h"
+
+#include <algorithm>
+#include <memory>
+#include <queue>
+
+#include "norma/core/allocator.h"
+#include "norma/core/op.h"
+
+namespace norma {
+namespace {
+// Trivially destructible: static tensors may die after the thread's other state.
+struct ThreadState {
+  bool grad_enabled = true;
+  bool destroying = false;
+  uint64_t sequence = 0;
+  Node* dead = nullptr;
+};
+thread_local constinit ThreadState state;
+}  // namespace
+
+bool is_grad_enabled() { return state.grad_enabled; }
+GradMode::GradMode(bool enabled) : before_(state.grad_enabled) { state.grad_enabled = enabled; }
+GradMode::~GradMode() { state.grad_enabled = before_; }
+
+void Node::destroy(Node* node) {
+  node->next_dead_ = state.dead;
+  state.dead = node;
+  if (state.destroying) return;  // an outer call takes it from the list
+  state.destroying = true;
+  while (state.dead) {
+    Node* next = state.dead;
+    state.dead = next->next_dead_;
+    delete next;
+  }
+  state.destroying = false;
+}
+
+void* Node::operator new(size_t bytes) { return norma::allocate(bytes); }
+void Node::operator delete(void* p, size_t bytes) { norma::deallocate(p, bytes); }
+
+Node::Gradients Leaf::backward(Gradients grads) {
+  if (grads[0].defined()) accumulate(std::move(grads[0]));
+  return {};
+}
+
+void Leaf::accumulate(Tensor value) {
+  if (value.spec() != outputs[0])
+    throw GraphError("grad: must be {} {} on {}, like its tensor, but is {} {} on {}",
+                     to_string(outputs[0].dtype), outputs[0].shape, outputs[0].device,
+                     to_string(value.dtype()), value.shape(), value.device());
+  if (grad.defined()) {
+    grad = detail::add_gradients(std::move(grad), value);
+    return;
+  }
+  const bool ours = value.is_dense() && value.impl().use_count() == 1 &&
+                    value.storage()->use_count() == 1;
+  if (ours || is_grad_enabled()) {
+    grad = std::move(value);
+  } else {
+    grad = empty_like(value);
+    detail::copy_elements(value, grad);
+  }
+}
+
+namespace detail {
+
+Edge edge_of(const Tensor& t) {
+  TensorImpl& impl = t.impl();
+  if (!impl.node && impl.requires_grad) impl.node = Ref<Node>(new Leaf(t.spec()));
+  return {impl.node, impl.output_index};
+}
+
+uint64_t next_sequence(std::span<const Edge> inputs) {
+  uint64_t sequence = state.sequence;
+  for (const Edge& edge : inputs)
+    if (edge.node) sequence = std::max(sequence, edge.node->sequence);
+  return state.sequence = sequence + 1;
+}
+
+namespace {
+/// The one differentiable op that core has of its own.
+struct AddGradients {
+  static constexpr std::string_view name = "add_gradients";
+  struct Grads {
+    Tensor da, db;
+  };
+  static Tensor forward(Context&, const Tensor& a, const Tensor& b) {
+    Tensor sum = empty_like(a);
+    copy_elements(a, sum);
+    sum.add_(b);
+    return sum;
+  }
+  static Grads backward(Context&, const Tensor& dy) { return {dy, dy}; }
+};
+}  // namespace
+
+Tensor add_gradients(Tensor a, const Tensor& b) {
+  if (is_grad_enabled() && (a.requires_grad() || b.requires_grad()))
+    return apply<AddGradients>(a, b);
+  const bool ours = a.is_dense() && a.impl().use_count() == 1 && a.storage()->use_count() == 1;
+  const NoGrad guard;
+  return ours ? a.add_(b) : apply<AddGradients>(a, b);
+}
+
+}  // namespace detail
+
+/// One run through the graph, newest node first. Every node waits until all later ones have run;
+/// numbers grow along every edge, so a heap on them needs no count of dependencies.
+class Sweep {
+ public:
+  enum class Until { leaves, wanted, cuts };  // cuts: wanted nodes are not passed
+
+  Sweep(const BackwardOptions& options, Until until)
+      : create_(options.create_graph),
+        retain_(options.retain_graph || options.create_graph),
+        until_(until) {}
+  ~Sweep() {
+    for (auto it = entries_.rbegin(); it != entries_.rend(); ++it) forget(**it);
+  }
+  Sweep(const Sweep&) = delete;
+  Sweep& operator=(const Sweep&) = delete;
+
+  void add(const Edge& edge, Tensor grad) {
+    Entry& entry = entry_of(edge.node);
+    Tensor& slot = entry.grads[edge.index];
+    slot = slot.defined() ? detail::add_gradients(std::move(slot), grad) : std::move(grad);
+  }
+
+  /// Asks for the gradient that arrives at this edge.
+  void want(const Edge& edge, size_t slot) { wanted_.push_back({edge, slot}); }
+  std::vector<Tensor>& found() { return found_; }
+
+  void run() {
+    size_t slots = 0;
+    for (const Wanted& wanted : wanted_) slots = std::max(slots, wanted.slot + 1);
+    found_.resize(slots);
+    const GradMode mode(create_);
+    while (!heap_.empty()) {
+      Entry* entry = heap_.top().entry;
+      heap_.pop();
+      step(*entry);
+    }
+  }
+
+ private:
+  struct Entry {
+    Sweep* sweep;
+    void* before;  // an outer sweep's entry of the same node, put back afterwards
+    Ref<Node> node;
+    Node::Gradients grads;
+  };
+  struct Item {
+    uint64_t sequence;
+    Entry* entry;
+    bool operator<(const Item& other) const { return sequence < other.sequence; }
+  };
+  struct Wanted {
+    Edge edge;
+    size_t slot;
+  };
+
+  Entry& entry_of(const Ref<Node>& node) {
+    auto* pending = static_cast<Entry*>(node->pending_);
+    if (pending && pending->sweep == this) return *pending;
+    entries_.push_back(std::make_unique<Entry>(
+        Entry{this, node->pending_, node, Node::Gradients(node->outputs.size())}));
+    Entry* entry = entries_.back().get();
+    node->pending_ = entry;
+    heap_.push({node->sequence, entry});
+    return *entry;
+  }
+
+  static void forget(Entry& entry) {
+    if (!entry.node) return;
+    if (entry.node->pending_ == &entry) entry.node->pending_ = entry.before;
+    entry.node.reset();
+  }
+
+  void step(Entry& entry) {
+    const Ref<Node> node = entry.node;
+    Node::Gradients grads = std::move(entry.grads);
+    forget(entry);
+    for (auto& [index, hook] : node->hooks) {
+      if (!grads[index].defined()) continue;
+      if (std::optional<Tensor> replaced = hook(grads[index])) grads[index] = *replaced;
+    }
+    bool cut = false;
+    for (const Wanted& wanted : wanted_) {
+      if (wanted.edge.node != node) continue;
+      found_[wanted.slot] = grads[wanted.edge.index];
+      cut = until_ == Until::cuts;
+    }
+    if (cut) return;
+    if (node->inputs.empty()) {
+      if (until_ == Until::leaves) node->backward(std::move(grads));
+      return;
+    }
+    Node::Gradients results = node->backward(std::move(grads));
+    if (!retain_) node->release_saved();
+    for (Observer* o = Observer::current(); o; o = o->outer()) o->differentiated(*node, results);
+    const size_t n = std::min(node->inputs.size(), results.size());
+    for (size_t i = 0; i < n; ++i)
+      if (node->inputs[i].node && results[i].defined()) add(node->inputs[i], std::move(results[i]));
+  }
+
+  bool create_, retain_;
+  Until until_;
+  std::vector<std::unique_ptr<Entry>> entries_;
+  std::priority_queue<Item> heap_;
+  std::vector<Wanted> wanted_;
+  std::vector<Tensor> found_;
+};
+
+namespace {
+
+void seed(Sweep& sweep, const std::vector<Tensor>& outputs,
+          const std::vector<std::optional<Tensor>>& grad_outputs) {
+  if (!grad_outputs.empty() && grad_outputs.size() != outputs.size())
+    throw GraphError("backward: each of the {} outputs needs a gradient, but {} came",
+                     outputs.size(), grad_outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Tensor& y = outputs[i];
+    if (!y.requires_grad())
+      throw GraphError(
+          "backward: output {} must depend on a tensor that requires a gradient, but has no "
+          "history; call requires_grad_() on an input first",
+          i);
+    if (!grad_outputs.empty() && grad_outputs[i]) {
+      if (grad_outputs[i]->spec() != y.spec())
+        throw ShapeError("backward: the gradient of output {} must be {} {}, but is {} {}", i,
+                         to_string(y.dtype()), y.shape(), to_string(grad_outputs[i]->dtype()),
+                         grad_outputs[i]->shape());
+      sweep.add(detail::edge_of(y), *grad_outputs[i]);
+    } else if (y.numel() == 1) {
+      sweep.add(detail::edge_of(y), ones_like(y));
+    } else {
+      throw GraphError(
+          "backward: output {} must have one element where no gradient is given, but has shape "
+          "{}; pass one, or reduce it with sum()",
+          i, y.shape());
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
+                         const std::vector<std::optional<Tensor>>& grad_outputs,
+                         const BackwardOptions& options) {
+  Sweep sweep(options, Sweep::Until::wanted);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!inputs[i].requires_grad())
+      throw GraphError("grad: input {} must require a gradient, but does not; call "
+                       "requires_grad_() before it is used", i);
+    sweep.want(detail::edge_of(inputs[i]), i);
+  }
+  seed(sweep, outputs, grad_outputs);
+  sweep.run();
+  std::vector<Tensor> found = std::move(sweep.found());
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (!found[i].defined()) found[i] = zeros_like(inputs[i]);
+  return found;
+}
+
+void backward(const std::vector<Tensor>& outputs,
+              const std::vector<std::optional<Tensor>>& grad_outputs,
+              const BackwardOptions& options) {
+  Sweep sweep(options, Sweep::Until::leaves);
+  seed(sweep, outputs, grad_outputs);
+  sweep.run();
+}
+
+namespace detail {
+Node::Gradients grad_within(const Node::Gradients& outputs, const Node::Gradients& inputs,
+                            const Node::Gradients& grad_outputs, bool create_graph) {
+  Sweep sweep({.create_graph = create_graph}, Sweep::Until::cuts);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (inputs[i].defined() && inputs[i].requires_grad()) sweep.want(edge_of(inputs[i]), i);
+  for (size_t i = 0; i < outputs.size(); ++i)
+    if (i < grad_outputs.size() && grad_outputs[i].defined() && outputs[i].requires_grad())
+      sweep.add(edge_of(outputs[i]), grad_outputs[i]);
+  sweep.run();
+  Node::Gradients found(inputs.size());
+  for (size_t i = 0; i < sweep.found().size(); ++i) found[i] = std::move(sweep.found()[i]);
+  return found;
+}
+}  // namespace detail
+
+// Tensor's part of it.
+
+bool Tensor::requires_grad() const {
+  const TensorImpl& t = impl();
+  return t.requires_grad || (t.node && !t.node->inputs.empty());
+}
+bool Tensor::is_leaf() const { return !impl().node || impl().node->inputs.empty(); }
+
+const Tensor& Tensor::requires_grad_(bool on) const {
+  if (!is_leaf())
+    throw GraphError(
+        "requires_grad_: the tensor must be a leaf, but an operation made it; detach() it first");
+  if (on && !is_floating(dtype()))
+    throw DTypeError("requires_grad_: the tensor must be floating, but is {}", to_string(dtype()));
+  impl().requires_grad = on;
+  if (!on) impl().node.reset();
+  return *this;
+}
+
+bool Tensor::has_grad() const {
+  const auto* leaf = is_leaf() ? static_cast<const Leaf*>(impl().node.get()) : nullptr;
+  return leaf && leaf->grad.defined();
+}
+Tensor Tensor::grad() const {
+  if (!has_grad())
+    throw GraphError("grad: there must have been a backward() that reaches this {} tensor, but "
+                     "its grad is empty", is_leaf() ? "leaf" : "intermediate");
+  return static_cast<const Leaf*>(impl().node.get())->grad;
+}
+void Tensor::clear_grad() const {
+  if (has_grad()) static_cast<Leaf*>(impl().node.get())->grad = Tensor();
+}
+void Tensor::set_grad(const Tensor& value) const {
+  if (!is_leaf() || !requires_grad())
+    throw GraphError("set_grad: the tensor must be a leaf that requires a gradient");
+  const Edge edge = detail::edge_of(*this);
+  clear_grad();
+  static_cast<Leaf*>(edge.node.get())->accumulate(value);
+}
+void Tensor::backward() const { norma::backward({*this}); }
+void Tensor::backward(const Tensor& grad_output) const { norma::backward({*this}, {grad_output}); }
+
+Tensor Tensor::detach() const { return detail::raw_view(*this, shape(), strides(), offset()); }
+
+void Tensor::register_hook(Hook hook) const {
+  if (!requires_grad())
+    throw GraphError("register_hook: the tensor must require a gradient, but does not");
+  const Edge edge = detail::edge_of(*this);
+  edge.node->hooks.emplace_back(edge.index, std::move(hook));
+}
+
+}  // namespace norma

@@ -1,0 +1,307 @@
+#include "norma/core/op.h"
+
+#include <cstdio>
+#include <mutex>
+#include <set>
+#include <string>
+
+namespace norma {
+namespace {
+thread_local constinit Observer* current_observer = nullptr;
+}  // namespace
+
+Observer::Observer() : outer_(current_observer) { current_observer = this; }
+Observer::~Observer() { current_observer = outer_; }
+Observer* Observer::current() { return current_observer; }
+
+void OptionsRef::throw_wrong_type() {
+  throw GraphError("options: must be read as the type that the op was applied with");
+}
+
+/// A recorded application: the op, copies of its options, and what its forward saved.
+class OpNode final : public Node {
+ public:
+  OpNode(const OpInfo& op, const Call& call, Edges edges)
+      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)), op_(op) {
+    if (op.copy_options) options_ = op.copy_options(call.options);
+    for (const Tensor& y : call.outputs)
+      outputs.push_back(y.defined() ? y.spec() : TensorSpec{});
+  }
+  ~OpNode() override {
+    if (options_) op_.free_options(options_);
+  }
+
+  std::string_view name() const override { return op_.name; }
+  void release_saved() override {
+    saved_.clear();
+    released_ = true;
+  }
+
+  Gradients backward(Gradients grads) override {
+    if (released_)
+      throw GraphError(
+          "backward: the graph must still be there, but what {} saved was freed by an earlier "
+          "sweep; pass .retain_graph = true to that one",
+          op_.name);
+    if (!op_.backward) return backward_through_definition(grads);
+    Context ctx(op_, nullptr, this, is_grad_enabled());
+    return op_.backward(ctx, grads);
+  }
+
+  void save_inputs(const Call& call) {
+    for (size_t i = 0; i < call.inputs.size(); ++i) saved_.push_back(Saved::of(*call.inputs[i]));
+  }
+
+  void save(const Context::Kept& kept, const Call& call) {
+    Saved saved = Saved::of(kept.tensor);
+    if (kept.constant) {
+      if (kept.tensor.defined() && kept.tensor.requires_grad())
+        throw GraphError("{}: save_constant takes tensors without history; save() it instead",
+                         op_.name);
+    } else if (kept.tensor.defined() && !is_input(kept.tensor, call)) {
+      saved.output = output_index(kept.tensor, call);
+      const Tensor& y = kept.tensor;  // a twin, since the output would hold its own maker
+      saved.tensor = detail::raw_view(y, y.shape(), y.strides(), y.offset());
+    }
+    saved_.push_back(std::move(saved));
+  }
+
+  Tensor saved(int i) const {
+    if (i < 0 || static_cast<size_t>(i) >= saved_.size())
+      throw GraphError("{}: saved({}) must be below {}, the number of tensors saved", op_.name, i,
+                       saved_.size());
+    const Saved& saved = saved_[static_cast<size_t>(i)];
+    if (!saved.tensor.defined()) return {};
+    const Ref<Storage>& storage = saved.tensor.storage();
+    if (storage.get() != saved.storage)
+      throw GraphError(
+          "backward: tensor {} saved by {} was given other storage since; run the forward again",
+          i, op_.name);
+    if (storage->version() != saved.version)
+      throw GraphError(
+          "backward: tensor {} of shape {}, saved by {}, was changed in place (version {}, saved "
+          "at {}); clone it first",
+          i, saved.tensor.shape(), op_.name, storage->version(), saved.version);
+    if (saved.output < 0 || !is_grad_enabled()) return saved.tensor;
+    const Tensor& y = saved.tensor;
+    Tensor twin = detail::raw_view(y, y.shape(), y.strides(), y.offset());
+    twin.impl().node = Ref<Node>(const_cast<OpNode*>(this));
+    twin.impl().output_index = static_cast<uint32_t>(saved.output);
+    return twin;
+  }
+
+  OptionsRef options() const { return {options_, op_.options_type}; }
+
+ private:
+  struct Saved {
+    Tensor tensor;
+    const Storage* storage = nullptr;
+    uint32_t version = 0;
+    int output = -1;  // which result this is a twin of
+
+    static Saved of(const Tensor& t) {
+      if (!t.defined()) return {};
+      return {t, t.storage().get(), t.storage()->version(), -1};
+    }
+  };
+
+  static bool is_input(const Tensor& t, const Call& call) {
+    for (const Tensor* input : call.inputs)
+      if (input->defined() && input->is_same(t)) return true;
+    return false;
+  }
+  int output_index(const Tensor& t, const Call& call) const {
+    for (size_t i = 0; i < call.outputs.size(); ++i)
+      if (call.outputs[i].defined() && call.outputs[i].is_same(t)) return static_cast<int>(i);
+    throw GraphError(
+        "{}: save() takes inputs and outputs, but a tensor of shape {} is neither; a value that is "
+        "not differentiated goes through save_constant()",
+        op_.name, t.shape());
+  }
+
+  /// The derivative of define, taken at stand-ins for the saved inputs at which the nested sweep
+  /// ends. While the sweep itself is recorded each stand-in is an identity op on the input, so that
+  /// the gradient's own history leads back to it.
+  Gradients backward_through_definition(const Gradients& grads) {
+    const bool create_graph = is_grad_enabled();
+    const EnableGrad recording;
+    Gradients stand_ins(inputs.size());
+    SmallVector<const Tensor*, 8> pointers;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      stand_ins[i] = stand_in(saved(static_cast<int>(i)), inputs[i], create_graph);
+      pointers.push_back(&stand_ins[i]);
+    }
+    Call call{.inputs = {pointers.data(), pointers.size()}, .options = options_};
+    if (op_.check) op_.check(call);
+    op_.define(call);
+    return detail::grad_within(call.outputs, stand_ins, grads, create_graph);
+  }
+  static Tensor stand_in(const Tensor& input, const Edge& edge, bool create_graph);
+
+  const OpInfo& op_;
+  void* options_ = nullptr;
+  SmallVector<Saved, 4> saved_;
+  bool released_ = false;
+};
+
+namespace {
+
+/// y = x, a node of its own: where a nested sweep ends.
+class CutNode final : public Node {
+ public:
+  explicit CutNode(Edges edges)
+      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)) {}
+  std::string_view name() const override { return "cut"; }
+  Gradients backward(Gradients grads) override { return grads; }
+};
+
+}  // namespace
+
+Tensor OpNode::stand_in(const Tensor& input, const Edge& edge, bool create_graph) {
+  if (!input.defined() || !edge.node) return input;
+  if (!create_graph) return input.detach().requires_grad_();
+  Edges edges;
+  edges.push_back(edge);
+  Ref<Node> node(new CutNode(std::move(edges)));
+  node->outputs.push_back(input.spec());
+  Tensor twin = detail::raw_view(input, input.shape(), input.strides(), input.offset());
+  twin.impl().node = std::move(node);
+  return twin;
+}
+
+Tensor Context::saved(int i) const {
+  if (!node_) throw GraphError("{}: saved() belongs into backward, not forward", op_.name);
+  return node_->saved(i);
+}
+std::optional<Tensor> Context::saved_optional(int i) const {
+  Tensor t = saved(i);
+  return t.defined() ? std::optional<Tensor>(std::move(t)) : none;
+}
+OptionsRef Context::options() const {
+  return node_ ? node_->options() : OptionsRef(call_->options, op_.options_type);
+}
+bool Context::needs(int i) const {
+  const auto index = static_cast<size_t>(i);
+  if (node_) return static_cast<bool>(node_->inputs[index].node);
+  const Tensor& t = *call_->inputs[index];
+  return recording_ && t.defined() && t.requires_grad();
+}
+const TensorSpec& Context::output() const {
+  if (!call_ || !call_->output)
+    throw GraphError("{}: output() needs a check that returns the result's spec", op_.name);
+  return *call_->output;
+}
+
+namespace {
+
+bool any_requires_grad(const Call& call) {
+  for (const Tensor* t : call.inputs)
+    if (t->defined() && t->requires_grad()) return true;
+  return false;
+}
+
+void require_one_device(const OpInfo& op, const Call& call) {
+  const Tensor* first = nullptr;
+  for (const Tensor* t : call.inputs) {
+    if (!t->defined()) continue;
+    if (!first) first = t;
+    if (t->device() != first->device())
+      throw DeviceError("{}: arguments must be on one device, but are on {} and {}; move one with "
+                        ".to(device)", op.name, first->device(), t->device());
+  }
+}
+
+/// Where the call runs and in which dtype: those of its first floating argument, else of its first.
+const Tensor* leading_argument(const Call& call) {
+  const Tensor* leading = nullptr;
+  for (const Tensor* t : call.inputs) {
+    if (!t->defined()) continue;
+    if (is_floating(t->dtype())) return t;
+    if (!leading) leading = t;
+  }
+  return leading;
+}
+
+bool has_kernel(const OpInfo& op, const Call& call) {
+  if (!op.forward) return false;
+  const Tensor* leading = op.runs_on ? leading_argument(call) : nullptr;
+  return !leading || op.runs_on(leading->device(), leading->dtype());
+}
+
+/// A slow path is never taken silently; once an op, device and dtype is enough.
+void say_that_no_kernel_fits(const OpInfo& op, const Call& call) {
+  const Tensor* leading = leading_argument(call);
+  if (!op.define)
+    throw DTypeError("{}: there must be a kernel for {} on {}, but there is none", op.name,
+                     to_string(leading->dtype()), leading->device());
+  static std::mutex mutex;
+  static auto* said = new std::set<std::string>;
+  const std::string line = format("norma: {} has no kernel for {} on {}; its definition runs instead\n",
+                                  op.name, to_string(leading->dtype()), leading->device());
+  const std::lock_guard lock(mutex);
+  if (said->insert(line).second) std::fputs(line.c_str(), stderr);
+}
+
+Tensor without_history(const Tensor& t) {
+  return detail::raw_view(t, t.shape(), t.strides(), t.offset());
+}
+
+void run_definition(const OpInfo& op, Call& call) {
+  if (op.forward) say_that_no_kernel_fits(op, call);
+  op.define(call);
+  for (size_t i = 0; i < call.outputs.size(); ++i) {
+    Tensor& y = call.outputs[i];
+    if ((op.constants >> i & 1) && y.defined() && y.requires_grad()) y = without_history(y);
+  }
+}
+
+/// An output that is the very tensor of an argument gets a handle of its own before it gets a
+/// history.
+void separate_from_inputs(Call& call) {
+  for (Tensor& y : call.outputs)
+    for (const Tensor* x : call.inputs)
+      if (y.defined() && x->defined() && y.is_same(*x)) y = without_history(y);
+}
+
+void attach(const OpInfo& op, Call& call, const Ref<Node>& node) {
+  for (size_t i = 0; i < call.outputs.size(); ++i) {
+    Tensor& y = call.outputs[i];
+    if (!y.defined() || (op.constants >> i & 1) || !is_floating(y.dtype())) continue;
+    y.impl().node = node;
+    y.impl().output_index = static_cast<uint32_t>(i);
+  }
+}
+
+}  // namespace
+
+void apply_op(const OpInfo& op, Call& call) {
+  require_one_device(op, call);
+  if (op.check) op.check(call);
+  if (!has_kernel(op, call)) {
+    run_definition(op, call);
+  } else if (!is_grad_enabled() || !any_requires_grad(call)) {
+    Context ctx(op, &call, nullptr, false);
+    op.forward(ctx, call);
+  } else {
+    Context ctx(op, &call, nullptr, true);
+    {
+      const NoGrad kernels_are_not_recorded;
+      op.forward(ctx, call);
+    }
+    separate_from_inputs(call);
+    Node::Edges edges;
+    for (const Tensor* t : call.inputs)
+      edges.push_back(t->defined() && t->requires_grad() ? detail::edge_of(*t) : Edge{});
+    auto* node = new OpNode(op, call, std::move(edges));
+    const Ref<Node> owner(node);
+    if (op.backward) {
+      for (const Context::Kept& kept : ctx.kept_) node->save(kept, call);
+    } else {
+      node->save_inputs(call);
+    }
+    attach(op, call, owner);
+  }
+  for (Observer* o = Observer::current(); o; o = o->outer()) o->applied(op, call);
+}
+
+}  // namespace norma
