@@ -1,15 +1,22 @@
 #include "norma/core/random.h"
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <limits>
+#include <type_traits>
 
 #include "norma/core/error.h"
 #include "norma/core/parallel.h"
+#include "norma/core/tensor.h"
 
 namespace norma {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // elements: about 30 µs
+
+__extension__ using Wide = unsigned __int128;
 
 double uniform_double(uint32_t high, uint32_t low) {
   return static_cast<double>((uint64_t{high} << 32 | low) >> 11) * 0x1p-53;
@@ -99,6 +106,32 @@ void fill_bernoulli(RandomKey key, double p, uint8_t* out, int64_t n) {
   });
 }
 
+namespace {
+
+template <class Int>
+void fill_integers_as(RandomKey key, int64_t low, int64_t high, Int* out, int64_t n) {
+  const uint64_t count = static_cast<uint64_t>(high) - static_cast<uint64_t>(low);
+  const auto pick = [=](uint32_t top, uint32_t bottom) {
+    const uint64_t w = uint64_t{top} << 32 | bottom;
+    const auto offset = static_cast<uint64_t>(static_cast<Wide>(w) * count >> 64);
+    return static_cast<Int>(static_cast<uint64_t>(low) + offset);
+  };
+  for_groups(key, n, 2, [=](const std::array<uint32_t, 4>& w, int64_t i, int64_t width) {
+    out[i] = pick(w[0], w[1]);
+    if (width > 1) out[i + 1] = pick(w[2], w[3]);
+  });
+}
+
+}  // namespace
+
+void fill_integers(RandomKey key, int64_t low, int64_t high, int64_t* out, int64_t n) {
+  fill_integers_as(key, low, high, out, n);
+}
+
+void fill_integers(RandomKey key, int64_t low, int64_t high, int32_t* out, int64_t n) {
+  fill_integers_as(key, low, high, out, n);
+}
+
 Generator::Generator(uint64_t seed, std::string_view name) {
   uint64_t hash = seed ^ 0xCBF29CE484222325u;  // FNV-1a of the name, mixed by Philox
   for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
@@ -132,5 +165,63 @@ Generator& ambient_generator() {
 }
 
 void manual_seed(uint64_t seed) { ambient_generator() = Generator(seed, "ambient"); }
+
+namespace {
+
+/// A new tensor that fill(key, elements, n) has written, for half types through float32.
+template <class Fill>
+Tensor drawn(std::string_view where, const TensorSpec& spec, const Fill& fill) {
+  if (!is_floating(spec.dtype))
+    throw DTypeError("{}: the dtype must be a floating one, but is {}", where,
+                     to_string(spec.dtype));
+  Tensor t = empty(spec);
+  const RandomKey key = ambient_generator().next();
+  visit_floating(spec.dtype, [&]<class T>() {
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
+      fill(key, static_cast<T*>(t.data()), t.numel());
+    } else {
+      Tensor wide = empty(spec.shape, float32);
+      fill(key, static_cast<float*>(wide.data()), t.numel());
+      detail::copy_elements(wide, t);
+    }
+  });
+  return t;
+}
+
+}  // namespace
+
+Tensor randn(const Shape& shape, DType dtype, Device device) {
+  return drawn("randn", {shape, dtype, device},
+               [](RandomKey key, auto* out, int64_t n) { fill_normal(key, out, n); });
+}
+
+Tensor randn_like(const Tensor& t) { return randn(t.shape(), t.dtype(), t.device()); }
+
+Tensor rand(const Shape& shape, DType dtype, Device device) {
+  const float below_one = static_cast<float>(1 - unit_roundoff(dtype));
+  return drawn("rand", {shape, dtype, device}, [=](RandomKey key, auto* out, int64_t n) {
+    fill_uniform(key, out, n);
+    if (size_of(dtype) == 2)
+      for (int64_t i = 0; i < n; ++i) out[i] = std::min<float>(out[i], below_one);
+  });
+}
+
+Tensor rand_like(const Tensor& t) { return rand(t.shape(), t.dtype(), t.device()); }
+
+Tensor randint(int64_t low, int64_t high, const Shape& shape, DType dtype, Device device) {
+  if (dtype != int32 && dtype != int64)
+    throw DTypeError("randint: the dtype must be int32 or int64, but is {}", to_string(dtype));
+  if (low >= high)
+    throw ValueError("randint: low must be below high, but they are {} and {}", low, high);
+  using Int32 = std::numeric_limits<int32_t>;
+  if (dtype == int32 && (low < Int32::min() || high - 1 > Int32::max()))
+    throw ValueError("randint: int32 does not hold [{}, {}); ask for int64", low, high);
+  Tensor t = empty(shape, dtype, device);
+  const RandomKey key = ambient_generator().next();
+  visit_index(dtype, [&]<class T>() {
+    fill_integers(key, low, high, static_cast<T*>(t.data()), t.numel());
+  });
+  return t;
+}
 
 }  // namespace norma

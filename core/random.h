@@ -5,7 +5,13 @@
 #include <string_view>
 #include <thread>
 
+#include "norma/core/device.h"
+#include "norma/core/dtype.h"
+#include "norma/core/shape.h"
+
 namespace norma {
+
+class Tensor;
 
 /// Names one stream of random numbers; an op that draws takes it as an option, so that its
 /// definition, kernel, recompute and derivatives draw alike.
@@ -73,5 +79,21 @@ void fill_uniform(RandomKey key, double* out, int64_t n);  ///< [0, 1), 53 bits 
 void fill_normal(RandomKey key, float* out, int64_t n);    ///< Box–Muller on pairs, no libm
 void fill_normal(RandomKey key, double* out, int64_t n);
 void fill_bernoulli(RandomKey key, double p, uint8_t* out, int64_t n);  ///< 1 with probability p
+/// Integers in [low, high): low + ⌊w·(high − low)/2⁶⁴⌋ for w of two words, so that no value's
+/// probability is off by more than 2⁻⁶⁴. Integer arithmetic: the same numbers on every device.
+void fill_integers(RandomKey key, int64_t low, int64_t high, int64_t* out, int64_t n);
+void fill_integers(RandomKey key, int64_t low, int64_t high, int32_t* out, int64_t n);
+
+// Factories that take the ambient generator's next key.
+/// Standard normals of a floating dtype; half types are rounded from the float32 ones.
+Tensor randn(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor randn_like(const Tensor& t);
+/// Uniform in [0, 1) of a floating dtype; half types are rounded from float32, but stay below 1.
+Tensor rand(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor rand_like(const Tensor& t);
+/// Integers in [low, high), int32 or int64. ValueError where no integer lies there or one does
+/// not fit the dtype.
+Tensor randint(int64_t low, int64_t high, const Shape& shape, DType dtype = int64,
+               Device device = cpu);
 
 }  // namespace norma

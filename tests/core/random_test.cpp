@@ -2,13 +2,17 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "norma/core/error.h"
 #include "norma/core/parallel.h"
+#include "norma/core/tensor.h"
 
 namespace norma {
 namespace {
@@ -55,6 +59,96 @@ TEST(Random, UniformElementsAreTheFills) {
     ASSERT_EQ(x[size_t(i)], uniform_at({5, 0, 1}, i));
     ASSERT_TRUE(x[size_t(i)] >= 0 && x[size_t(i)] < 1);
   }
+}
+
+template <class Error, class F>
+std::string message_of(const F& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "nothing was thrown";
+}
+
+TEST(Random, FactoriesFillWithTheAmbientGeneratorsNextKey) {
+  manual_seed(11);
+  const RandomKey first = Generator(11, "ambient").next();
+  std::vector<float> x(6);
+  fill_normal(first, x.data(), 6);
+  const Tensor t = randn({2, 3});
+  EXPECT_EQ(t.spec(), (TensorSpec{{2, 3}, float32, cpu}));
+  EXPECT_EQ(t.to_vector<float>(), x);
+  EXPECT_NE(randn({2, 3}).to_vector<float>(), x);
+  manual_seed(11);
+  EXPECT_EQ(randn_like(t).to_vector<float>(), x);
+  manual_seed(11);
+  std::vector<int64_t> i(6);
+  fill_integers(first, -3, 9, i.data(), 6);
+  EXPECT_EQ(randint(-3, 9, {6}).to_vector<int64_t>(), i);
+  EXPECT_EQ(rand({0, 3}, float64).numel(), 0);
+}
+
+TEST(Random, HalfNormalsAreTheFloatOnesRounded) {
+  for (DType half : {bfloat16, float16}) {
+    manual_seed(3);
+    Tensor wide = randn({1000});
+    manual_seed(3);
+    Tensor rounded = zeros({1000}, half);
+    rounded.copy_(wide);
+    EXPECT_EQ(randn({1000}, half).to_vector<float>(), rounded.to_vector<float>());
+  }
+}
+
+TEST(Random, UniformsStayBelowOneInEveryDType) {
+  for (DType dtype : {float32, float64, bfloat16, float16}) {
+    SCOPED_TRACE(to_string(dtype));
+    manual_seed(5);
+    const auto x = rand({20'000}, dtype).to_vector<double>();
+    EXPECT_GE(*std::min_element(x.begin(), x.end()), 0);
+    // Rounding alone would give 1 to each that is above 1 − u/2: 39 of these for bfloat16.
+    EXPECT_LT(*std::max_element(x.begin(), x.end()), 1);
+    EXPECT_GE(*std::max_element(x.begin(), x.end()), 1 - 0x1p-8);
+  }
+}
+
+TEST(Random, IntegersReachBothEndsAndNoFurther) {
+  manual_seed(2);
+  for (DType dtype : {int32, int64}) {
+    std::array<int, 7> seen{};
+    for (int64_t v : randint(-3, 4, {7000}, dtype).to_vector<int64_t>()) {
+      ASSERT_TRUE(v >= -3 && v < 4) << v;
+      ++seen[size_t(v + 3)];
+    }
+    // Five standard deviations of a binomial count with p = 1/7.
+    for (int count : seen) EXPECT_NEAR(count, 1000, 5 * std::sqrt(7000.0 * 6 / 49));
+  }
+}
+
+TEST(Random, IntegersCoverTheWholeRangeOfInt64) {
+  using Int64 = std::numeric_limits<int64_t>;
+  std::vector<int64_t> x(4000);
+  fill_integers({1, 0, 0}, Int64::min(), Int64::max(), x.data(), 4000);
+  EXPECT_LT(*std::min_element(x.begin(), x.end()), Int64::min() / 100 * 99);
+  EXPECT_GT(*std::max_element(x.begin(), x.end()), Int64::max() / 100 * 99);
+}
+
+TEST(Random, BothIntegerTypesDrawTheSameNumbers) {
+  manual_seed(9);
+  const auto wide = randint(-1000, 1000, {501}, int64).to_vector<int64_t>();
+  manual_seed(9);
+  EXPECT_EQ(randint(-1000, 1000, {501}, int32).to_vector<int64_t>(), wide);
+}
+
+TEST(Random, WrongArgumentsOfTheFactoriesAreNamed) {
+  EXPECT_EQ(message_of<DTypeError>([] { randn({2}, int32); }),
+            "randn: the dtype must be a floating one, but is int32");
+  EXPECT_EQ(message_of<DTypeError>([] { randint(0, 2, {2}, float32); }),
+            "randint: the dtype must be int32 or int64, but is float32");
+  EXPECT_EQ(message_of<ValueError>([] { randint(5, 5, {2}); }),
+            "randint: low must be below high, but they are 5 and 5");
+  EXPECT_EQ(message_of<ValueError>([] { randint(0, 2147483649, {2}, int32); }),
+            "randint: int32 does not hold [0, 2147483649); ask for int64");
 }
 
 TEST(Random, CapturedCallsLeaveTheOuterOrdinalsAlone) {
