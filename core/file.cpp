@@ -6,12 +6,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <cstdio>
+#include <limits>
+#include <optional>
 #include <system_error>
 #include <utility>
 
 #include "norma/core/error.h"
+#include "norma/core/tensor.h"
 
 namespace norma {
 namespace {
@@ -165,4 +169,48 @@ void write_file_atomically(const std::string& path, std::string_view bytes) {
   file.commit();
 }
 
+namespace detail {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "files hold little-endian elements");
+
+/// None where a tensor of that shape has more bytes than can be counted. Sizes of 0 count as 1:
+/// the strides of an empty tensor must be countable too.
+std::optional<int64_t> countable_bytes(const Shape& shape, DType dtype) {
+  int64_t room = std::numeric_limits<int64_t>::max() / size_of(dtype);
+  for (int64_t size : shape) room /= std::max<int64_t>(size, 1);
+  if (room == 0) return none;
+  return shape.numel() * size_of(dtype);
+}
+
+}  // namespace
+
+Tensor read_elements(const InputFile& file, std::string_view what, const Shape& shape, DType dtype,
+                     int64_t begin, int64_t end) {
+  const auto bytes = countable_bytes(shape, dtype);
+  if (!bytes)
+    throw IOError("{}: {} is {} of shape {}, which is more than any memory", file.path(), what,
+                  to_string(dtype), shape);
+  if (end - begin != *bytes)
+    throw IOError("{}: {} is {} of shape {}, which takes {} bytes, but the file has {}",
+                  file.path(), what, to_string(dtype), shape, *bytes, end - begin);
+  Tensor t = empty(shape, dtype);
+  const std::span elements(static_cast<std::byte*>(t.data()), static_cast<size_t>(*bytes));
+  file.read(begin, elements);
+  if (dtype != bool_) return t;
+  const auto bad =
+      std::find_if(elements.begin(), elements.end(), [](std::byte b) { return b > std::byte{1}; });
+  if (bad != elements.end())
+    throw IOError("{}: {} must hold bools, 0 or 1, but element {} is {}", file.path(), what,
+                  bad - elements.begin(), std::to_integer<int>(*bad));
+  return t;
+}
+
+void write_elements(AtomicFile& file, const Tensor& t) {
+  const Tensor d = dense(t);
+  file.write(std::span(static_cast<const std::byte*>(d.data()),
+                       static_cast<size_t>(d.numel() * size_of(d.dtype()))));
+}
+
+}  // namespace detail
 }  // namespace norma

@@ -6,7 +6,12 @@
 #include <string>
 #include <string_view>
 
+#include "norma/core/dtype.h"
+#include "norma/core/shape.h"
+
 namespace norma {
+
+class Tensor;
 
 /// All of a file's bytes; pipes and /proc work too. Throws IOError naming the path.
 std::string read_file(const std::string& path);
@@ -59,5 +64,15 @@ class AtomicFile {
 
 /// Makes `bytes` the whole content of `path`, as AtomicFile does.
 void write_file_atomically(const std::string& path, std::string_view bytes);
+
+// What the formats of tensors share; elements lie row-major and little-endian.
+namespace detail {
+/// The tensor whose elements are the bytes from `begin` to `end`. IOError naming the path and
+/// `what` where these are not as many as the shape needs, or a bool is neither 0 nor 1.
+Tensor read_elements(const InputFile& file, std::string_view what, const Shape& shape, DType dtype,
+                     int64_t begin, int64_t end);
+/// Appends the elements of a tensor on the CPU, of any strides.
+void write_elements(AtomicFile& file, const Tensor& t);
+}  // namespace detail
 
 }  // namespace norma
