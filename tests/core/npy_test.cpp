@@ -64,7 +64,7 @@ TEST_F(NpyTest, EveryDTypeAndShapeComesBack) {
     }
 }
 
-TEST_F(NpyTest, BytesAreNumPys) {  // numpy.save of NumPy 1.24
+TEST_F(NpyTest, BytesAreNumPys) {  // as numpy.save of NumPy 2.4
   save_npy(path_, tensor({1, -2}, float32));
   EXPECT_EQ(read_file(path_),
             "\x93NUMPY\1\0\x76\0{'descr': '<f4', 'fortran_order': False, "
