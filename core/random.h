@@ -22,16 +22,24 @@ struct RandomKey {
   bool operator==(const RandomKey&) const = default;
 };
 
-/// Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405).
-constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, uint64_t key) {
+/// Philox4x32-10 (Salmon et al. 2011, doi:10.1145/2063384.2063405): ten rounds, whose keys grow
+/// by these steps.
+inline constexpr uint32_t kPhiloxStep0 = 0x9E3779B9, kPhiloxStep1 = 0xBB67AE85;
+
+constexpr std::array<uint32_t, 4> philox_round(const std::array<uint32_t, 4>& c, uint32_t k0,
+                                               uint32_t k1) {
+  const uint64_t p = uint64_t{0xD2511F53} * c[0], q = uint64_t{0xCD9E8D57} * c[2];
+  return {static_cast<uint32_t>(q >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(q),
+          static_cast<uint32_t>(p >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p)};
+}
+
+constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p = uint64_t{0xD2511F53} * c[0], q = uint64_t{0xCD9E8D57} * c[2];
-    c = {static_cast<uint32_t>(q >> 32) ^ c[1] ^ k0, static_cast<uint32_t>(q),
-         static_cast<uint32_t>(p >> 32) ^ c[3] ^ k1, static_cast<uint32_t>(p)};
-    k0 += 0x9E3779B9, k1 += 0xBB67AE85;
+    counter = philox_round(counter, k0, k1);
+    k0 += kPhiloxStep0, k1 += kPhiloxStep1;
   }
-  return c;
+  return counter;
 }
 
 /// The four words of elements 4·group … 4·group + 3.
@@ -54,11 +62,11 @@ struct GeneratorState {
 };
 
 /// Hands out keys. Outside captured calls `call` is 0 and the ordinal runs on; each captured call
-/// takes the next call number, with ordinals from 0. Belongs to the thread that made it.
+/// takes the next call number, with ordinals from 0. One thread at a time may use it.
 class Generator {
  public:
   Generator(uint64_t seed, std::string_view name);
-  RandomKey next();  ///< throws GraphError on another thread than the owner
+  RandomKey next();
   void begin_call();
   void end_call();
   const GeneratorState& state() const { return state_; }
@@ -66,19 +74,30 @@ class Generator {
 
  private:
   GeneratorState state_;
+  friend Generator& ambient_generator();
+  friend void manual_seed(uint64_t seed);
   uint32_t outer_ordinal_ = 0;
-  std::thread::id owner_ = std::this_thread::get_id();
+  std::thread::id owner_;  // of the ambient generator; no thread: any may draw
 };
 
+/// What factories and ops draw from. It belongs to the thread that first asked for it or last
+/// seeded it: next() throws GraphError on another one, whose draws would come in no fixed order.
 Generator& ambient_generator();
 void manual_seed(uint64_t seed);
 
-// Fills n elements; the same bits for any thread count.
-void fill_uniform(RandomKey key, float* out, int64_t n);   ///< [0, 1), 24 bits
-void fill_uniform(RandomKey key, double* out, int64_t n);  ///< [0, 1), 53 bits of two words
-void fill_normal(RandomKey key, float* out, int64_t n);    ///< Box–Muller on pairs, no libm
-void fill_normal(RandomKey key, double* out, int64_t n);
-void fill_bernoulli(RandomKey key, double p, uint8_t* out, int64_t n);  ///< 1 with probability p
+// Fills n elements. The same bits for any thread count, processor and device: only operations that
+// IEEE 754 rounds correctly, in a fixed order. T: float, double, BFloat16 or Float16.
+/// Uniform in [0, 1): multiples of 2⁻²⁴, for double of 2⁻⁵³ from two words. Half types are rounded
+/// from float's numbers, to what lies below 1.
+template <class T>
+void fill_uniform(RandomKey key, T* out, int64_t n);
+/// Standard normals by Box and Muller's transform: float's error is below 4 units of roundoff of
+/// the radius; half types are rounded from float's numbers. |float| ≤ 6.77, |double| ≤ 8.58.
+template <class T>
+void fill_normal(RandomKey key, T* out, int64_t n);
+/// 1 where the float uniform of the same key and element is below p, else 0. ValueError where p is
+/// no probability.
+void fill_bernoulli(RandomKey key, double p, uint8_t* out, int64_t n);
 /// Integers in [low, high): low + ⌊w·(high − low)/2⁶⁴⌋ for w of two words, so that no value's
 /// probability is off by more than 2⁻⁶⁴. Integer arithmetic: the same numbers on every device.
 void fill_integers(RandomKey key, int64_t low, int64_t high, int64_t* out, int64_t n);
