@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <string_view>
 
@@ -170,6 +171,24 @@ TEST_F(NpyTest, MalformedFilesAreNamed) {
        "the array must hold bools, 0 or 1, but element 1 is 2"},
   };
   for (const auto& c : cases) EXPECT_EQ(load_message(c.bytes), c.message);
+}
+
+TEST_F(NpyTest, AnyChangedByteIsReadOrRefused) {
+  save_npy(path_, arange(6));
+  const std::string whole = read_file(path_);
+  int refused = 0;
+  for (size_t i = 0; i < whole.size(); ++i)
+    for (char c : "\0\xff {}[]\"',:9-e\\"s) {
+      std::string changed = whole;
+      changed[i] = c;
+      std::ofstream(path_, std::ios::binary) << changed;  // unlike ours without fsync: many files
+      try {
+        load_npy(path_);
+      } catch (const IOError&) {
+        ++refused;
+      }
+    }
+  EXPECT_GT(refused, 0);
 }
 
 TEST_F(NpyTest, NoPrefixOfAFileIsTakenForTheWhole) {

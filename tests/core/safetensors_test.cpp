@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <string_view>
 
@@ -162,8 +163,14 @@ TEST_F(SafetensorsTest, MalformedFilesAreNamed) {
       {file_of("{\"t\":"), "the header must be JSON, but breaks its rules at byte 6"},
       {file_of("{\"\xff\":1}"), "the header must be JSON, but breaks its rules at byte 3"},
       {file_of("[1]"), "the header must be an object, but is: [1]"},
-      {file_of("[[[[[1]]]]]"), "the header must hold flat objects, but its start nests deeper"},
+      {file_of("[[[[[1]]]]]"), "the header must be an object, but is: [[[[[1]]]]]"},
       {file_of("{\"t\":{\"a\":{}}}"), "the header must hold flat objects, but t nests deeper"},
+      {file_of("{\"t\":[]}"), "the header must hold flat objects, but t nests deeper"},
+      {file_of("{\"t\":{\"a\":[[]]}}"), "the header must hold flat objects, but t nests deeper"},
+      {file_of("{\"t\":{\"a\":[{}]}}"), "the header must hold flat objects, but t nests deeper"},
+      {file_of("{} {}"), "the header must be JSON, but breaks its rules at byte 4"},
+      {file_of(""), "the header must be JSON, but breaks its rules at byte 1"},
+      {file_of("true"), "the header must be an object, but is: true"},
       {file_of("{\"t\":1}"), "t must have dtype, shape and data_offsets, but has 1"},
       {file_of("{\"t\":{\"dtype\":\"F32\"}}"),
        "t must have dtype, shape and data_offsets, but has {\"dtype\":\"F32\"}"},
@@ -206,6 +213,24 @@ TEST_F(SafetensorsTest, MalformedFilesAreNamed) {
       {file_of("{\"__metadata__\":{\"a\":1}}"), "__metadata__ must hold texts, but a is 1"},
   };
   for (const auto& c : cases) EXPECT_EQ(load_message(c.bytes), c.message);
+}
+
+TEST_F(SafetensorsTest, AnyChangedByteIsReadOrRefused) {
+  save_safetensors(path_, {{"a", ones({2})}, {"b", ones({3}, bool_)}}, {{"k", "v"}});
+  const std::string whole = read_file(path_);
+  int refused = 0;
+  for (size_t i = 0; i < whole.size(); ++i)
+    for (char c : "\0\xff {}[]\"',:9-e\\"s) {
+      std::string changed = whole;
+      changed[i] = c;
+      std::ofstream(path_, std::ios::binary) << changed;  // unlike ours without fsync: many files
+      try {
+        load_safetensors(path_);
+      } catch (const IOError&) {
+        ++refused;
+      }
+    }
+  EXPECT_GT(refused, 0);
 }
 
 TEST_F(SafetensorsTest, NoPrefixOfAFileIsTakenForTheWhole) {
