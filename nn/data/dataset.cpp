@@ -22,30 +22,6 @@ double sum_n_ln_n(const Counts& counts) {
   return sum;
 }
 
-/// Counts of pairs, inputs and targets, kept over several batches.
-class PairCounts {
- public:
-  void add(std::span<const int32_t> inputs, std::span<const int32_t> targets) {
-    for (size_t t = 0; t < targets.size(); ++t) {
-      if (targets[t] == kIgnore) continue;
-      ++total_;
-      ++inputs_[inputs[t]];
-      ++targets_[targets[t]];
-      ++pairs_[int64_t{inputs[t]} << 32 | targets[t]];
-    }
-  }
-  Baselines entropies() const {
-    if (total_ == 0) return {};
-    const auto n = static_cast<double>(total_);
-    return {.unigram = std::log(n) - sum_n_ln_n(targets_) / n,
-            .bigram = (sum_n_ln_n(inputs_) - sum_n_ln_n(pairs_)) / n};
-  }
-
- private:
-  int64_t total_ = 0;
-  Counts inputs_, targets_, pairs_;
-};
-
 }  // namespace
 
 int64_t counted_tokens(const Batch& batch) {
@@ -91,7 +67,10 @@ Baselines Dataset::baselines() const {
   PairCounts counts;
   for (int64_t first = 0; first < validation_rows(); first += kRows) {
     const Batch batch = validation_batch(first, kRows);
-    counts.add(batch.inputs.span<const int32_t>(), batch.targets.span<const int32_t>());
+    const auto inputs = batch.inputs.span<const int32_t>();
+    const auto targets = batch.targets.span<const int32_t>();
+    for (size_t t = 0; t < targets.size(); ++t)
+      if (targets[t] != kIgnore) counts.add(inputs[t], targets[t]);
   }
   return counts.entropies();
 }
@@ -113,10 +92,18 @@ double exact_answers(const Batch& batch, const Tensor& predictions) {
   return static_cast<double>(right) / static_cast<double>(batch.targets.size(0));
 }
 
-Baselines baselines_of(std::span<const int32_t> inputs, std::span<const int32_t> targets) {
-  PairCounts counts;
-  counts.add(inputs, targets);
-  return counts.entropies();
+Baselines PairCounts::entropies() const {
+  if (pairs_.empty()) return {};
+  Counts inputs, targets;
+  int64_t total = 0;
+  for (const auto& [pair, n] : pairs_) {
+    inputs[pair >> 32] += n;
+    targets[pair & 0xFFFFFFFF] += n;
+    total += n;
+  }
+  const auto n = static_cast<double>(total);
+  return {.unigram = std::log(n) - sum_n_ln_n(targets) / n,
+          .bigram = (sum_n_ln_n(inputs) - sum_n_ln_n(pairs_)) / n};
 }
 
 }  // namespace norma::nn

@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "norma/core/tensor.h"
@@ -100,7 +101,16 @@ class Dataset {
 /// Throws ShapeError where the shapes differ.
 double exact_answers(const Batch& batch, const Tensor& predictions);
 
-/// Entropies of target and of target given input over the pairs with a counted target.
-Baselines baselines_of(std::span<const int32_t> inputs, std::span<const int32_t> targets);
+/// Counts how often each target follows each input.
+class PairCounts {
+ public:
+  void add(int32_t input, int32_t target) {
+    ++pairs_[int64_t{input} << 32 | static_cast<uint32_t>(target)];
+  }
+  Baselines entropies() const;  ///< of what was added; zeros for nothing
+
+ private:
+  std::unordered_map<int64_t, int64_t> pairs_;
+};
 
 }  // namespace norma::nn
