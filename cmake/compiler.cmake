@@ -1,0 +1,40 @@
+# Flags for everything in this project; none of them reaches a consumer.
+if((CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 12) OR
+   (CMAKE_CXX_COMPILER_ID STREQUAL Clang AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14))
+  message(FATAL_ERROR "norma: the compiler must be g++ 12 or clang 14, or later, but is "
+    "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION}; choose one with -DCMAKE_CXX_COMPILER=")
+endif()
+
+# Release is CMake's own -O3 -DNDEBUG: at -O2, g++ 12 vectorizes only loops whose trip count it can
+# divide without a remainder, and rows have any length.
+function(norma_cxx_options)
+  foreach(flag ${ARGN})
+    add_compile_options($<$<COMPILE_LANGUAGE:CXX>:${flag}>)
+  endforeach()
+endfunction()
+
+norma_cxx_options(-Wall -Wextra -Wshadow)
+# Never -ffast-math: NaN, Inf and the order of sums are promises. These two give up only errno and
+# floating-point traps, which nobody reads, so that loops with sqrt or a comparison vectorize.
+norma_cxx_options(-fno-math-errno -fno-trapping-math)
+if(NORMA_ARCH)
+  norma_cxx_options(-march=${NORMA_ARCH})
+endif()
+if(NORMA_WERROR)
+  norma_cxx_options(-Werror)
+endif()
+if(NORMA_SANITIZE)
+  norma_cxx_options(-fsanitize=${NORMA_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${NORMA_SANITIZE})
+endif()
+
+if(PROJECT_IS_TOP_LEVEL)
+  find_program(NORMA_CCACHE ccache)
+  if(NORMA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${NORMA_CCACHE})
+  endif()
+  find_program(NORMA_MOLD mold)
+  if(NORMA_MOLD)
+    add_link_options(-fuse-ld=mold)
+  endif()
+endif()
