@@ -2,13 +2,10 @@
 #include <type_traits>
 
 #include "norma/core/copy.h"
-#include "norma/core/parallel.h"
 #include "norma/core/strided.h"
 
 namespace norma {
 namespace {
-
-constexpr int64_t kGrain = 32768;  // elements a task: about 10 µs, well above a wake-up
 
 template <class To, class From>
 To convert(From value) {
@@ -18,27 +15,6 @@ To convert(From value) {
     return To(static_cast<float>(value));
   else
     return static_cast<To>(value);
-}
-
-/// Calls body(row offsets, first column, count) for pieces of at most kGrain elements of each row,
-/// or for several short rows a task.
-template <int N, class Body>
-void for_pieces(const detail::StridedLoop<N>& loop, const Body& body) {
-  const int64_t rows = loop.rows(), length = loop.row_length();
-  if (rows == 0 || length == 0) return;
-  if (length >= kGrain) {
-    const Split split = norma::split(length, kGrain);
-    parallel_for(rows * split.blocks, [&](int64_t task) {
-      const int64_t b = task % split.blocks;
-      body(loop.row_offsets(task / split.blocks), split.begin(b), split.end(b) - split.begin(b));
-    });
-  } else {
-    const Split split = norma::split(rows, kGrain / length);
-    parallel_for(split.blocks, [&](int64_t b) {
-      for (int64_t r = split.begin(b); r < split.end(b); ++r)
-        body(loop.row_offsets(r), int64_t{0}, length);
-    });
-  }
 }
 
 template <class From, class To>
@@ -60,7 +36,7 @@ void run(Cpu, const FillArgs& k) {
   const detail::StridedLoop<1> loop(k.target.shape, {k.target.strides});
   visit_all(k.target.dtype, [&]<class T>() {
     const T value = convert<T>(k.value);
-    for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
+    detail::for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
       T* target = k.target.as<T>() + offsets[0] + first * loop.row_stride(0);
       for (int64_t i = 0; i < n; ++i) target[i * loop.row_stride(0)] = value;
     });
@@ -71,7 +47,7 @@ void run(Cpu, const CopyArgs& k) {
   const detail::StridedLoop<2> loop(k.source.shape, {k.source.strides, k.target.strides});
   visit_all(k.source.dtype, [&]<class From>() {
     visit_all(k.target.dtype, [&]<class To>() {
-      for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
+      detail::for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
         copy_run(k.source.as<From>() + offsets[0] + first * loop.row_stride(0), loop.row_stride(0),
                  k.target.as<To>() + offsets[1] + first * loop.row_stride(1), loop.row_stride(1),
                  n);
@@ -83,7 +59,7 @@ void run(Cpu, const CopyArgs& k) {
 void run(Cpu, const AddIntoArgs& k) {
   const detail::StridedLoop<2> loop(k.source.shape, {k.source.strides, k.target.strides});
   visit_all(k.target.dtype, [&]<class T>() {
-    for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
+    detail::for_pieces(loop, [&](const auto& offsets, int64_t first, int64_t n) {
       const int64_t from = loop.row_stride(0), to = loop.row_stride(1);
       const T* source = k.source.as<T>() + offsets[0] + first * from;
       T* target = k.target.as<T>() + offsets[1] + first * to;

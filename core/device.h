@@ -28,10 +28,18 @@ Device device_from_string(std::string_view name);
 /// Throws DeviceError saying why, where tensors cannot live on `device` (no such GPU, a CPU build).
 void require_available(Device device);
 
+#ifdef NORMA_CUDA
+inline constexpr bool kBuiltWithCuda = true;
+#else
+inline constexpr bool kBuiltWithCuda = false;
+#endif
+
 // Tags that choose a kernel's overload, `run(Cpu, …)` or `run(Cuda, …)`.
 struct Cpu {};
 struct Cuda {
   void* stream = nullptr;  ///< a cudaStream_t
 };
+/// The stream that this thread's work on `device` goes to.
+Cuda cuda_stream(Device device);
 
 }  // namespace norma

@@ -186,6 +186,13 @@ bool Context::needs(int i) const {
   const Tensor& t = *call_->inputs[index];
   return recording_ && t.defined() && t.requires_grad();
 }
+TensorSpec Context::input(int i) const {
+  const auto index = static_cast<size_t>(i);
+  if (!node_) return call_->inputs[index]->spec();
+  const Edge& edge = node_->inputs[index];
+  if (!edge.node) throw GraphError("{}: input {} has no gradient, ask needs() first", op_.name, i);
+  return edge.node->outputs[edge.index];
+}
 const TensorSpec& Context::output() const {
   if (!call_ || !call_->output)
     throw GraphError("{}: output() needs a check that returns the result's spec", op_.name);

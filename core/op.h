@@ -134,6 +134,8 @@ class Context {
   /// In forward: whether backward may follow. In backward: whether it is recorded itself.
   bool recording() const { return recording_; }
   std::string_view name() const { return op_.name; }
+  /// What input i looks like. In backward for inputs that want a gradient only.
+  TensorSpec input(int i) const;
   /// The spec that check returned.
   const TensorSpec& output() const;
 

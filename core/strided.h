@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 
+#include "norma/core/parallel.h"
 #include "norma/core/shape.h"
 
 namespace norma::detail {
@@ -56,5 +57,29 @@ struct StridedLoop {
     return true;
   }
 };
+
+inline constexpr int64_t kPieceGrain = 32768;  // elements a task: 10 µs, well above a wake-up
+
+/// Calls body(row offsets, first column, count) on several threads, for pieces of each long row or
+/// for several short rows a task.
+template <int N, class Body>
+void for_pieces(const StridedLoop<N>& loop, const Body& body) {
+  const int64_t rows = loop.rows(), length = loop.row_length();
+  if (rows == 0 || length == 0) return;
+  if (length >= kPieceGrain) {
+    const Split pieces = split(length, kPieceGrain);
+    parallel_for(rows * pieces.blocks, [&](int64_t task) {
+      const int64_t b = task % pieces.blocks;
+      body(loop.row_offsets(task / pieces.blocks), pieces.begin(b),
+           pieces.end(b) - pieces.begin(b));
+    });
+  } else {
+    const Split pieces = split(rows, kPieceGrain / length);
+    parallel_for(pieces.blocks, [&](int64_t b) {
+      for (int64_t r = pieces.begin(b); r < pieces.end(b); ++r)
+        body(loop.row_offsets(r), int64_t{0}, length);
+    });
+  }
+}
 
 }  // namespace norma::detail

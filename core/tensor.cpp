@@ -221,6 +221,17 @@ Tensor dense(const Tensor& t) {
   return copy;
 }
 
+ConstView expanded(const Tensor& t, const Shape& shape) {
+  ConstView view = t;
+  if (t.shape() == shape) return view;
+  view.strides = Shape::filled(shape.dim(), 0);
+  const int lead = shape.dim() - t.dim();
+  for (int i = 0; i < t.dim(); ++i)
+    view.strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  view.shape = shape;
+  return view;
+}
+
 EvenRows even_rows_of(const Tensor& t) {
   if (t.dim() == 0) return {1, 1, 1};
   const int64_t cols = t.shape().back();

@@ -25,6 +25,10 @@ class Tensor;
 /// An absent optional argument: `layer_norm(x, w, none)`.
 inline constexpr std::nullopt_t none = std::nullopt;
 
+/// Whether a reduced dimension stays, with size 1: `x.mean(-1, keepdim)`.
+enum class KeepDim { no, yes };
+inline constexpr KeepDim keepdim = KeepDim::yes;
+
 /// What a tensor looks like, without its values.
 struct TensorSpec {
   Shape shape;
@@ -112,6 +116,40 @@ class Tensor {
   const Tensor& copy_(const Tensor& source) const;  ///< converts and broadcasts
   const Tensor& add_(const Tensor& other) const;    ///< other of the same shape and dtype
 
+  // The rest is a closed list of methods defined in ops/; later ops are free functions.
+  // ops/view: without a copy where the strides allow it
+  Tensor reshape(const Shape& shape) const;  ///< one size may be -1
+  Tensor transpose(int a, int b) const;
+  Tensor t() const;  ///< the last two dimensions exchanged
+  Tensor permute(std::initializer_list<int> order) const;
+  Tensor slice(int dim, int64_t start, int64_t stop, int64_t step = 1) const;
+  Tensor select(int dim, int64_t index) const;
+  Tensor expand(const Shape& shape) const;  ///< repeats size-1 dimensions by stride 0
+  Tensor unsqueeze(int dim) const;
+  Tensor squeeze(int dim) const;
+  Tensor flatten() const;
+  Tensor contiguous() const;  ///< itself if dense, else a dense copy
+  Tensor clone() const;       ///< a dense copy
+  Tensor to(DType dtype) const;
+  Tensor to(Device device) const;
+  // ops/elementwise
+  Tensor square() const;
+  Tensor exp() const;
+  Tensor log() const;
+  Tensor sqrt() const;
+  Tensor rsqrt() const;
+  Tensor abs() const;
+  Tensor tanh() const;
+  // ops/reduce
+  Tensor sum() const;
+  Tensor sum(int dim, KeepDim keep = KeepDim::no) const;
+  Tensor mean() const;
+  Tensor mean(int dim, KeepDim keep = KeepDim::no) const;
+  Tensor max() const;
+  Tensor max(int dim, KeepDim keep = KeepDim::no) const;
+  Tensor var(int dim, KeepDim keep = KeepDim::no) const;  ///< the biased one, as norms use it
+  Tensor norm() const;                                    ///< √Σx²
+
  private:
   [[noreturn]] static void throw_undefined();
   void require_span(DType dtype) const;
@@ -171,6 +209,10 @@ BasicRows<Byte>::BasicRows(const Tensor& tensor) {
   data = tensor.data(), dtype = tensor.dtype();
   rows = even.rows, cols = even.cols, row_stride = even.row_stride;
 }
+namespace detail {
+/// t as a kernel reads it where it broadcasts to `shape`: stride 0 where it repeats.
+ConstView expanded(const Tensor& t, const Shape& shape);
+}  // namespace detail
 template <class Byte>
 BasicView<Byte>::BasicView(const Tensor& tensor) {
   if (tensor.defined())
