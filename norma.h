@@ -15,6 +15,8 @@
 #include "norma/core/shape.h"
 #include "norma/core/tensor.h"
 #include "norma/core/version.h"
+#include "norma/ops/derivative/derivative.h"
+#include "norma/ops/derivative/gradcheck.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"

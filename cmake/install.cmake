@@ -23,7 +23,7 @@ install(FILES norma.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/norma)
 foreach(folder core ops nn)
   if(IS_DIRECTORY ${PROJECT_SOURCE_DIR}/${folder})
     install(DIRECTORY ${folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/norma
-      FILES_MATCHING PATTERN "*.h")
+      FILES_MATCHING PATTERN "*.h" PATTERN "*_cpu.h" EXCLUDE)
   endif()
 endforeach()
 foreach(paper LICENSE NOTICE)

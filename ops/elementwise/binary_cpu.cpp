@@ -1,10 +1,10 @@
-#include <Eigen/Core>
 #include <cmath>
+#include <functional>
 #include <numbers>
-#include <unsupported/Eigen/SpecialFunctions>
 
 #include "norma/ops/elementwise/kernels.h"
 #include "norma/ops/elementwise/operands_cpu.h"
+#include "norma/ops/elementwise/packets_cpu.h"
 
 namespace norma {
 namespace {
@@ -28,15 +28,16 @@ void zip(const Operands<A>& a, const Operands<A>& b, Y* y, int64_t n, const F& f
   }
 }
 
-/// f(a, b) on Eigen arrays; for the gradients of activations, whose operands are rarely repeated.
+/// f(a, b) on packets; for the gradients of activations, whose operands are rarely repeated.
 template <class Acc, class F>
-void zip_arrays(const Operands<Acc>& a, const Operands<Acc>& b, Acc* y, int64_t n, const F& f) {
-  const auto dense = [&](const Operands<Acc>& o, Acc* buffer) {
-    if (o.step == 0) std::fill_n(buffer, n, o.data[0]);
-    return Eigen::Map<const Eigen::Array<Acc, Eigen::Dynamic, 1>>(o.step == 0 ? buffer : o.data, n);
-  };
+void zip_packets(const Operands<Acc>& a, const Operands<Acc>& b, Acc* y, int64_t n, const F& f) {
   Acc left[kChunk], right[kChunk];
-  Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>(y, n) = f(dense(a, left), dense(b, right));
+  const auto dense = [n](const Operands<Acc>& o, Acc* buffer) {
+    if (o.step == 1) return o.data;
+    std::fill_n(buffer, n, *o.data);
+    return static_cast<const Acc*>(buffer);
+  };
+  detail::map_packets(n, y, f, dense(a, left), dense(b, right));
 }
 
 void evaluate(BinaryFunction function, const Operands<int64_t>& a, const Operands<int64_t>& b,
@@ -105,31 +106,25 @@ void evaluate(BinaryFunction function, const Operands<Acc>& a, const Operands<Ac
       zip(a, b, y, n, [](Acc dy, Acc x) { return x <= 0 ? Acc(0) : dy; });
       break;
     case silu_backward:
-      zip_arrays(a, b, y, n, [&](const auto& dy, const auto& x) {
-        Acc sigmoid[kChunk];
-        Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>> s(sigmoid, n);
-        s = one / (one + (-x).exp());
+      zip_packets(a, b, y, n, [&](const auto& dy, const auto& x) {
+        const auto s = (one / (one + detail::exp_of(-x))).eval();
         return (dy * s * (one + x * (one - s))).eval();
       });
       break;
     case gelu_backward:
-      zip_arrays(a, b, y, n, [&](const auto& dy, const auto& x) {
-        return (dy * (half * (one + (x * Acc(1 / std::numbers::sqrt2)).erf()) +
-                      x * (-half * x.square()).exp() *
-                          Acc(std::numbers::inv_sqrtpi / std::numbers::sqrt2)))
-            .eval();
+      zip_packets(a, b, y, n, [&](const auto& dy, const auto& x) {
+        constexpr Acc density = Acc(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+        const auto cdf = (half * (one + (x * Acc(1 / std::numbers::sqrt2)).erf())).eval();
+        return (dy * (cdf + x * detail::exp_of(-half * x.square()) * density)).eval();
       });
       break;
     case gelu_tanh_backward:
-      zip_arrays(a, b, y, n, [&](const auto& dy, const auto& x) {
+      zip_packets(a, b, y, n, [&](const auto& dy, const auto& x) {
         constexpr Acc scale = Acc(std::numbers::sqrt2 * std::numbers::inv_sqrtpi);
         constexpr Acc cubic = Acc(0.044715);
-        Acc tanh[kChunk];
-        Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>> t(tanh, n);
-        t = (scale * (x + cubic * x * x.square())).tanh();
-        return (half * dy *
-                (one + t + x * (one - t.square()) * (scale * (one + 3 * cubic * x.square()))))
-            .eval();
+        const auto t = (scale * (x + cubic * x * x.square())).tanh().eval();
+        const auto slope = scale * (one + 3 * cubic * x.square());
+        return (half * dy * (one + t + x * (one - t.square()) * slope)).eval();
       });
       break;
   }

@@ -1,20 +1,14 @@
-#include <Eigen/Core>
 #include <cmath>
 #include <numbers>
-#include <unsupported/Eigen/SpecialFunctions>
 
 #include "norma/ops/elementwise/kernels.h"
 #include "norma/ops/elementwise/operands_cpu.h"
+#include "norma/ops/elementwise/packets_cpu.h"
 
 namespace norma {
 namespace {
 
 using detail::kChunk;
-
-template <class Acc>
-using Array = Eigen::Map<Eigen::Array<Acc, Eigen::Dynamic, 1>>;
-template <class Acc>
-using ConstArray = Eigen::Map<const Eigen::Array<Acc, Eigen::Dynamic, 1>>;
 
 /// Integers wrap around, as everywhere in C++'s unsigned arithmetic.
 void evaluate(UnaryFunction function, const int64_t* x, int64_t* y, int64_t n) {
@@ -41,81 +35,90 @@ void evaluate(UnaryFunction function, const int64_t* x, int64_t* y, int64_t n) {
   }
 }
 
+/// In plain loops where the compiler's own instructions round correctly (Eigen's square root is an
+/// approximation on AVX-512), by Eigen's functions elsewhere.
 template <class Acc>
-void evaluate(UnaryFunction function, const Acc* from, Acc* to, int64_t n) {
+void evaluate(UnaryFunction function, const Acc* x, Acc* y, int64_t n) {
   using enum UnaryFunction;
-  const ConstArray<Acc> x(from, n);
-  Array<Acc> y(to, n);
   constexpr Acc half = Acc(0.5), one = 1;
+  const auto loop = [&](const auto& f) {
+    for (int64_t i = 0; i < n; ++i) y[i] = f(x[i]);
+  };
+  const auto packets = [&](const auto& f) { detail::map_packets(n, y, f, x); };
   switch (function) {
     case neg:
-      y = -x;
+      loop([](Acc v) { return -v; });
       break;
     case abs:
-      y = x.abs();
+      loop([](Acc v) { return std::abs(v); });
       break;
     case sign:
-      for (int64_t i = 0; i < n; ++i)
-        to[i] = from[i] > 0 ? Acc(1) : from[i] < 0 ? Acc(-1) : from[i] * 0;
+      loop([](Acc v) { return v > 0 ? Acc(1) : v < 0 ? Acc(-1) : v; });
       break;
     case square:
-      y = x.square();
+      loop([](Acc v) { return v * v; });
       break;
     case reciprocal:
-      y = one / x;
+      loop([](Acc v) { return 1 / v; });
       break;
     case sqrt:
-      y = x.sqrt();
+      loop([](Acc v) { return std::sqrt(v); });
       break;
     case rsqrt:
-      y = one / x.sqrt();
-      break;  // Eigen's rsqrt is an approximation, 2 ulp off
-    case exp:
-      y = x.exp();
-      break;
-    case expm1:
-      y = x.expm1();
-      break;
-    case log:
-      y = x.log();
-      break;
-    case log1p:
-      y = x.log1p();
-      break;
-    case sin:
-      y = x.sin();
-      break;
-    case cos:
-      y = x.cos();
-      break;
-    case tanh:
-      y = x.tanh();
-      break;
-    case erf:
-      y = x.erf();
-      break;
-    case sigmoid:
-      y = one / (one + (-x).exp());
-      break;
-    case silu:
-      y = x / (one + (-x).exp());
-      break;
-    case gelu:
-      y = half * x * (one + (x * Acc(1 / std::numbers::sqrt2)).erf());
-      break;
-    case gelu_tanh:
-      y = half * x *
-          (one + ((x + Acc(0.044715) * x * x.square()) *
-                  Acc(std::numbers::sqrt2 * std::numbers::inv_sqrtpi))
-                     .tanh());
+      loop([](Acc v) { return 1 / std::sqrt(v); });
       break;
     case relu:
-      for (int64_t i = 0; i < n; ++i) to[i] = from[i] <= 0 ? Acc(0) : from[i];
+      loop([](Acc v) { return v <= 0 ? Acc(0) : v; });
+      break;
+    case exp:
+      packets([](const auto& v) { return detail::exp_of(v); });
+      break;
+    case expm1:
+      packets([](const auto& v) { return v.expm1(); });
+      break;
+    case log:
+      packets([](const auto& v) { return v.log(); });
+      break;
+    case log1p:
+      packets([](const auto& v) { return v.log1p(); });
+      break;
+    case sin:
+      packets([](const auto& v) { return v.sin(); });
+      break;
+    case cos:
+      packets([](const auto& v) { return v.cos(); });
+      break;
+    case tanh:
+      packets([](const auto& v) { return v.tanh(); });
+      break;
+    case erf:
+      packets([](const auto& v) { return v.erf(); });
+      break;
+    case sigmoid:
+      packets([&](const auto& v) { return (one / (one + detail::exp_of(-v))).eval(); });
+      break;
+    case silu:
+      packets([&](const auto& v) { return (v / (one + detail::exp_of(-v))).eval(); });
+      break;
+    case gelu:
+      packets([&](const auto& v) {
+        return half * v * (one + (v * Acc(1 / std::numbers::sqrt2)).erf());
+      });
+      break;
+    case gelu_tanh:
+      packets([&](const auto& v) {
+        constexpr Acc scale = Acc(std::numbers::sqrt2 * std::numbers::inv_sqrtpi);
+        return half * v * (one + (scale * (v + Acc(0.044715) * v * v.square())).tanh());
+      });
       break;
     case softplus:
-      for (int64_t i = 0; i < n; ++i) to[i] = -std::abs(from[i]);
-      y = y.exp().log1p();
-      for (int64_t i = 0; i < n; ++i) to[i] += from[i] <= 0 ? Acc(0) : from[i];
+      loop([](Acc v) { return -std::abs(v); });
+      detail::map_packets(
+          n, y,
+          [](const auto& v, const auto& e) {
+            return (v.max(Acc(0)) + detail::exp_of(e).log1p()).eval();
+          },
+          x, static_cast<const Acc*>(y));
       break;
   }
 }
