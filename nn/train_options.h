@@ -1,0 +1,107 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace norma::nn {
+
+/// Everything that decides a training run. Each field is a flag of `norma train` (`n_layers` is
+/// --n-layers) and a key of config.json.
+struct TrainOptions {
+  // What to learn from: a file, or a generated task; with neither, the grammar.
+  std::string text = {};
+  std::string task = {};
+  int64_t context = 0;  ///< 0: 64 for a text, what a row takes for a task
+
+  // The model.
+  int64_t n_layers = 4;
+  int64_t n_heads = 4;
+  int64_t n_kv_heads = 0;  ///< 0: as many as n_heads
+  int64_t d_model = 128;
+  int64_t d_ff = 0;  ///< 0: four times d_model
+  std::string norm = "rms";
+  std::string placement = "pre";
+  std::string mlp = "gelu";
+  std::string positions = "learned";
+  double dropout = 0;
+  bool qk_norm = false;
+  bool tie = true;
+
+  // The optimization.
+  int64_t steps = 2000;
+  int64_t batch = 12;
+  int64_t accumulate = 1;
+  std::string optimizer = "adamw";
+  double lr = 1e-3;
+  double min_lr = 1e-4;
+  int64_t warmup = 100;
+  std::string schedule = "cosine";
+  double weight_decay = 0.1;
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double clip = 1;
+  std::string freeze = {};
+  std::string train_only = {};
+  bool decay_gains = false;
+  uint64_t seed = 1;
+
+  // What is written down, and when.
+  int64_t eval_every = 250;
+  int64_t checkpoint_every = 500;
+
+  bool operator==(const TrainOptions&) const = default;
+};
+
+/// visit(name, field, help) for each field, in their order: flags, JSON and help come from here.
+template <class Options, class Visit>
+void visit_fields(Options& o, const Visit& visit) {
+  visit("text", o.text, "a file to learn, byte by byte; its last tenth validates");
+  visit("task", o.task, "a generated task: copying, modular, parity, dyck");
+  visit("context", o.context, "tokens a row; 0: 64 for a text, what a row takes for a task");
+  visit("n_layers", o.n_layers, "blocks");
+  visit("n_heads", o.n_heads, "attention heads; must divide d_model");
+  visit("n_kv_heads", o.n_kv_heads, "key and value heads; must divide n_heads; 0: n_heads");
+  visit("d_model", o.d_model, "width of the residual stream");
+  visit("d_ff", o.d_ff, "width inside the MLP; 0: 4 d_model");
+  visit("norm", o.norm, "norm by name: rms, layer, none");
+  visit("placement", o.placement,
+        "where the norms stand: pre, post, sandwich, parallel, residual-dual, or one for each run "
+        "of layers, as in pre:3,post:1");
+  visit("mlp", o.mlp, "gelu or swiglu");
+  visit("positions", o.positions, "learned or rotary");
+  visit("dropout", o.dropout, "probability with which an activation is dropped");
+  visit("qk_norm", o.qk_norm, "a norm on queries and keys");
+  visit("tie", o.tie, "one matrix for embedding and output");
+  visit("steps", o.steps, "optimizer steps");
+  visit("batch", o.batch, "rows a step");
+  visit("accumulate", o.accumulate, "parts that a step's batch is cut into");
+  visit("optimizer", o.optimizer, "adamw or sgd");
+  visit("lr", o.lr, "largest learning rate");
+  visit("min_lr", o.min_lr, "learning rate at the end of the schedule");
+  visit("warmup", o.warmup, "steps over which the learning rate rises");
+  visit("schedule", o.schedule, "cosine, linear or constant");
+  visit("weight_decay", o.weight_decay, "decoupled decay, of matrices only");
+  visit("beta1", o.beta1, "AdamW's first, or SGD's momentum");
+  visit("beta2", o.beta2, "AdamW's second");
+  visit("clip", o.clip, "largest gradient norm; 0: no clipping");
+  visit("freeze", o.freeze, "pattern of parameters that stay, such as *norm*");
+  visit("train_only", o.train_only, "pattern of the only parameters that are trained");
+  visit("decay_gains", o.decay_gains, "decay the norms' gains too");
+  visit("seed", o.seed, "of weights, data and dropout");
+  visit("eval_every", o.eval_every, "steps between validations");
+  visit("checkpoint_every", o.checkpoint_every, "steps between checkpoints");
+}
+
+/// The options as JSON, one key a line, in their order.
+std::string to_json(const TrainOptions& options);
+/// Sets what the JSON object names and leaves the rest. `where` stands in errors: ValueError for
+/// what is no object, for an unknown key (naming the nearest one) and for a value of another type.
+void set_from_json(TrainOptions& options, std::string_view json, std::string_view where);
+/// ValueError for settings that no run can have, naming the mend.
+void require_possible(const TrainOptions& options);
+/// The known word with the fewest letters to change, or "" where none is near: for error messages.
+std::string nearest(std::string_view word, const std::vector<std::string>& known);
+
+}  // namespace norma::nn
