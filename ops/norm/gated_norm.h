@@ -1,0 +1,23 @@
+#pragma once
+
+#include "norma/ops/norm/norm.h"
+
+namespace norma {
+
+struct GatedNormOptions {
+  GateOrder order = GateOrder::norm_then_gate;
+  NormKind kind = NormKind::rms;
+  double eps = 1e-5;           ///< inside the root
+  int64_t group = 0;           ///< elements that share statistics, as in Mamba-2; 0: the whole row
+  bool zero_centered = false;  ///< the weight is stored less 1
+};
+
+/// A norm with a SiLU gate z, as in Mamba-2 (Dao & Gu 2024, arXiv:2405.21060):
+///   norm_then_gate  y = norm(x) ⊙ silu(z)
+///   gate_then_norm  y = norm(x ⊙ silu(z)), Mamba-2's own order
+/// Only the gate-first norm ignores the scale of the gated product. See Norm for gradients, shapes,
+/// dtypes and errors.
+Tensor gated_norm(const Tensor& x, const Tensor& z, const std::optional<Tensor>& w = none,
+                  const std::optional<Tensor>& b = none, const GatedNormOptions& options = {});
+
+}  // namespace norma
