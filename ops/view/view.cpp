@@ -148,6 +148,26 @@ std::vector<Tensor> Concat::backward(Context& ctx, const Tensor& dy) {
   return grads;
 }
 
+std::vector<Tensor> SplitViews::forward(Context&, const Tensor& x, const Options& o) {
+  std::vector<Tensor> parts;
+  int64_t start = 0;
+  for (int64_t size : o.sizes) {
+    parts.push_back(slice_view(x, {.dim = o.dim, .start = start, .stop = start + size}));
+    start += size;
+  }
+  return parts;
+}
+Tensor SplitViews::backward(Context& ctx, const std::vector<Tensor>& dy) {
+  const Options& o = ctx.options();
+  std::vector<Tensor> parts = dy;
+  TensorSpec spec = ctx.input(0);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    spec.shape[o.dim] = o.sizes[i];
+    if (!parts[i].defined()) parts[i] = zeros(spec.shape, spec.dtype, spec.device);
+  }
+  return concat(parts, o.dim);
+}
+
 Tensor concat(const std::vector<Tensor>& tensors, int dim) {
   const int dims = tensors.empty() ? 1 : tensors[0].dim();
   return apply<Concat>(tensors, {.dim = wrap_dim("concat", dim, dims)});
@@ -160,13 +180,9 @@ std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, in
   if (total != x.shape()[d])
     throw ShapeError("split: sizes must add up to {}, dimension {} of {}, but add up to {}",
                      x.shape()[d], d, x.shape(), total);
-  std::vector<Tensor> parts;
-  int64_t start = 0;
-  for (int64_t size : sizes) {
-    parts.push_back(x.slice(d, start, start + size));
-    start += size;
-  }
-  return parts;
+  for (int64_t size : sizes)
+    if (size < 0) throw ShapeError("split: sizes must be 0 or more, but one is {}", size);
+  return apply<SplitViews>(x, {.sizes = sizes, .dim = d});
 }
 std::vector<Tensor> chunk(const Tensor& x, int64_t n, int dim) {
   const int64_t size = x.size(dim);

@@ -84,6 +84,19 @@ struct Concat {
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
 };
 
+struct SplitOptions {
+  std::vector<int64_t> sizes = {};
+  int dim = 0;
+  bool operator==(const SplitOptions&) const = default;
+};
+/// Views side by side, whose gradients are joined in one pass.
+struct SplitViews {
+  using Options = SplitOptions;
+  static constexpr std::string_view name = "split";
+  static std::vector<Tensor> forward(Context&, const Tensor& x, const Options&);
+  static Tensor backward(Context&, const std::vector<Tensor>& dy);
+};
+
 /// Consecutive views of those sizes along a dimension; ShapeError unless they add up to it.
 std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int dim);
 /// `n` equal views along a dimension.

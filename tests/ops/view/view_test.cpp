@@ -66,6 +66,10 @@ TEST(View, GradientIsTheDerivative) {
   check([](const Tensor& x) { return stack({x, x}, -1); });
   check([](const Tensor& x) { return split(x, {1, 3}, 2)[1]; });
   check([](const Tensor& x) { return chunk(x, 2, 2)[1]; });
+  check([](const Tensor& x) {
+    const auto parts = split(x, {1, 2, 1}, 2);
+    return parts[0] * parts[2];
+  });
 }
 
 TEST(To, RoundsThereAndTheGradientBack) {

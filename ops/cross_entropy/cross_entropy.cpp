@@ -1,0 +1,102 @@
+#include "norma/ops/cross_entropy/cross_entropy.h"
+
+#include "norma/core/dispatch.h"
+#include "norma/ops/cross_entropy/kernels.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/elementwise/compare.h"
+#include "norma/ops/elementwise/unary.h"
+#include "norma/ops/reduce/reduce.h"
+#include "norma/ops/softmax/softmax.h"
+
+namespace norma {
+namespace {
+
+/// 1 at each row's target, (…, V); none where it is ignored.
+Tensor onehot(const Tensor& targets, int64_t classes, DType dtype) {
+  const Tensor t = targets.to(int64).unsqueeze(-1);
+  return equal(t, arange(classes, int64, targets.device())).to(dtype);
+}
+Tensor counted(const Tensor& targets, int64_t ignore_index, DType dtype) {
+  return not_equal(targets.to(int64), static_cast<double>(ignore_index)).to(dtype);
+}
+
+}  // namespace
+
+void CrossEntropy::check(const Tensor& logits, const Tensor& targets, const Options& o) {
+  if (!is_floating(logits.dtype()))
+    throw DTypeError("{}: logits must be floating, but are {}", name, to_string(logits.dtype()));
+  if (targets.dtype() != int32 && targets.dtype() != int64)
+    throw DTypeError("{}: targets must be int32 or int64 class indices, but are {}", name,
+                     to_string(targets.dtype()));
+  Shape expected = logits.shape();
+  if (expected.dim() > 0) expected.erase(expected.dim() - 1);
+  if (logits.dim() == 0 || logits.shape().back() == 0 || targets.shape() != expected)
+    throw ShapeError("{}: targets must be {}, the logits {} without their classes, but are {}",
+                     name, expected, logits.shape(), targets.shape());
+  if (!(o.label_smoothing >= 0 && o.label_smoothing <= 1))
+    throw ValueError("{}: label_smoothing must be from 0 to 1, but is {}", name, o.label_smoothing);
+}
+
+CrossEntropyResult CrossEntropy::define(const Tensor& logits, const Tensor& targets,
+                                        const Options& o) {
+  const int64_t classes = logits.shape().back();
+  const Tensor u = logits.to(stats_dtype(logits.dtype()));
+  const Tensor lse = logsumexp(u, -1), chosen = (u * onehot(targets, classes, u.dtype())).sum(-1);
+  const Tensor losses = lse - chosen * (1 - o.label_smoothing) - u.mean(-1) * o.label_smoothing;
+  return {losses * counted(targets, o.ignore_index, u.dtype()), lse};
+}
+
+CrossEntropyResult CrossEntropy::forward(Context& ctx, const Tensor& logits, const Tensor& targets,
+                                         const Options& o) {
+  const DType dtype = stats_dtype(logits.dtype());
+  CrossEntropyResult result{empty(targets.shape(), dtype, logits.device()),
+                            empty(targets.shape(), dtype, logits.device())};
+  const Tensor rows = even_rows(logits), indices = detail::dense(targets);
+  dispatch(logits.device(), CrossEntropyForwardArgs{.logits = rows,
+                                                    .targets = indices,
+                                                    .ignore_index = o.ignore_index,
+                                                    .label_smoothing = o.label_smoothing,
+                                                    .losses = result.losses,
+                                                    .lse = result.lse.value});
+  ctx.save(logits, targets);
+  ctx.save_constant(result.lse.value);
+  return result;
+}
+Tensor CrossEntropy::backward(Context& ctx, const std::optional<Tensor>& dlosses,
+                              const std::optional<Tensor>&) {
+  return apply<CrossEntropyBackward>(*dlosses, ctx.saved(0), ctx.saved(1), ctx.saved(2),
+                                     ctx.options());
+}
+
+Tensor CrossEntropyBackward::define(const Tensor& dlosses, const Tensor& logits,
+                                    const Tensor& targets, const Tensor&, const Options& o) {
+  const int64_t classes = logits.shape().back();
+  const Tensor u = logits.to(dlosses.dtype());
+  const Tensor p = softmax(u, -1) - onehot(targets, classes, u.dtype()) * (1 - o.label_smoothing) -
+                   o.label_smoothing / static_cast<double>(classes);
+  const Tensor scale = dlosses * counted(targets, o.ignore_index, u.dtype());
+  return (p * scale.unsqueeze(-1)).to(logits.dtype());
+}
+Tensor CrossEntropyBackward::forward(Context&, const Tensor& dlosses, const Tensor& logits,
+                                     const Tensor& targets, const Tensor& lse, const Options& o) {
+  Tensor dlogits = empty_like(logits);
+  const Tensor rows = even_rows(logits), d = detail::dense(dlosses), t = detail::dense(targets);
+  dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
+                                                     .logits = rows,
+                                                     .targets = t,
+                                                     .lse = lse,
+                                                     .ignore_index = o.ignore_index,
+                                                     .label_smoothing = o.label_smoothing,
+                                                     .dlogits = dlogits});
+  return dlogits;
+}
+
+Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEntropyOptions& o) {
+  const Tensor losses = apply<CrossEntropy>(logits, targets, o).losses;
+  if (o.reduction == LossReduction::each) return losses;
+  if (o.reduction == LossReduction::sum) return losses.sum();
+  const Tensor count = counted(targets, o.ignore_index, losses.dtype()).sum();
+  return losses.sum() / maximum(count, 1);
+}
+
+}  // namespace norma

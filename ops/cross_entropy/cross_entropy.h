@@ -1,0 +1,50 @@
+#pragma once
+
+#include "norma/core/op.h"
+#include "norma/core/tensor.h"
+
+namespace norma {
+
+/// The mean over the counted targets, their sum, or one loss each.
+enum class LossReduction { mean, sum, each };
+struct CrossEntropyOptions {
+  int64_t ignore_index = -1;   ///< targets that are left out
+  double label_smoothing = 0;  ///< ε: the target distribution is (1 − ε) one-hot + ε uniform
+  LossReduction reduction = LossReduction::mean;
+  bool operator==(const CrossEntropyOptions&) const = default;
+};
+
+/// The loss of logits (…, V) against class indices (…), int32 or int64, from 0 to V − 1:
+///   l = lse(logits) − (1 − ε) logits[target] − ε mean(logits)
+///   dlogits = (softmax(logits) − (1 − ε) onehot − ε/V) · scale, 0 where the target is ignored
+/// An ignored target loses 0; where all are ignored the mean is 0 too. Fused: forward saves one
+/// number a row, and no distribution is stored. Losses of half-type logits are float32.
+/// Throws ShapeError, DTypeError, and ValueError naming a target outside the classes.
+Tensor cross_entropy(const Tensor& logits, const Tensor& targets,
+                     const CrossEntropyOptions& options = {});
+
+struct CrossEntropyResult {
+  Tensor losses;  ///< (…), 0 where ignored
+  Constant lse;
+};
+/// One loss a row. Its reduction is ordinary tensor arithmetic.
+struct CrossEntropy {
+  using Options = CrossEntropyOptions;
+  static constexpr std::string_view name = "cross_entropy";
+  static void check(const Tensor& logits, const Tensor& targets, const Options&);
+  static CrossEntropyResult define(const Tensor& logits, const Tensor& targets, const Options&);
+  static CrossEntropyResult forward(Context&, const Tensor& logits, const Tensor& targets,
+                                    const Options&);
+  static Tensor backward(Context&, const std::optional<Tensor>& dlosses,
+                         const std::optional<Tensor>&);
+};
+struct CrossEntropyBackward {
+  using Options = CrossEntropyOptions;
+  static constexpr std::string_view name = "cross_entropy_backward";
+  static Tensor define(const Tensor& dlosses, const Tensor& logits, const Tensor& targets,
+                       const Tensor& lse, const Options&);
+  static Tensor forward(Context&, const Tensor& dlosses, const Tensor& logits,
+                        const Tensor& targets, const Tensor& lse, const Options&);
+};
+
+}  // namespace norma

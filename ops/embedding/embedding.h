@@ -1,0 +1,32 @@
+#pragma once
+
+#include "norma/core/op.h"
+#include "norma/core/tensor.h"
+
+namespace norma {
+
+/// Rows of a table: y = weight[indices], (…, D) for indices (…) and weight (V, D), any dtype.
+///   dweight[v] = Σ of dy over the places where indices = v, in their order: the same bits on any
+///   number of threads
+/// Indices int32 or int64. Throws ShapeError, DTypeError, and ValueError naming an index outside.
+Tensor embedding(const Tensor& indices, const Tensor& weight);
+
+struct EmbeddingOptions {
+  int64_t rows = 0;  ///< of the table, for the gradient
+  bool operator==(const EmbeddingOptions&) const = default;
+};
+struct Embedding {
+  static constexpr std::string_view name = "embedding";
+  static TensorSpec check(const Tensor& indices, const Tensor& weight);
+  static Tensor forward(Context&, const Tensor& indices, const Tensor& weight);
+  static std::vector<Tensor> backward(Context&, const Tensor& dy);
+};
+/// The transpose: y (rows, D) with y[v] = Σ of x over the places where indices = v.
+struct EmbeddingBackward {
+  using Options = EmbeddingOptions;
+  static constexpr std::string_view name = "embedding_backward";
+  static Tensor forward(Context&, const Tensor& indices, const Tensor& x, const Options&);
+  static std::vector<Tensor> backward(Context&, const Tensor& dy);
+};
+
+}  // namespace norma

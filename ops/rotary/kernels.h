@@ -1,0 +1,19 @@
+#pragma once
+
+#include "norma/core/device.h"
+#include "norma/core/view.h"
+#include "norma/ops/rotary/rotary.h"
+
+namespace norma {
+
+/// x and y (…, T, D); cos and sin (T, D/2) in float32, or float64 for float64; y dense.
+struct RotaryArgs {
+  ConstView x;
+  ConstRows cos, sin;
+  RotaryPairs pairs;
+  View y;
+};
+void run(Cpu, const RotaryArgs&);
+void run(Cuda, const RotaryArgs&);
+
+}  // namespace norma

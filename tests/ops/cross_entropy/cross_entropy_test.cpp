@@ -1,0 +1,100 @@
+#include "norma/ops/cross_entropy/cross_entropy.h"
+
+#include <cmath>
+
+#include "norma/core/parallel.h"
+#include "norma/core/random.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/view/view.h"
+#include "testing/compare.h"
+#include "testing/golden.h"
+
+namespace norma {
+namespace {
+
+const CrossEntropyOptions kOptions[] = {{},
+                                        {.ignore_index = 2},
+                                        {.label_smoothing = 0.1},
+                                        {.ignore_index = 0, .label_smoothing = 0.3},
+                                        {.reduction = LossReduction::sum},
+                                        {.reduction = LossReduction::each}};
+
+template <class T>
+class CrossEntropyTest : public ::testing::Test {};
+TYPED_TEST_SUITE(CrossEntropyTest, testing::FloatingTypes);
+
+TYPED_TEST(CrossEntropyTest, KernelIsItsDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const double stats = 64 * unit_roundoff(stats_dtype(dtype));
+  for (const CrossEntropyOptions& o : kOptions)
+    for (DType index : {int32, int64}) {
+      const Tensor x = (randn({4, 3, 45}, float64) * 2).to(dtype),
+                   t = randint(0, 45, {4, 3}, index);
+      const auto kernel = apply<CrossEntropy>(x, t, o);
+      const auto formula = CrossEntropy::define(x.to(float64), t, o);
+      EXPECT_CLOSE(kernel.losses, formula.losses, {.relative = stats, .absolute = stats});
+      EXPECT_CLOSE(kernel.lse.value, formula.lse.value, {.relative = stats, .absolute = stats});
+      const Tensor d = randn({4, 3}, stats_dtype(dtype));
+      EXPECT_CLOSE(apply<CrossEntropyBackward>(d, x, t, kernel.lse.value, o),
+                   CrossEntropyBackward::define(d.to(float64), x.to(float64), t, {}, o),
+                   {.relative = unit_roundoff(dtype) + stats, .absolute = 4 * stats + 0x1p-25});
+    }
+}
+
+TEST(CrossEntropy, GradientIsTheDerivative) {
+  const Tensor x = randn({5, 7}, float64), t = tensor({0, 2, 6, 2, 3}, int64);
+  for (const CrossEntropyOptions& o : kOptions) {
+    const TensorFunction f = [&](const auto& in) {
+      return std::vector{cross_entropy(in[0], t, o)};
+    };
+    EXPECT_OK(gradcheck(f, {x}));
+    EXPECT_OK(gradgradcheck(f, {x}));
+  }
+}
+
+TEST(CrossEntropy, IgnoredTargetsLoseNothing) {
+  const Tensor x = randn({3, 4}).requires_grad_();
+  const Tensor some = cross_entropy(x, tensor({1, -1, 2}, int64));
+  EXPECT_CLOSE(some,
+               (cross_entropy(x.slice(0, 0, 1), tensor({1}, int64)) +
+                cross_entropy(x.slice(0, 2, 3), tensor({2}, int64))) *
+                   0.5,
+               {.relative = 1e-6});
+  some.backward();
+  EXPECT_SAME_BITS(x.grad().slice(0, 1, 2), zeros({1, 4}));
+  EXPECT_EQ(cross_entropy(x, full({3}, -1, int32)).item(), 0);
+}
+
+TEST(CrossEntropy, UniformLogitsLoseTheirEntropy) {
+  EXPECT_CLOSE(cross_entropy(zeros({3, 50}, float64), tensor({0, 9, 49}, int64)),
+               scalar(std::log(50.0), float64), {.relative = 1e-15});
+}
+
+TEST(CrossEntropy, AgreesWithPyTorch) {
+  const testing::Golden g = testing::golden("ops/cross_entropy/cross_entropy");
+  for (const char* name : {"plain", "smoothed"}) {
+    const auto at = [&](const char* what) { return g[std::string(name) + "." + what]; };
+    const Tensor x = at("logits").requires_grad_();
+    const Tensor loss = cross_entropy(
+        x, at("targets"), {.label_smoothing = std::string_view(name) == "plain" ? 0 : 0.2});
+    loss.backward();
+    EXPECT_CLOSE(loss.detach(), at("loss"), {.relative = 1e-14});
+    EXPECT_CLOSE(x.grad(), at("dlogits"), {.relative = 1e-13, .absolute = 1e-15});
+  }
+}
+
+TEST(CrossEntropy, MistakesAreNamed) {
+  EXPECT_THROW_MSG(cross_entropy(ones({2, 3}), ones({2})), DTypeError,
+                   "cross_entropy: targets must be int32 or int64 class indices, but are float32");
+  EXPECT_THROW_MSG(cross_entropy(ones({2, 3}), zeros({3}, int64)), ShapeError,
+                   "cross_entropy: targets must be (2,), the logits (2, 3) without their classes, "
+                   "but are (3,)");
+  EXPECT_THROW_MSG(cross_entropy(ones({2, 3}), tensor({0, 3}, int64)), ValueError,
+                   "cross_entropy: targets must be below 3, the number of classes, or -1 to be "
+                   "ignored, but target 1 is 3");
+  EXPECT_THROW_MSG(cross_entropy(ones({2, 3}), zeros({2}, int64), {.label_smoothing = 2}),
+                   ValueError, "cross_entropy: label_smoothing must be from 0 to 1, but is 2");
+}
+
+}  // namespace
+}  // namespace norma
