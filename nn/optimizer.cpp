@@ -1,0 +1,156 @@
+#include "norma/nn/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numbers>
+
+#include "norma/core/autograd.h"
+#include "norma/core/dispatch.h"
+#include "norma/ops/optim/kernels.h"
+
+namespace norma::nn {
+
+std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& parameters,
+                                         double weight_decay, bool decay_gains) {
+  std::vector<ParameterGroup> groups{{{}, weight_decay}, {{}, 0}};
+  for (const NamedTensor& p : parameters)
+    groups[p.tensor.dim() >= 2 || decay_gains ? 0 : 1].parameters.push_back(p);
+  return groups;
+}
+
+Optimizer::Optimizer(const std::vector<ParameterGroup>& groups,
+                     std::vector<std::string> state_names)
+    : state_names_(std::move(state_names)) {
+  for (const ParameterGroup& group : groups)
+    for (const NamedTensor& p : group.parameters) slots_.push_back({p, group.weight_decay, {}});
+}
+
+Tensor Optimizer::zero_state(const Tensor& p) {
+  return zeros(p.shape(), stats_dtype(p.dtype()), p.device());
+}
+
+void Optimizer::zero_grad() {
+  for (const Slot& slot : slots_) slot.parameter.tensor.clear_grad();
+}
+
+std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const Slot& slot : slots_)
+    for (size_t i = 0; i < slot.states.size(); ++i)
+      tensors.emplace_back(state_names_[i] + "." + slot.parameter.name, slot.states[i]);
+  return tensors;
+}
+
+void Optimizer::load_state(const std::vector<std::pair<std::string, Tensor>>& tensors,
+                           int64_t steps, std::string_view where) {
+  std::map<std::string, const Tensor*> given;
+  for (const auto& [name, tensor] : tensors) given[name] = &tensor;
+  for (Slot& slot : slots_) {
+    std::vector<Tensor> states;
+    for (const std::string& kind : state_names_) {
+      const auto found = given.find(kind + "." + slot.parameter.name);
+      if (found == given.end()) continue;
+      if (found->second->shape() != slot.parameter.tensor.shape())
+        throw IOError("{}: {} is {}, but its parameter is {}", where, found->first,
+                      found->second->shape(), slot.parameter.tensor.shape());
+      states.push_back(zero_state(slot.parameter.tensor));
+      states.back().copy_(*found->second);
+      given.erase(found);
+    }
+    if (!states.empty() && states.size() != state_names_.size())
+      throw IOError("{}: the optimizer's state of {} must be whole, but a part is missing", where,
+                    slot.parameter.name);
+    slot.states = std::move(states);
+  }
+  if (!given.empty())
+    throw IOError("{}: {} belongs to no parameter of the optimizer", where, given.begin()->first);
+  steps_ = steps;
+}
+
+AdamW::AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& options)
+    : Optimizer(groups, {"m", "v"}), options_(options) {}
+
+void AdamW::step(double lr) {
+  const NoGrad plain;
+  ++steps_;
+  for (Slot& slot : slots_) {
+    const Tensor& p = slot.parameter.tensor;
+    if (!p.requires_grad() || !p.has_grad()) continue;
+    if (slot.states.empty()) slot.states = {zero_state(p), zero_state(p)};
+    const Tensor g = norma::detail::dense(p.grad());
+    dispatch(p.device(), AdamwArgs{.p = p,
+                                   .grad = g,
+                                   .m = slot.states[0],
+                                   .v = slot.states[1],
+                                   .lr = lr,
+                                   .beta1 = options_.beta1,
+                                   .beta2 = options_.beta2,
+                                   .eps = options_.eps,
+                                   .weight_decay = slot.weight_decay,
+                                   .step = steps_});
+    p.storage()->bump_version();
+  }
+}
+
+Sgd::Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options)
+    : Optimizer(groups, options.momentum > 0 ? std::vector<std::string>{"velocity"}
+                                             : std::vector<std::string>{}),
+      options_(options) {}
+
+void Sgd::step(double lr) {
+  const NoGrad plain;
+  ++steps_;
+  for (Slot& slot : slots_) {
+    const Tensor& p = slot.parameter.tensor;
+    if (!p.requires_grad() || !p.has_grad()) continue;
+    if (options_.momentum > 0 && slot.states.empty()) slot.states = {zero_state(p)};
+    const Tensor g = norma::detail::dense(p.grad());
+    dispatch(p.device(), SgdArgs{.p = p,
+                                 .grad = g,
+                                 .velocity = slot.states.empty() ? Vec() : Vec(slot.states[0]),
+                                 .lr = lr,
+                                 .momentum = options_.momentum,
+                                 .weight_decay = slot.weight_decay,
+                                 .nesterov = options_.nesterov});
+    p.storage()->bump_version();
+  }
+}
+
+Tensor clip_grad_norm(const std::vector<Tensor>& parameters, double limit) {
+  const NoGrad plain;
+  double total = 0;
+  for (const Tensor& p : parameters) {
+    if (!p.has_grad()) continue;
+    double squares = 0;
+    const Tensor g = norma::detail::dense(p.grad());
+    dispatch(p.device(), SquareSumArgs{.x = g, .out = &squares});
+    total += squares;
+  }
+  const double norm = std::sqrt(total);
+  if (limit > 0 && norm > limit)
+    for (const Tensor& p : parameters) {
+      if (!p.has_grad()) continue;
+      const Tensor g = norma::detail::dense(p.grad());
+      dispatch(p.device(), ScaleArgs{.x = g, .factor = limit / norm});
+      p.set_grad(g);
+    }
+  return scalar(norm);
+}
+
+double Schedule::at(int64_t step) const {
+  if (step < warmup) return lr * static_cast<double>(step + 1) / static_cast<double>(warmup + 1);
+  const auto rest = static_cast<double>(std::max<int64_t>(1, steps - warmup));
+  const double done = std::min(1.0, static_cast<double>(step - warmup) / rest);
+  switch (kind) {
+    case ScheduleKind::cosine:
+      return min_lr + (lr - min_lr) * 0.5 * (1 + std::cos(std::numbers::pi * done));
+    case ScheduleKind::linear:
+      return lr + (min_lr - lr) * done;
+    case ScheduleKind::constant:
+      return lr;
+  }
+  return lr;
+}
+
+}  // namespace norma::nn

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "norma/nn/module.h"
+
+namespace norma::nn {
+
+/// Parameters that share their weight decay.
+struct ParameterGroup {
+  std::vector<NamedTensor> parameters;
+  double weight_decay = 0;
+};
+/// Matrices decay; gains and biases (fewer than two dimensions) do only where `decay_gains`.
+std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& parameters,
+                                         double weight_decay, bool decay_gains = false);
+
+/// Changes parameters by their gradients. A parameter without a gradient, or frozen, stays.
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+  /// One step at that learning rate; state of a parameter is made at its first step.
+  virtual void step(double lr) = 0;
+  /// Every gradient goes: the next sweep begins with new ones.
+  void zero_grad();
+  /// What the next step depends on, by name, beside the parameters: for checkpoints.
+  std::vector<std::pair<std::string, Tensor>> state() const;
+  /// Takes what state() gave. IOError where a name or a shape does not fit.
+  void load_state(const std::vector<std::pair<std::string, Tensor>>& tensors, int64_t steps,
+                  std::string_view where);
+  int64_t steps() const { return steps_; }
+
+ protected:
+  struct Slot {
+    NamedTensor parameter;
+    double weight_decay;
+    std::vector<Tensor> states;  // in the order of state_names
+  };
+  Optimizer(const std::vector<ParameterGroup>& groups, std::vector<std::string> state_names);
+  /// A zero state beside a parameter, in the dtype of statistics.
+  static Tensor zero_state(const Tensor& parameter);
+
+  std::vector<std::string> state_names_;
+  std::vector<Slot> slots_;
+  int64_t steps_ = 0;
+};
+
+struct AdamwOptions {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+};
+/// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101):
+///   m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²
+///   p ← p (1 − lr · decay) − lr · m̂ / (√v̂ + eps),  m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+class AdamW final : public Optimizer {
+ public:
+  explicit AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& options = {});
+  void step(double lr) override;
+
+ private:
+  AdamwOptions options_;
+};
+
+struct SgdOptions {
+  double momentum = 0;
+  bool nesterov = false;
+};
+/// p ← p (1 − lr · decay) − lr · u with u = g, or under momentum μ: b ← μ b + g and u = b, or
+/// g + μ b for Nesterov (Sutskever et al. 2013, ICML).
+class Sgd final : public Optimizer {
+ public:
+  explicit Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options = {});
+  void step(double lr) override;
+
+ private:
+  SgdOptions options_;
+};
+
+/// √Σ‖g‖² over all gradients, a float32 scalar; where it exceeds `limit` > 0 all gradients are
+/// scaled by limit / norm (Pascanu et al. 2013, arXiv:1211.5063).
+Tensor clip_grad_norm(const std::vector<Tensor>& parameters, double limit);
+
+enum class ScheduleKind { cosine, linear, constant };
+struct Schedule {
+  ScheduleKind kind = ScheduleKind::cosine;
+  double lr = 1e-3, min_lr = 0;
+  int64_t warmup = 0, steps = 1;
+
+  /// The learning rate of step 0 … steps − 1: rises over `warmup` steps, then falls to min_lr.
+  double at(int64_t step) const;
+};
+
+}  // namespace norma::nn

@@ -1,0 +1,150 @@
+#include "norma/nn/placement/placement.h"
+
+#include <array>
+#include <charconv>
+
+#include "norma/core/format.h"
+#include "norma/ops/elementwise/binary.h"
+
+namespace norma::nn {
+namespace {
+
+constexpr std::array<const char*, 2> kNorms{"ln_1", "ln_2"}, kAfter{"ln_1_post", "ln_2_post"};
+
+void two_norms(Parts& parts, const LayerInfo&, const MakeNorm& make) {
+  for (const char* name : kNorms) parts.add(name, make());
+}
+void final_norm(Parts& stack, const MakeNorm& make) { stack.add("ln_f", make()); }
+Tensor read_through_final_norm(Residual& r, const Parts& stack) { return stack["ln_f"](r.main); }
+
+Placement pre() {
+  return {.prepare = two_norms,
+          .prepare_stack = final_norm,
+          .apply =
+              [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
+                r.main.add(f(parts[kNorms[static_cast<size_t>(i)]](r.main)));
+              },
+          .final = read_through_final_norm};
+}
+
+Placement post() {
+  return {.prepare = two_norms,
+          .apply = [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
+            r.main.add(f(r.main.read()));
+            r.main.set(parts[kNorms[static_cast<size_t>(i)]](r.main));
+          }};
+}
+
+Placement sandwich() {
+  return {.prepare =
+              [](Parts& parts, const LayerInfo& info, const MakeNorm& make) {
+                two_norms(parts, info, make);
+                for (const char* name : kAfter) parts.add(name, make());
+              },
+          .prepare_stack = final_norm,
+          .apply =
+              [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
+                const auto at = static_cast<size_t>(i);
+                r.main.add(parts[kAfter[at]](f(parts[kNorms[at]](r.main))));
+              },
+          .final = read_through_final_norm};
+}
+
+Placement parallel() {
+  return {.prepare = [](Parts& parts, const LayerInfo&,
+                        const MakeNorm& make) { parts.add("ln_1", make()); },
+          .prepare_stack = final_norm,
+          .block =
+              [](Residual& r, std::span<const Sublayer> sublayers, const Parts& parts,
+                 const LayerInfo&) {
+                const Tensor n = parts["ln_1"](r.main);
+                for (const Sublayer& f : sublayers) r.main.add(f(n));
+              },
+          .final = read_through_final_norm};
+}
+
+Placement residual_dual() {
+  return {.prepare = two_norms,
+          .prepare_stack = final_norm,
+          .begin =
+              [](const Tensor& x, const Parts&) {
+                return Residual{{x}, {{x}}};
+              },
+          .apply =
+              [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
+                const Tensor branch = f(r.main.read());
+                r.main.add(branch);
+                r.main.set(parts[kNorms[static_cast<size_t>(i)]](r.main));
+                r.more[0].add(branch);
+              },
+          .final = [](Residual& r,
+                      const Parts& stack) { return r.main.read() + stack["ln_f"](r.more[0]); },
+          .more_streams = 1};
+}
+
+// Ours stand in the table itself: an archive drops what only registers itself.
+std::map<std::string, Placement, std::less<>>& table() {
+  static auto* placements =
+      new std::map<std::string, Placement, std::less<>>{{"pre", pre()},
+                                                        {"post", post()},
+                                                        {"sandwich", sandwich()},
+                                                        {"parallel", parallel()},
+                                                        {"residual-dual", residual_dual()}};
+  return *placements;
+}
+
+}  // namespace
+
+const Norm& Parts::operator[](std::string_view name) const {
+  for (const auto& [key, norm] : norms_)
+    if (key == name) return norm;
+  throw GraphError("placement: prepare must make the norm {}, but made none of that name", name);
+}
+
+const Placement& placement(std::string_view name) {
+  const auto found = table().find(name);
+  if (found != table().end()) return found->second;
+  std::string known;
+  for (const std::string& n : placement_names()) known += (known.empty() ? "" : ", ") + n;
+  throw ValueError("placement: must be one of {}, but is {}", known, name);
+}
+void register_placement(std::string name, Placement p) {
+  if (!table().emplace(name, std::move(p)).second)
+    throw ValueError("register_placement: the name must be new, but {} is taken", name);
+}
+std::vector<std::string> placement_names() {
+  std::vector<std::string> names;
+  for (const auto& [name, p] : table()) names.push_back(name);
+  return names;
+}
+
+std::vector<const Placement*> placements(std::string_view text, int64_t n_layers) {
+  std::vector<const Placement*> layers;
+  std::string_view rest = text;
+  while (!rest.empty()) {
+    const size_t comma = std::min(rest.find(','), rest.size());
+    const std::string_view run = rest.substr(0, comma);
+    rest.remove_prefix(std::min(comma + 1, rest.size()));
+    const size_t colon = run.find(':');
+    int64_t count = n_layers;
+    if (colon != run.npos) {
+      const std::string_view digits = run.substr(colon + 1);
+      const auto [end, error] =
+          std::from_chars(digits.data(), digits.data() + digits.size(), count);
+      if (error != std::errc() || end != digits.data() + digits.size() || count < 0)
+        throw ValueError("placement: a run must be name:layers, but is {}", run);
+    }
+    const Placement& p = placement(run.substr(0, colon));
+    for (int64_t i = 0; i < count && std::ssize(layers) <= n_layers; ++i) layers.push_back(&p);
+  }
+  if (std::ssize(layers) != n_layers)
+    throw ValueError("placement: the runs of {} must add up to n_layers = {}, but do not", text,
+                     n_layers);
+  for (const Placement* p : layers)
+    if (p->more_streams != layers[0]->more_streams)
+      throw ValueError("placement: all layers must carry the same streams, but those of {} do not",
+                       text);
+  return layers;
+}
+
+}  // namespace norma::nn
