@@ -1,0 +1,58 @@
+// norma sample: text from a trained run.
+#include <cstdio>
+#include <memory>
+
+#include "commands.h"
+#include "norma/core/error.h"
+#include "norma/nn/generate.h"
+#include "norma/nn/run_folder.h"
+#include "norma/nn/trainer.h"
+
+namespace {
+
+using namespace norma;
+using namespace norma::nn;
+
+struct Settings {
+  std::string run, prompt;
+  GenerateOptions generate;
+};
+
+void run_sample(const Settings& s) {
+  LoadedModel loaded = load_model(RunFolder::open(s.run).latest_checkpoint());
+  std::vector<int32_t> prompt = loaded.vocabulary.encode(s.prompt);
+  GenerateOptions options = s.generate;
+  if (loaded.info.options.text.empty()) {
+    const Prompt own = make_dataset(loaded.info.options)->prompt();
+    options.end = own.end;
+    // A sentence begins where the data's own rows begin.
+    prompt.insert(prompt.begin(), own.tokens.begin(), own.tokens.end());
+  } else if (prompt.empty()) {
+    prompt = {0};
+  }
+  std::fputs(s.prompt.c_str(), stdout);
+  generate(*loaded.model, prompt, options, [&](int32_t token) {
+    std::fputs(loaded.vocabulary.decode({&token, 1}).c_str(), stdout);
+    std::fflush(stdout);
+  });
+  std::fputs("\n", stdout);
+}
+
+}  // namespace
+
+void add_sample(CLI::App& app) {
+  auto s = std::make_shared<Settings>();
+  CLI::App* sample = app.add_subcommand("sample", "Generate text from a run.");
+  sample->add_option("run", s->run, "the run's folder")->required();
+  sample->add_option("--prompt", s->prompt, "what the text begins with");
+  sample->add_option("--length", s->generate.length, "tokens to add")->capture_default_str();
+  sample
+      ->add_option("--temperature", s->generate.temperature,
+                   "below 1 safer, above 1 wilder, 0 always the likeliest")
+      ->capture_default_str();
+  sample->add_option("--top-k", s->generate.top_k, "choose among the k likeliest; 0: all")
+      ->capture_default_str();
+  sample->add_option("--seed", s->generate.seed, "another seed, another text")
+      ->capture_default_str();
+  sample->callback([s] { run_sample(*s); });
+}

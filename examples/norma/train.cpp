@@ -1,0 +1,280 @@
+// norma train: a run in a folder, which can be stopped and gone on with.
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <ctime>
+#include <memory>
+
+#include "commands.h"
+#include "norma/core/file.h"
+#include "norma/core/format.h"
+#include "norma/core/parallel.h"
+#include "norma/nn/curves.h"
+#include "norma/nn/data/grammar.h"
+#include "norma/nn/generate.h"
+#include "norma/nn/run_folder.h"
+#include "norma/nn/trainer.h"
+
+namespace {
+
+using namespace norma;
+using namespace norma::nn;
+
+// The first Ctrl-C ends the run after its step; the second ends the program at once.
+volatile std::sig_atomic_t interrupted = 0;
+void on_interrupt(int) {
+  if (interrupted) _exit(130);
+  interrupted = 1;
+}
+
+constexpr int64_t kValidationRows = 2048;  // enough while training; all of them at the end
+
+struct Settings {
+  TrainOptions options;
+  std::string out, resume, config;
+  int threads = 0;
+};
+
+std::string default_folder(const TrainOptions& o) {
+  const std::time_t now = std::time(nullptr);
+  char date[32];
+  std::strftime(date, sizeof date, "%Y%m%d-%H%M%S", std::localtime(&now));
+  const size_t slash = o.text.rfind('/');
+  const std::string data = !o.text.empty()   ? o.text.substr(slash == o.text.npos ? 0 : slash + 1)
+                           : !o.task.empty() ? o.task
+                                             : "grammar";
+  return "runs/" + data.substr(0, data.find('.')) + "-" + date;
+}
+
+/// "1 h 02 min", "3 min 10 s", "45 s"
+std::string duration(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  if (s >= 3600) return format("{} h {:02d} min", s / 3600, s / 60 % 60);
+  if (s >= 60) return format("{} min {:02d} s", s / 60, s % 60);
+  return format("{} s", s);
+}
+
+/// Prints the run as it goes: in place on a terminal, a line now and then elsewhere.
+class Progress {
+ public:
+  Progress(const Trainer& trainer)
+      : trainer_(trainer),
+        best_(trainer.dataset().best_loss()),
+        live_(isatty(1)),
+        begin_(Clock::now()),
+        shown_(begin_),
+        first_step_(trainer.steps_done()) {}
+
+  double tokens_per_second() const { return rate_; }
+
+  void step(const StepReport& report) {
+    tokens_ += report.tokens;
+    smoothed_ = smoothed_ < 0 ? report.loss : 0.95 * smoothed_ + 0.05 * report.loss;
+    const Clock::time_point now = Clock::now();
+    const double since = seconds(shown_, now);
+    if (since > 0) rate_ = rate_ > 0 && since < 0.1 ? rate_ : static_cast<double>(tokens_) / since;
+    if (since < (live_ ? 0.2 : 5) && !trainer_.finished()) return;
+    rate_ = static_cast<double>(tokens_) / since;
+    show(report, now);
+    shown_ = now;
+    tokens_ = 0;
+  }
+  void validated(const Evaluation& e) {
+    clear();
+    std::string line =
+        format("step {:>6}  validation {:.4f} ± {:.4f}", trainer_.steps_done(), e.loss, e.error);
+    if (e.gap) line += format("  {:+.4f} from the best possible", *e.gap);
+    if (e.exact) line += format("  {:.1f} % answered right", 100 * *e.exact);
+    std::printf("%s\n", line.c_str());
+    std::fflush(stdout);
+    last_validation_ = e.loss;
+    // Its time is no training time.
+    shown_ = Clock::now();
+    tokens_ = 0;
+  }
+  void clear() const {
+    if (live_) std::printf("\r\033[K");
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds(Clock::time_point a, Clock::time_point b) {
+    return std::chrono::duration<double>(b - a).count();
+  }
+  void show(const StepReport& report, Clock::time_point now) {
+    const int64_t done = trainer_.steps_done(), all = trainer_.options().steps;
+    const double a_step = seconds(begin_, now) / static_cast<double>(done - first_step_);
+    std::string line = format("step {:>6}/{}  loss {:.4f}", done, all, smoothed_);
+    if (best_) line += format(" (best possible {:.4f})", *best_);
+    if (last_validation_ > 0) line += format("  validation {:.4f}", last_validation_);
+    line += format("  gradient {:.2f}  {:.0f} tokens/s  {} left", report.grad_norm, rate_,
+                   duration(a_step * static_cast<double>(all - done)));
+    clear();
+    std::printf("%s%s", line.c_str(), live_ ? "" : "\n");
+    std::fflush(stdout);
+  }
+
+  const Trainer& trainer_;
+  std::optional<double> best_;
+  bool live_;
+  Clock::time_point begin_, shown_;
+  int64_t first_step_, tokens_ = 0;
+  double smoothed_ = -1, rate_ = 0, last_validation_ = 0;
+};
+
+void describe(Trainer& trainer, const RunFolder& run) {
+  const Dataset& data = trainer.dataset();
+  const TrainOptions& o = trainer.options();
+  std::printf("%s", format("{}: {} tokens of vocabulary, {} a row\n", data.name(),
+                           data.vocab_size(), data.context())
+                        .c_str());
+  const Baselines baselines = data.baselines();
+  std::printf(
+      "%s",
+      format("knowing only frequencies loses {:.4f} (single tokens) or {:.4f} (pairs) a token",
+             baselines.unigram, baselines.bigram)
+          .c_str());
+  if (const auto best = data.best_loss())
+    std::printf("%s", format("; the best possible is {:.4f}", *best).c_str());
+  std::printf("%s",
+              format("\n{} layers of {} norm, placement {}: {} parameters, {} threads\nrun {}\n",
+                     o.n_layers, o.norm, o.placement, count_parameters(trainer.model()),
+                     num_threads(), run.path())
+                  .c_str());
+}
+
+void print_sample(Trainer& trainer) {
+  const Prompt prompt = trainer.dataset().prompt();
+  std::printf("a sample:\n");
+  std::string text;
+  for (uint64_t seed = 1; seed <= (prompt.end ? 3 : 1); ++seed) {
+    const auto tokens =
+        generate(trainer.model(), prompt.tokens,
+                 {.length = 300, .temperature = 0.8, .seed = seed, .end = prompt.end});
+    text += trainer.dataset().decode(tokens);
+    if (!text.empty() && text.back() != '\n') text += '\n';
+  }
+  std::printf("%s", text.c_str());
+}
+
+void draw(const Trainer& trainer, const RunFolder& run) {
+  const Baselines b = trainer.dataset().baselines();
+  try {
+    draw_curves(std::vector<std::string>{run.path()}, run.curves_path(),
+                {.best_loss = trainer.dataset().best_loss(),
+                 .levels = {{"knowing single tokens", b.unigram}, {"knowing pairs", b.bigram}}});
+    std::printf("curves: %s\n", run.curves_path().c_str());
+  } catch (const IOError& error) {
+    std::printf("no picture of the curves: %s\n", error.what());
+  }
+}
+
+void save(const Trainer& trainer, const RunFolder& run, std::vector<Metrics>& lines) {
+  run.append(lines);
+  lines.clear();
+  trainer.save(run.checkpoint_path(trainer.steps_done()));
+  run.keep_last_two_and(trainer.best_step());
+}
+
+void train_until_done(Trainer& trainer, const RunFolder& run) {
+  Progress progress(trainer);
+  std::vector<Metrics> lines;
+  const TrainOptions& o = trainer.options();
+  while (!trainer.finished() && !interrupted) {
+    const StepReport report = trainer.step();
+    const int64_t step = trainer.steps_done();
+    progress.step(report);
+    Metrics line{.step = step,
+                 .loss = report.loss,
+                 .grad_norm = report.grad_norm,
+                 .lr = report.lr,
+                 .tokens_per_second = progress.tokens_per_second()};
+    if (step % o.eval_every == 0 || trainer.finished()) {
+      const Evaluation e = trainer.validate(trainer.finished() ? 0 : kValidationRows);
+      line.validation = e.loss;
+      progress.validated(e);
+    }
+    lines.push_back(line);
+    if (step % o.checkpoint_every == 0 || trainer.finished()) save(trainer, run, lines);
+  }
+  progress.clear();
+  if (!trainer.finished()) {
+    save(trainer, run, lines);
+    std::printf("stopped after step %lld; go on with: norma train --resume %s\n",
+                static_cast<long long>(trainer.steps_done()), run.path().c_str());
+    return;
+  }
+  draw(trainer, run);
+  print_sample(trainer);
+  std::printf("generate more: norma sample %s --prompt TEXT\n", run.path().c_str());
+}
+
+void run_train(Settings& s) {
+  if (s.threads > 0) set_num_threads(s.threads);
+  std::signal(SIGINT, on_interrupt);
+  std::unique_ptr<Trainer> trainer;
+  if (!s.resume.empty()) {
+    const RunFolder run = RunFolder::open(s.resume);
+    trainer = Trainer::resume(run.latest_checkpoint());
+    if (trainer->made_elsewhere())
+      std::printf("this run was made by %s: it goes on, but not to the last bit\n",
+                  trainer->made_elsewhere()->c_str());
+    run.cut_metrics(trainer->steps_done());
+    describe(*trainer, run);
+    std::printf("going on after step %lld\n", static_cast<long long>(trainer->steps_done()));
+    return train_until_done(*trainer, run);
+  }
+  trainer = std::make_unique<Trainer>(s.options);
+  const RunFolder run = RunFolder::create(s.out.empty() ? default_folder(s.options) : s.out);
+  write_file_atomically(run.config_path(), to_json(s.options));
+  describe(*trainer, run);
+  train_until_done(*trainer, run);
+}
+
+std::string flag_of(std::string name) {
+  for (char& c : name)
+    if (c == '_') c = '-';
+  return "--" + name;
+}
+
+/// Sets the fields whose flag was given.
+void copy_given(TrainOptions& given, const std::vector<CLI::Option*>& flags, TrainOptions& target) {
+  size_t i = 0;
+  visit_fields(given, [&]<class T>(const char* name, const T& from, const char*) {
+    if (flags[i++]->count() == 0) return;
+    visit_fields(target, [&]<class U>(std::string_view other, U& to, const char*) {
+      if constexpr (std::is_same_v<T, U>)
+        if (other == name) to = from;
+    });
+  });
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto settings = std::make_shared<Settings>();
+  CLI::App* train = app.add_subcommand(
+      "train",
+      "Train a transformer: on generated sentences whose best possible loss is known, on "
+      "--text FILE, or on --task NAME.");
+  train->add_option("--out", settings->out, "the run's folder; default: runs/DATA-DATE");
+  train->add_option("--resume", settings->resume, "go on with the run in this folder");
+  train->add_option("--config", settings->config,
+                    "settings from a JSON file such as a run's config.json; flags override it");
+  train->add_option("--threads", settings->threads, "threads; default: all processors");
+  // Flags go into options of their own, so that a configuration file does not override them.
+  auto given = std::make_shared<TrainOptions>();
+  auto flags = std::make_shared<std::vector<CLI::Option*>>();
+  visit_fields(*given, [&](const char* name, auto& field, const char* help) {
+    flags->push_back(train->add_option(flag_of(name), field, help)->capture_default_str());
+    flags->back()->group("Settings");
+  });
+  train->callback([=] {
+    Settings& s = *settings;
+    if (!s.config.empty()) set_from_json(s.options, read_file(s.config), s.config);
+    copy_given(*given, *flags, s.options);
+    run_train(s);
+  });
+}

@@ -1,0 +1,271 @@
+#include "norma/nn/trainer.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <fstream>
+
+#include "norma/core/autograd.h"
+#include "norma/core/format.h"
+#include "norma/core/random.h"
+#include "norma/core/safetensors.h"
+#include "norma/core/version.h"
+#include "norma/nn/data/grammar.h"
+#include "norma/nn/data/tasks.h"
+#include "norma/nn/data/text.h"
+#include "norma/ops/cross_entropy/cross_entropy.h"
+#include "norma/ops/elementwise/compare.h"
+#include "norma/ops/reduce/reduce.h"
+#include "norma/ops/view/view.h"
+
+namespace norma::nn {
+namespace {
+
+constexpr int64_t kEvaluationRows = 64;  // a batch of them
+
+std::string processor_model() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(file, line))
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  return "unknown processor";
+}
+std::string maker() { return std::string("norma ") + NORMA_VERSION + " on " + processor_model(); }
+
+std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& o, Transformer& model) {
+  std::vector<NamedTensor> trained;
+  for (const NamedTensor& p : named_parameters(model))
+    if (p.tensor.requires_grad()) trained.push_back(p);
+  const auto groups = decay_groups(trained, o.weight_decay, o.decay_gains);
+  if (o.optimizer == "sgd") return std::make_unique<Sgd>(groups, SgdOptions{.momentum = o.beta1});
+  return std::make_unique<AdamW>(groups, AdamwOptions{.beta1 = o.beta1, .beta2 = o.beta2});
+}
+
+ScheduleKind schedule_kind(const std::string& name) {
+  if (name == "linear") return ScheduleKind::linear;
+  return name == "constant" ? ScheduleKind::constant : ScheduleKind::cosine;
+}
+
+// Metadata is text; numbers go through these, exactly.
+std::string to_text(double value) { return format("{:.17g}", value); }
+template <class T>
+T number(const Safetensors& file, const std::string& key) {
+  const auto found = file.metadata.find(key);
+  if (found == file.metadata.end())
+    throw IOError("{}: must be a checkpoint of norma, but has no {}", file.path, key);
+  T value{};
+  const std::string& text = found->second;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size())
+    throw IOError("{}: {} must be a number, but is {}", file.path, key, text);
+  return value;
+}
+
+CheckpointInfo info_of(const Safetensors& file) {
+  CheckpointInfo info;
+  info.step = number<int64_t>(file, "step");
+  set_from_json(info.options, file.metadata.at("options"), file.path);
+  info.vocabulary = file.metadata.at("vocabulary");
+  info.made_by = file.metadata.at("made_by");
+  if (file.metadata.contains("best_step")) {
+    info.best_step = number<int64_t>(file, "best_step");
+    info.best_loss = number<double>(file, "best_loss");
+  }
+  return info;
+}
+
+/// The tensors whose names begin with `prefix`, without it.
+std::vector<std::pair<std::string, Tensor>> part(const Safetensors& file, std::string_view prefix) {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const auto& [name, tensor] : file.tensors)
+    if (name.starts_with(prefix)) tensors.emplace_back(name.substr(prefix.size()), tensor);
+  return tensors;
+}
+
+}  // namespace
+
+std::unique_ptr<Dataset> make_dataset(const TrainOptions& o, const std::string& vocabulary) {
+  if (!o.text.empty())
+    return std::make_unique<TextDataset>(TextDataset::open(
+        o.text, {.context = o.context == 0 ? 64 : o.context, .vocabulary = vocabulary}));
+  if (!o.task.empty() && o.task != "grammar") {
+    auto task = make_task(o.task);
+    if (o.context != 0 && o.context != task->context())
+      throw ValueError(
+          "context: the task {} takes {} tokens a row, but context is {}; leave it out", o.task,
+          task->context(), o.context);
+    return task;
+  }
+  GrammarOptions grammar;
+  if (o.context > 0) grammar.context = o.context;
+  return std::make_unique<GrammarDataset>(grammar);
+}
+
+TransformerOptions transformer_options(const TrainOptions& o, const Dataset& dataset) {
+  return {.vocab_size = dataset.vocab_size(),
+          .context = dataset.context(),
+          .n_layers = o.n_layers,
+          .n_heads = o.n_heads,
+          .n_kv_heads = o.n_kv_heads,
+          .d_model = o.d_model,
+          .d_ff = o.d_ff,
+          .norm = o.norm,
+          .placement = o.placement,
+          .mlp = o.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu,
+          .positions = o.positions == "rotary" ? Positions::rotary : Positions::learned,
+          .dropout = o.dropout,
+          .qk_norm = o.qk_norm,
+          .tie = o.tie};
+}
+
+Evaluation evaluate(Transformer& model, const Dataset& dataset, int64_t rows) {
+  const NoGrad plain;
+  eval(model);
+  const int64_t all = dataset.validation_rows(), n = rows == 0 ? all : std::min(rows, all);
+  std::vector<double> losses, counts;
+  double own = 0, right = 0;
+  bool has_own = true;
+  for (int64_t first = 0; first < n; first += kEvaluationRows) {
+    const Batch batch = dataset.validation_batch(first, std::min(kEvaluationRows, n - first));
+    const Tensor logits = model(batch.inputs);
+    const Tensor each = cross_entropy(logits, batch.targets,
+                                      {.ignore_index = kIgnore, .reduction = LossReduction::each});
+    const auto loss = each.to(float64).sum(-1).to_vector<double>();
+    const auto counted = not_equal(batch.targets, kIgnore).sum(-1).to_vector<double>();
+    losses.insert(losses.end(), loss.begin(), loss.end());
+    counts.insert(counts.end(), counted.begin(), counted.end());
+    if (const auto ideal = dataset.own_loss(batch))
+      own += *ideal * static_cast<double>(counted_tokens(batch));
+    else
+      has_own = false;
+    if (dataset.has_answers())
+      right += exact_answers(batch, argmax(logits, -1)) * static_cast<double>(loss.size());
+  }
+  train(model);
+  Evaluation e;
+  double total = 0, tokens = 0, squares = 0;
+  for (size_t i = 0; i < losses.size(); ++i) total += losses[i], tokens += counts[i];
+  e.loss = total / tokens;
+  for (size_t i = 0; i < losses.size(); ++i) {
+    const double off = losses[i] - e.loss * counts[i];
+    squares += off * off;
+  }
+  e.error = std::sqrt(squares) / tokens;
+  e.tokens = static_cast<int64_t>(tokens);
+  if (has_own) e.gap = e.loss - own / tokens;
+  if (dataset.has_answers()) e.exact = right / static_cast<double>(losses.size());
+  return e;
+}
+
+Trainer::Trainer(const TrainOptions& options) : Trainer(options, std::string()) {}
+
+Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary) : options_(options) {
+  require_possible(options_);
+  dataset_ = make_dataset(options_, vocabulary);
+  manual_seed(options_.seed);
+  model_ = std::make_unique<Transformer>(transformer_options(options_, *dataset_));
+  const auto named = named_parameters(*model_);
+  if (!options_.freeze.empty()) freeze(named, options_.freeze);
+  if (!options_.train_only.empty()) freeze(named, options_.train_only, true);
+  optimizer_ = make_optimizer(options_, *model_);
+  for (const NamedTensor& p : named) parameters_.push_back(p.tensor);
+  schedule_ = {.kind = schedule_kind(options_.schedule),
+               .lr = options_.lr,
+               .min_lr = options_.min_lr,
+               .warmup = options_.warmup,
+               .steps = options_.steps};
+}
+
+Tensor Trainer::batch_loss(const Batch& batch, int64_t counted) const {
+  const Tensor sum = cross_entropy((*model_)(batch.inputs), batch.targets,
+                                   {.ignore_index = kIgnore, .reduction = LossReduction::sum});
+  return sum / static_cast<double>(std::max<int64_t>(1, counted));
+}
+
+StepReport Trainer::step() {
+  const Batch batch = dataset_->batch(Part::train, options_.seed, step_, options_.batch);
+  const int64_t counted = counted_tokens(batch), rows = options_.batch / options_.accumulate;
+  StepReport report{.lr = schedule_.at(step_), .tokens = counted};
+  optimizer_->zero_grad();
+  for (int64_t first = 0; first < options_.batch; first += rows) {
+    const Tensor loss = batch_loss(
+        {batch.inputs.slice(0, first, first + rows), batch.targets.slice(0, first, first + rows)},
+        counted);
+    loss.backward();
+    report.loss += loss.item();
+  }
+  report.grad_norm = clip_grad_norm(parameters_, options_.clip).item();
+  optimizer_->step(report.lr);
+  ++step_;
+  return report;
+}
+
+Evaluation Trainer::validate(int64_t rows) {
+  const Evaluation e = evaluate(*model_, *dataset_, rows);
+  if (!best_step_ || e.loss < best_loss_) best_step_ = step_, best_loss_ = e.loss;
+  return e;
+}
+
+void Trainer::save(const std::string& checkpoint) const {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  for (const NamedTensor& t : state_dict(*model_))
+    tensors.emplace_back("model." + t.name, t.tensor);
+  for (const auto& [name, tensor] : optimizer_->state())
+    tensors.emplace_back("optimizer." + name, tensor);
+  const GeneratorState& random = ambient_generator().state();
+  std::map<std::string, std::string> metadata{
+      {"step", std::to_string(step_)},
+      {"options", to_json(options_)},
+      {"vocabulary", dataset_->vocabulary().text()},
+      {"made_by", maker()},
+      {"optimizer_steps", std::to_string(optimizer_->steps())},
+      {"random_key", std::to_string(random.key)},
+      {"random_ordinal", std::to_string(random.ordinal)},
+      {"random_calls", std::to_string(random.calls)}};
+  if (best_step_) {
+    metadata["best_step"] = std::to_string(*best_step_);
+    metadata["best_loss"] = to_text(best_loss_);
+  }
+  save_safetensors(checkpoint, tensors, metadata);
+}
+
+std::unique_ptr<Trainer> Trainer::resume(const std::string& checkpoint) {
+  const Safetensors file = load_safetensors(checkpoint);
+  const CheckpointInfo info = info_of(file);
+  std::unique_ptr<Trainer> trainer(
+      new Trainer(info.options, info.options.text.empty() ? std::string() : info.vocabulary));
+  load_state_dict(*trainer->model_, part(file, "model."), checkpoint);
+  trainer->optimizer_->load_state(part(file, "optimizer."),
+                                  number<int64_t>(file, "optimizer_steps"), checkpoint);
+  ambient_generator().set_state({.key = number<uint64_t>(file, "random_key"),
+                                 .ordinal = number<uint32_t>(file, "random_ordinal"),
+                                 .calls = number<uint32_t>(file, "random_calls")});
+  trainer->step_ = info.step;
+  trainer->best_step_ = info.best_step;
+  trainer->best_loss_ = info.best_loss;
+  if (info.made_by != maker()) trainer->made_elsewhere_ = info.made_by;
+  return trainer;
+}
+
+LoadedModel load_model(const std::string& checkpoint) {
+  const Safetensors file = load_safetensors(checkpoint);
+  LoadedModel loaded{info_of(file), nullptr, {}};
+  loaded.vocabulary = Vocabulary::parse(loaded.info.vocabulary);
+  const auto weights = part(file, "model.");
+  // The context is in the weights where positions are learned; only a text or task knows it
+  // otherwise.
+  TransformerOptions options = [&] {
+    TrainOptions o = loaded.info.options;
+    if (o.text.empty()) return transformer_options(o, *make_dataset(o));
+    const TextDataset stand_in("a text", std::string(4096, loaded.vocabulary.symbol(0)[0]),
+                               {.context = o.context == 0 ? 64 : o.context,
+                                .train_share = 0,
+                                .vocabulary = loaded.info.vocabulary});
+    return transformer_options(o, stand_in);
+  }();
+  loaded.model = std::make_unique<Transformer>(options);
+  load_state_dict(*loaded.model, weights, checkpoint);
+  return loaded;
+}
+
+}  // namespace norma::nn

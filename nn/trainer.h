@@ -1,0 +1,97 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "norma/nn/data/dataset.h"
+#include "norma/nn/optimizer.h"
+#include "norma/nn/train_options.h"
+#include "norma/nn/transformer.h"
+
+namespace norma::nn {
+
+/// The data that options name: a text, a task, or the grammar. A given vocabulary is a text's own
+/// otherwise. Throws IOError or ValueError where that cannot be.
+std::unique_ptr<Dataset> make_dataset(const TrainOptions& options,
+                                      const std::string& vocabulary = {});
+TransformerOptions transformer_options(const TrainOptions& options, const Dataset& dataset);
+
+/// A loss in nats a counted token.
+struct Evaluation {
+  double loss = 0;
+  double error = 0;                    ///< standard error of the loss, rows taken as independent
+  std::optional<double> gap = none;    ///< loss less that of the true distribution on the same rows
+  std::optional<double> exact = none;  ///< share of rows answered right, for tasks with answers
+  int64_t tokens = 0;
+};
+/// Of the first `rows` validation rows, all of them for 0.
+Evaluation evaluate(Transformer& model, const Dataset& dataset, int64_t rows = 0);
+
+struct StepReport {
+  double loss = 0, grad_norm = 0, lr = 0;
+  int64_t tokens = 0;
+};
+
+/// What is in a checkpoint beside tensors.
+struct CheckpointInfo {
+  TrainOptions options;
+  int64_t step = 0;
+  std::string vocabulary, made_by;  ///< made_by: version and processor model
+  std::optional<int64_t> best_step = none;
+  double best_loss = 0;
+};
+
+/// Trains a transformer. A run is a function of its options: the same binary on the same processor
+/// model gives the same bits for any number of threads, also when it stops and goes on.
+class Trainer {
+ public:
+  /// A fresh run. Throws ValueError for options that no run can have.
+  explicit Trainer(const TrainOptions& options);
+  /// Goes on from a checkpoint: IOError where it does not fit.
+  static std::unique_ptr<Trainer> resume(const std::string& checkpoint);
+
+  /// One optimizer step on the next batch.
+  StepReport step();
+  int64_t steps_done() const { return step_; }
+  bool finished() const { return step_ >= options_.steps; }
+
+  /// Evaluates and remembers the best step so far. `rows` as in evaluate.
+  Evaluation validate(int64_t rows = 0);
+  std::optional<int64_t> best_step() const { return best_step_; }
+
+  /// Weights, optimizer, random state, position in the data, options: one safetensors file, which
+  /// appears whole or not at all.
+  void save(const std::string& checkpoint) const;
+  /// Who made the checkpoint that was resumed, where that was another version or processor model.
+  const std::optional<std::string>& made_elsewhere() const { return made_elsewhere_; }
+
+  const TrainOptions& options() const { return options_; }
+  Transformer& model() { return *model_; }
+  const Dataset& dataset() const { return *dataset_; }
+
+ private:
+  Trainer(const TrainOptions& options, const std::string& vocabulary);
+  Tensor batch_loss(const Batch& batch, int64_t counted) const;
+
+  TrainOptions options_;
+  std::unique_ptr<Dataset> dataset_;
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<Tensor> parameters_;
+  Schedule schedule_;
+  int64_t step_ = 0;
+  std::optional<int64_t> best_step_ = none;
+  double best_loss_ = 0;
+  std::optional<std::string> made_elsewhere_ = none;
+};
+
+/// A trained model out of a checkpoint, without what only training needs.
+struct LoadedModel {
+  CheckpointInfo info;
+  std::unique_ptr<Transformer> model;
+  Vocabulary vocabulary;
+};
+LoadedModel load_model(const std::string& checkpoint);
+
+}  // namespace norma::nn
