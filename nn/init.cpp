@@ -16,6 +16,10 @@ void require_matrix(std::string_view name, const Tensor& t) {
 
 }  // namespace
 
+void init_constant(const Tensor& t, double value) {
+  const NoGrad plain;
+  t.fill_(value);
+}
 void init_normal(const Tensor& t, double mean, double std) {
   const NoGrad plain;
   t.copy_(randn_like(t) * std + mean);

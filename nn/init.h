@@ -7,6 +7,7 @@ namespace norma::nn {
 // Fresh values for a parameter, in place, from the ambient generator. fan_in and fan_out are the
 // sizes of a (fan_out, fan_in) matrix.
 
+void init_constant(const Tensor& t, double value);
 void init_normal(const Tensor& t, double mean = 0, double std = 0.02);
 void init_uniform(const Tensor& t, double low, double high);
 /// Uniform in ±√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, AISTATS).

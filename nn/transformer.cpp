@@ -35,11 +35,11 @@ int64_t d_ff_of(const TransformerOptions& o) {
 void init_output(const Linear& layer, const TransformerOptions& o) {
   const auto writes = static_cast<double>(2 * std::max<int64_t>(1, o.n_layers));
   init_normal(layer.weight, 0, kStd / std::sqrt(writes));
-  if (layer.bias.defined()) layer.bias.zero_();
+  if (layer.bias.defined()) init_constant(layer.bias, 0);
 }
 void init_inner(const Linear& layer) {
   init_normal(layer.weight, 0, kStd);
-  if (layer.bias.defined()) layer.bias.zero_();
+  if (layer.bias.defined()) init_constant(layer.bias, 0);
 }
 MakeNorm norms_of(const TransformerOptions& o) {
   return [spec = NormSpec{.kind = o.norm, .dim = o.d_model, .bias = o.bias}] { return Norm(spec); };

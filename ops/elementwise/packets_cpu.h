@@ -29,13 +29,16 @@ void map_packets(int64_t n, Acc* y, const F& f, const X*... x) {
 }
 
 /// An array, not an expression: what is built on it must be evaluated before it goes.
-/// eˣ with results below the smallest normal number as 0: Eigen's for double stops at 5e-309.
+/// eˣ with results below the smallest normal number as 0: Eigen's for double stops at 5e-309. In
+/// two steps, since Eigen 3.4 takes no expression with a choice in it by packets.
 template <class X>
 auto exp_of(const X& x) {
   using Acc = typename X::Scalar;
   constexpr Acc lowest = std::is_same_v<Acc, double> ? Acc(-708) : Acc(-87);
   const auto v = x.eval();
-  return (v < lowest).select(Acc(0), v.exp()).eval();
+  auto e = v.exp().eval();
+  for (int i = 0; i < e.size(); ++i) e[i] = v[i] < lowest ? Acc(0) : e[i];
+  return e;
 }
 
 }  // namespace norma::detail
