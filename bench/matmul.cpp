@@ -1,11 +1,12 @@
 // Matrix products of the sizes that a small transformer has, and large square ones:
 //   build/cpu/bench/matmul
 // items/s are multiplications and additions.
+#include "norma/ops/matmul/matmul.h"
+
 #include <benchmark/benchmark.h>
 
 #include "norma/core/autograd.h"
 #include "norma/core/random.h"
-#include "norma/ops/matmul/matmul.h"
 
 namespace norma {
 namespace {

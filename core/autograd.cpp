@@ -53,8 +53,8 @@ void Leaf::accumulate(Tensor value) {
     grad = detail::add_gradients(std::move(grad), value);
     return;
   }
-  const bool ours = value.is_dense() && value.impl().use_count() == 1 &&
-                    value.storage()->use_count() == 1;
+  const bool ours =
+      value.is_dense() && value.impl().use_count() == 1 && value.storage()->use_count() == 1;
   if (ours || is_grad_enabled()) {
     grad = std::move(value);
   } else {
@@ -251,8 +251,10 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
   Sweep sweep(options, Sweep::Until::wanted);
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].requires_grad())
-      throw GraphError("grad: input {} must require a gradient, but does not; call "
-                       "requires_grad_() before it is used", i);
+      throw GraphError(
+          "grad: input {} must require a gradient, but does not; call "
+          "requires_grad_() before it is used",
+          i);
     sweep.want(detail::edge_of(inputs[i]), i);
   }
   seed(sweep, outputs, grad_outputs);
@@ -312,8 +314,10 @@ bool Tensor::has_grad() const {
 }
 Tensor Tensor::grad() const {
   if (!has_grad())
-    throw GraphError("grad: there must have been a backward() that reaches this {} tensor, but "
-                     "its grad is empty", is_leaf() ? "leaf" : "intermediate");
+    throw GraphError(
+        "grad: there must have been a backward() that reaches this {} tensor, but "
+        "its grad is empty",
+        is_leaf() ? "leaf" : "intermediate");
   return static_cast<const Leaf*>(impl().node.get())->grad;
 }
 void Tensor::clear_grad() const {

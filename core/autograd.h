@@ -28,8 +28,7 @@ class Node : public RefCounted {
   using Gradients = SmallVector<Tensor, 4>;  // an undefined tensor stands for an absent gradient
   using Edges = SmallVector<Edge, 4>;
 
-  Node(uint64_t number, Edges edges)
-      : sequence(number), inputs(std::move(edges)) {}
+  Node(uint64_t number, Edges edges) : sequence(number), inputs(std::move(edges)) {}
   virtual ~Node() = default;
 
   virtual std::string_view name() const = 0;

@@ -86,12 +86,16 @@ using stats_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 constexpr int64_t size_of(DType dtype) {
   switch (dtype) {
     case float32:
-    case int32: return 4;
+    case int32:
+      return 4;
     case float64:
-    case int64: return 8;
+    case int64:
+      return 8;
     case bfloat16:
-    case float16: return 2;
-    case bool_: return 1;
+    case float16:
+      return 2;
+    case bool_:
+      return 1;
   }
   return 0;
 }
@@ -101,11 +105,16 @@ constexpr DType stats_dtype(DType dtype) { return dtype == float64 ? float64 : f
 /// Half the distance from 1 to the next larger number: the relative error of one rounding.
 constexpr double unit_roundoff(DType dtype) {
   switch (dtype) {
-    case float32: return 0x1p-24;
-    case float64: return 0x1p-53;
-    case bfloat16: return 0x1p-8;
-    case float16: return 0x1p-11;
-    default: return 0;
+    case float32:
+      return 0x1p-24;
+    case float64:
+      return 0x1p-53;
+    case bfloat16:
+      return 0x1p-8;
+    case float16:
+      return 0x1p-11;
+    default:
+      return 0;
   }
 }
 
@@ -117,24 +126,36 @@ DType dtype_from_string(std::string_view name);
 template <class F>
 decltype(auto) visit_floating(DType dtype, F&& f) {
   switch (dtype) {
-    case float32: return f.template operator()<float>();
-    case float64: return f.template operator()<double>();
-    case bfloat16: return f.template operator()<BFloat16>();
-    case float16: return f.template operator()<Float16>();
-    default: throw DTypeError("a floating dtype is needed, but came {}", to_string(dtype));
+    case float32:
+      return f.template operator()<float>();
+    case float64:
+      return f.template operator()<double>();
+    case bfloat16:
+      return f.template operator()<BFloat16>();
+    case float16:
+      return f.template operator()<Float16>();
+    default:
+      throw DTypeError("a floating dtype is needed, but came {}", to_string(dtype));
   }
 }
 
 template <class F>
 decltype(auto) visit_all(DType dtype, F&& f) {
   switch (dtype) {
-    case float32: return f.template operator()<float>();
-    case float64: return f.template operator()<double>();
-    case bfloat16: return f.template operator()<BFloat16>();
-    case float16: return f.template operator()<Float16>();
-    case int32: return f.template operator()<int32_t>();
-    case int64: return f.template operator()<int64_t>();
-    case bool_: return f.template operator()<bool>();
+    case float32:
+      return f.template operator()<float>();
+    case float64:
+      return f.template operator()<double>();
+    case bfloat16:
+      return f.template operator()<BFloat16>();
+    case float16:
+      return f.template operator()<Float16>();
+    case int32:
+      return f.template operator()<int32_t>();
+    case int64:
+      return f.template operator()<int64_t>();
+    case bool_:
+      return f.template operator()<bool>();
   }
   throw DTypeError("unknown dtype {}", static_cast<int>(dtype));
 }
@@ -143,9 +164,12 @@ decltype(auto) visit_all(DType dtype, F&& f) {
 template <class F>
 decltype(auto) visit_index(DType dtype, F&& f) {
   switch (dtype) {
-    case int32: return f.template operator()<int32_t>();
-    case int64: return f.template operator()<int64_t>();
-    default: throw DTypeError("int32 or int64 is needed, but came {}", to_string(dtype));
+    case int32:
+      return f.template operator()<int32_t>();
+    case int64:
+      return f.template operator()<int64_t>();
+    default:
+      throw DTypeError("int32 or int64 is needed, but came {}", to_string(dtype));
   }
 }
 

@@ -30,8 +30,8 @@ using ShapeError = detail::FormattedError<struct ShapeErrorKind>;    ///< sizes 
 using DTypeError = detail::FormattedError<struct DTypeErrorKind>;    ///< element types likewise
 using DeviceError = detail::FormattedError<struct DeviceErrorKind>;  ///< tensors on several devices
 using ValueError = detail::FormattedError<struct ValueErrorKind>;    ///< an impossible option
-using GraphError = detail::FormattedError<struct GraphErrorKind>;    ///< misuse of autograd, capture
-using IOError = detail::FormattedError<struct IOErrorKind>;          ///< files
-using CudaError = detail::FormattedError<struct CudaErrorKind>;      ///< what CUDA reports
+using GraphError = detail::FormattedError<struct GraphErrorKind>;  ///< misuse of autograd, capture
+using IOError = detail::FormattedError<struct IOErrorKind>;        ///< files
+using CudaError = detail::FormattedError<struct CudaErrorKind>;    ///< what CUDA reports
 
 }  // namespace norma

@@ -38,13 +38,27 @@ std::string format_args(std::string_view format, std::span<const FormatArg> args
   fmt::dynamic_format_arg_store<fmt::format_context> store;
   for (const FormatArg& arg : args) {
     switch (arg.kind) {
-      case FormatArg::Kind::integer: store.push_back(arg.integer); break;
-      case FormatArg::Kind::natural: store.push_back(arg.natural); break;
-      case FormatArg::Kind::real: store.push_back(arg.real); break;
-      case FormatArg::Kind::boolean: store.push_back(arg.natural != 0); break;
-      case FormatArg::Kind::character: store.push_back(static_cast<char>(arg.integer)); break;
-      case FormatArg::Kind::text: store.push_back(arg.text); break;
-      case FormatArg::Kind::custom: store.push_back(CustomArg{&arg}); break;
+      case FormatArg::Kind::integer:
+        store.push_back(arg.integer);
+        break;
+      case FormatArg::Kind::natural:
+        store.push_back(arg.natural);
+        break;
+      case FormatArg::Kind::real:
+        store.push_back(arg.real);
+        break;
+      case FormatArg::Kind::boolean:
+        store.push_back(arg.natural != 0);
+        break;
+      case FormatArg::Kind::character:
+        store.push_back(static_cast<char>(arg.integer));
+        break;
+      case FormatArg::Kind::text:
+        store.push_back(arg.text);
+        break;
+      case FormatArg::Kind::custom:
+        store.push_back(CustomArg{&arg});
+        break;
     }
   }
   return fmt::vformat(fmt::string_view(format.data(), format.size()), store);

@@ -24,8 +24,7 @@ class OpNode final : public Node {
   OpNode(const OpInfo& op, const Call& call, Edges edges)
       : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)), op_(op) {
     if (op.copy_options) options_ = op.copy_options(call.options);
-    for (const Tensor& y : call.outputs)
-      outputs.push_back(y.defined() ? y.spec() : TensorSpec{});
+    for (const Tensor& y : call.outputs) outputs.push_back(y.defined() ? y.spec() : TensorSpec{});
   }
   ~OpNode() override {
     if (options_) op_.free_options(options_);
@@ -75,8 +74,8 @@ class OpNode final : public Node {
     const Ref<Storage>& storage = saved.tensor.storage();
     if (storage.get() != saved.storage)
       throw GraphError(
-          "backward: tensor {} saved by {} was given other storage since; run the forward again",
-          i, op_.name);
+          "backward: tensor {} saved by {} was given other storage since; run the forward again", i,
+          op_.name);
     if (storage->version() != saved.version)
       throw GraphError(
           "backward: tensor {} of shape {}, saved by {}, was changed in place (version {}, saved "
@@ -213,8 +212,10 @@ void require_one_device(const OpInfo& op, const Call& call) {
     if (!t->defined()) continue;
     if (!first) first = t;
     if (t->device() != first->device())
-      throw DeviceError("{}: arguments must be on one device, but are on {} and {}; move one with "
-                        ".to(device)", op.name, first->device(), t->device());
+      throw DeviceError(
+          "{}: arguments must be on one device, but are on {} and {}; move one with "
+          ".to(device)",
+          op.name, first->device(), t->device());
   }
 }
 
@@ -243,8 +244,9 @@ void say_that_no_kernel_fits(const OpInfo& op, const Call& call) {
                      to_string(leading->dtype()), leading->device());
   static std::mutex mutex;
   static auto* said = new std::set<std::string>;
-  const std::string line = format("norma: {} has no kernel for {} on {}; its definition runs instead\n",
-                                  op.name, to_string(leading->dtype()), leading->device());
+  const std::string line =
+      format("norma: {} has no kernel for {} on {}; its definition runs instead\n", op.name,
+             to_string(leading->dtype()), leading->device());
   const std::lock_guard lock(mutex);
   if (said->insert(line).second) std::fputs(line.c_str(), stderr);
 }

@@ -19,13 +19,12 @@ namespace norma {
 
 // An op is a struct of static functions, none overloaded, none a template:
 //
-//   using Options = …;                    a flat aggregate with defaults, last argument of all below
-//   static constexpr std::string_view name
-//   static TensorSpec check(args…, o)     throws where arguments do not fit; may return void
-//   static R define(args…, o)             the formula, in tensor arithmetic
-//   static R forward(Context&, args…, o)  kernels
-//   static G backward(Context&, dy…)      the gradients of the arguments, in their order
-//   static bool runs_on(Device, DType)    where forward has kernels (default: everywhere)
+//   using Options = …;                    a flat aggregate with defaults, last argument of all
+//   below static constexpr std::string_view name static TensorSpec check(args…, o)     throws where
+//   arguments do not fit; may return void static R define(args…, o)             the formula, in
+//   tensor arithmetic static R forward(Context&, args…, o)  kernels static G backward(Context&,
+//   dy…)      the gradients of the arguments, in their order static bool runs_on(Device, DType)
+//   where forward has kernels (default: everywhere)
 //
 // define or forward is needed, the rest is optional. Arguments are Tensor, optional<Tensor> and at
 // most one vector<Tensor>; R is a Tensor, a vector of them, or a struct of Tensor, optional<Tensor>
@@ -203,23 +202,35 @@ struct OptionsOf {
   using type = NoOptions;
 };
 template <class Op>
-  requires requires { typename Op::Options; }
+requires requires { typename Op::Options; }
 struct OptionsOf<Op> {
   using type = typename Op::Options;
 };
 
 template <class Op>
-concept HasForward = requires { &Op::forward; };
+concept HasForward = requires {
+  &Op::forward;
+};
 template <class Op>
-concept HasDefine = requires { &Op::define; };
+concept HasDefine = requires {
+  &Op::define;
+};
 template <class Op>
-concept HasBackward = requires { &Op::backward; };
+concept HasBackward = requires {
+  &Op::backward;
+};
 template <class Op>
-concept HasCheck = requires { &Op::check; };
+concept HasCheck = requires {
+  &Op::check;
+};
 template <class Op>
-concept HasRunsOn = requires { &Op::runs_on; };
+concept HasRunsOn = requires {
+  &Op::runs_on;
+};
 template <class Op>
-concept HasName = requires { std::string_view(Op::name); };
+concept HasName = requires {
+  std::string_view(Op::name);
+};
 
 template <class Op>
 constexpr auto main_function() {
@@ -299,7 +310,7 @@ inline void flatten(const std::vector<Tensor>& tensors, Node::Gradients& flat) {
   for (const Tensor& t : tensors) flat.push_back(t);
 }
 template <class R>
-  requires std::is_aggregate_v<R>
+requires std::is_aggregate_v<R>
 void flatten(const R& result, Node::Gradients& flat) {
   for_each_field(result, [&](const auto& field) { flatten(field, flat); });
 }
@@ -437,8 +448,7 @@ struct ApplyWith<Op, Types<A...>> {
 
   Result operator()(const A&... args) const { return run(Options{}, args...); }
   Result operator()(const A&... args, const Options& options) const
-    requires(Traits<Op>::has_options)
-  {
+      requires(Traits<Op>::has_options) {
     return run(options, args...);
   }
 

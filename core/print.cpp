@@ -62,10 +62,10 @@ class Printer {
       return shape_.dim() == 0 ? text : std::string(width_ - text.size(), ' ') + text;
     }
     const bool innermost = dim + 1 == shape_.dim();
-    const std::string gap =
-        innermost ? " "
-                  : std::string(static_cast<size_t>(shape_.dim() - 1 - dim), '\n') +
-                        std::string(static_cast<size_t>(dim) + 1, ' ');
+    const std::string gap = innermost
+                                ? " "
+                                : std::string(static_cast<size_t>(shape_.dim() - 1 - dim), '\n') +
+                                      std::string(static_cast<size_t>(dim) + 1, ' ');
     std::string text = "[";
     for_shown(shape_[dim], [&](int64_t i) {
       if (text.size() > 1) text += gap;

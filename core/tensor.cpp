@@ -46,8 +46,7 @@ Tensor broadcast_view(std::string_view where, const Tensor& t, const Shape& shap
     throw ShapeError("{}: source must broadcast to {}, but is {}", where, shape, t.shape());
   Shape strides = Shape::filled(shape.dim(), 0);
   const int lead = shape.dim() - t.dim();
-  for (int i = 0; i < t.dim(); ++i)
-    strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  for (int i = 0; i < t.dim(); ++i) strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
   return detail::raw_view(t, shape, strides, t.offset());
 }
 
@@ -128,7 +127,8 @@ const Tensor& Tensor::add_(const Tensor& other) const {
 
 Tensor empty(const TensorSpec& spec) {
   for (int64_t size : spec.shape)
-    if (size < 0) throw ShapeError("empty: sizes must be 0 or more, but the shape is {}", spec.shape);
+    if (size < 0)
+      throw ShapeError("empty: sizes must be 0 or more, but the shape is {}", spec.shape);
   return make(Storage::allocate(spec.shape.numel() * size_of(spec.dtype), spec.device), spec.shape,
               dense_strides(spec.shape), 0, spec.dtype);
 }
@@ -148,7 +148,9 @@ Tensor zeros(const Shape& shape, DType dtype, Device device) {
   return full(shape, 0, dtype, device);
 }
 Tensor zeros_like(const Tensor& t) { return full_like(t, 0); }
-Tensor ones(const Shape& shape, DType dtype, Device device) { return full(shape, 1, dtype, device); }
+Tensor ones(const Shape& shape, DType dtype, Device device) {
+  return full(shape, 1, dtype, device);
+}
 Tensor ones_like(const Tensor& t) { return full_like(t, 1); }
 Tensor scalar(double value, DType dtype, Device device) { return full({}, value, dtype, device); }
 
@@ -226,8 +228,7 @@ ConstView expanded(const Tensor& t, const Shape& shape) {
   if (t.shape() == shape) return view;
   view.strides = Shape::filled(shape.dim(), 0);
   const int lead = shape.dim() - t.dim();
-  for (int i = 0; i < t.dim(); ++i)
-    view.strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
+  for (int i = 0; i < t.dim(); ++i) view.strides[lead + i] = t.shape()[i] == 1 ? 0 : t.strides()[i];
   view.shape = shape;
   return view;
 }

@@ -78,9 +78,7 @@ class Tensor {
   TensorSpec spec() const { return {shape(), dtype(), device()}; }
   bool is_dense() const;  ///< row-major without gaps
   const Ref<Storage>& storage() const { return impl().storage; }
-  void* data() const {
-    return impl().storage->data() + impl().offset * size_of(impl().dtype);
-  }
+  void* data() const { return impl().storage->data() + impl().offset * size_of(impl().dtype); }
   /// The elements of a dense tensor on the CPU; throws where dtype, device or strides do not fit.
   template <class T>
   std::span<T> span() const {

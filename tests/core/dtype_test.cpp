@@ -35,9 +35,9 @@ TEST(Float16, AgreesWithTheProcessorOnRandomBits) {
 }
 
 TEST(BFloat16, RoundsToNearestAndTiesToEven) {
-  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 0x1p-8F)), 1.0F);                  // tie, even below
-  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 3 * 0x1p-8F)), 1.0F + 0x1p-6F);    // tie, even above
-  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 0x1.2p-8F)), 1.0F + 0x1p-7F);      // above the tie
+  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 0x1p-8F)), 1.0F);                // tie, even below
+  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 3 * 0x1p-8F)), 1.0F + 0x1p-6F);  // tie, even above
+  EXPECT_EQ(static_cast<float>(BFloat16(1.0F + 0x1.2p-8F)), 1.0F + 0x1p-7F);    // above the tie
   EXPECT_EQ(static_cast<float>(BFloat16(0x1.ffp127F)), std::numeric_limits<float>::infinity());
 }
 

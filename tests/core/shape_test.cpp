@@ -45,9 +45,7 @@ TEST(Shape, InsertAndEraseAreInverse) {
   EXPECT_EQ(shape, (Shape{2, 3}));
 }
 
-TEST(Shape, NinthDimensionIsRefused) {
-  EXPECT_THROW(Shape::filled(9, 1), ShapeError);
-}
+TEST(Shape, NinthDimensionIsRefused) { EXPECT_THROW(Shape::filled(9, 1), ShapeError); }
 
 }  // namespace
 }  // namespace norma

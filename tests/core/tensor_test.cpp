@@ -117,13 +117,19 @@ TEST(Tensor, MistakesAreNamed) {
             "item: the tensor must have one element, but has shape (2,)");
   EXPECT_EQ(message_of([] { ones({2}).span<double>(); }),
             "span: the tensor must be float64, but is float32");
-  EXPECT_EQ(message_of([] { ones({2, 3}).copy_(ones({2})); }),
+  EXPECT_EQ(message_of([] {
+              ones({2, 3}).copy_(ones({2}));
+            }),
             "copy_: shapes must broadcast, but (2,) and (2, 3) differ in dimension 1");
-  EXPECT_EQ(message_of([] { ones({3}).copy_(ones({2, 3})); }),
+  EXPECT_EQ(message_of([] {
+              ones({3}).copy_(ones({2, 3}));
+            }),
             "copy_: source must broadcast to (3,), but is (2, 3)");
   EXPECT_EQ(message_of([] { ones({2}).add_(ones({2}, float64)); }),
             "add_: other must be float32, but is float64; convert it first");
-  EXPECT_EQ(message_of([] { empty({2, -1}); }),
+  EXPECT_EQ(message_of([] {
+              empty({2, -1});
+            }),
             "empty: sizes must be 0 or more, but the shape is (2, -1)");
   EXPECT_EQ(message_of([] { (void)Tensor().shape(); }),
             "tensor: must hold values, but is empty (default-constructed or moved from)");
