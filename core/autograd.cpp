@@ -342,4 +342,31 @@ void Tensor::register_hook(Hook hook) const {
   edge.node->hooks.emplace_back(edge.index, std::move(hook));
 }
 
+namespace {
+
+/// y = x, a node of its own: where a nested sweep ends.
+class CutNode final : public Node {
+ public:
+  explicit CutNode(Edges edges)
+      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)) {}
+  std::string_view name() const override { return "cut"; }
+  Gradients backward(Gradients grads) override { return grads; }
+};
+
+}  // namespace
+
+namespace detail {
+Tensor stand_in(const Tensor& input, const Edge& edge, bool create_graph) {
+  if (!input.defined() || !edge.node) return input;
+  if (!create_graph) return input.detach().requires_grad_();
+  Node::Edges edges;
+  edges.push_back(edge);
+  Ref<Node> node(new CutNode(std::move(edges)));
+  node->outputs.push_back(input.spec());
+  Tensor twin = raw_view(input, input.shape(), input.strides(), input.offset());
+  twin.impl().node = std::move(node);
+  return twin;
+}
+}  // namespace detail
+
 }  // namespace norma

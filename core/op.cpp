@@ -118,16 +118,14 @@ class OpNode final : public Node {
         op_.name, t.shape());
   }
 
-  /// The derivative of define, taken at stand-ins for the saved inputs at which the nested sweep
-  /// ends. While the sweep itself is recorded each stand-in is an identity op on the input, so that
-  /// the gradient's own history leads back to it.
+  /// The derivative of define, taken at stand-ins for the saved inputs.
   Gradients backward_through_definition(const Gradients& grads) {
     const bool create_graph = is_grad_enabled();
     const EnableGrad recording;
     Gradients stand_ins(inputs.size());
     SmallVector<const Tensor*, 8> pointers;
     for (size_t i = 0; i < inputs.size(); ++i) {
-      stand_ins[i] = stand_in(saved(static_cast<int>(i)), inputs[i], create_graph);
+      stand_ins[i] = detail::stand_in(saved(static_cast<int>(i)), inputs[i], create_graph);
       pointers.push_back(&stand_ins[i]);
     }
     Call call{.inputs = {pointers.data(), pointers.size()}, .options = options_};
@@ -135,38 +133,12 @@ class OpNode final : public Node {
     op_.define(call);
     return detail::grad_within(call.outputs, stand_ins, grads, create_graph);
   }
-  static Tensor stand_in(const Tensor& input, const Edge& edge, bool create_graph);
 
   const OpInfo& op_;
   void* options_ = nullptr;
   SmallVector<Saved, 4> saved_;
   bool released_ = false;
 };
-
-namespace {
-
-/// y = x, a node of its own: where a nested sweep ends.
-class CutNode final : public Node {
- public:
-  explicit CutNode(Edges edges)
-      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)) {}
-  std::string_view name() const override { return "cut"; }
-  Gradients backward(Gradients grads) override { return grads; }
-};
-
-}  // namespace
-
-Tensor OpNode::stand_in(const Tensor& input, const Edge& edge, bool create_graph) {
-  if (!input.defined() || !edge.node) return input;
-  if (!create_graph) return input.detach().requires_grad_();
-  Edges edges;
-  edges.push_back(edge);
-  Ref<Node> node(new CutNode(std::move(edges)));
-  node->outputs.push_back(input.spec());
-  Tensor twin = detail::raw_view(input, input.shape(), input.strides(), input.offset());
-  twin.impl().node = std::move(node);
-  return twin;
-}
 
 Tensor Context::saved(int i) const {
   if (!node_) throw GraphError("{}: saved() belongs into backward, not forward", op_.name);

@@ -51,8 +51,8 @@ void multiply(const Slab<T>& a, const Slab<T>& b, const T* bias, T* c, int64_t c
 /// enough to pay for packing the other operand anew.
 Split panels_of(int64_t n, int64_t m, int64_t k) {
   const int64_t longer = std::max(n, m), other = std::max<int64_t>(1, std::min(n, m) * k);
-  constexpr int64_t kWork = 1 << 20;  // multiplications a task: about 15 µs
-  const int64_t size = std::max<int64_t>({48, kWork / other, longer / 16});
+  constexpr int64_t kWork = 1 << 22;  // multiplications a task: about 50 µs
+  const int64_t size = std::max<int64_t>({48, kWork / other, longer / 64});
   return split(longer, (size + 47) / 48 * 48);
 }
 

@@ -234,10 +234,12 @@ TEST(LayerNorm, StatisticsStayExactUnderALargeMean) {
   const Tensor noise = randn({4, 4096}, float64), x = (noise + 1e4).to(float32);
   const Tensor exact = layer_norm(x.to(float64));
   for (Variance variance : {Variance::two_pass, Variance::welford}) {
-    // A mean that is off by one rounding of 1e4 shifts every x̂ by that much.
-    EXPECT_CLOSE(
-        layer_norm(x, none, none, {.variance = variance}), exact,
-        {.relative = 64 * unit_roundoff(float32), .absolute = 2 * 1e4 * unit_roundoff(float32)});
+    // A mean that is off by one rounding shifts every x̂ by that much; Welford's rounds at each of
+    // its 128 steps a lane, of which most cancel.
+    const double roundings = variance == Variance::welford ? 8 : 2;
+    EXPECT_CLOSE(layer_norm(x, none, none, {.variance = variance}), exact,
+                 {.relative = 64 * unit_roundoff(float32),
+                  .absolute = roundings * 1e4 * unit_roundoff(float32)});
   }
 }
 TEST(GatedNorm, BothOrdersAreWhatTheyAreCalled) {
