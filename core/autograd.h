@@ -26,7 +26,7 @@ struct Edge {
 class Node : public RefCounted {
  public:
   using Gradients = SmallVector<Tensor, 4>;  // an undefined tensor stands for an absent gradient
-  using Edges = SmallVector<Edge, 4>;
+  using Edges = SmallVector<Edge, 5>;
 
   Node(uint64_t number, Edges edges) : sequence(number), inputs(std::move(edges)) {}
   virtual ~Node() = default;

@@ -136,7 +136,7 @@ class OpNode final : public Node {
 
   const OpInfo& op_;
   void* options_ = nullptr;
-  SmallVector<Saved, 4> saved_;
+  SmallVector<Saved, 6> saved_;
   bool released_ = false;
 };
 

@@ -159,7 +159,7 @@ class Context {
   const Call* call_;  // in forward
   OpNode* node_;      // in backward
   bool recording_;
-  SmallVector<Kept, 4> kept_;
+  SmallVector<Kept, 6> kept_;
 };
 
 namespace detail {

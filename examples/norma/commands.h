@@ -6,3 +6,4 @@
 void add_train(CLI::App& app);
 void add_sample(CLI::App& app);
 void add_eval(CLI::App& app);
+void add_curves(CLI::App& app);

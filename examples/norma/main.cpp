@@ -12,6 +12,7 @@ int main(int argc, char** argv) {
   add_train(app);
   add_sample(app);
   add_eval(app);
+  add_curves(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -124,29 +124,32 @@ void gate_of(const Acc* z, int64_t n, Acc* gate, Acc* slope) {
   for (int64_t c = 0; c < n; ++c) gate[c] *= z[c];
 }
 
-/// The weight as it multiplies (1 where there is none) and the bias (0), once for all rows.
+/// The weight as it multiplies (1 where there is none) and the bias (0), in Acc, once for all rows.
 template <class Acc>
 class Affine {
  public:
-  Affine(const ConstVec& w, const ConstVec& b, const NormOptions& o, int64_t cols)
-      : scratch_(empty({2, cols}, dtype_of<Acc>)) {
-    w_ = scratch_.span<Acc>().data(), b_ = w_ + cols;
-    fill(w, w_, cols, w ? Acc(o.zero_centered) : Acc(1));
-    fill(b, b_, cols, 0);
+  Affine(const ConstVec& w, const ConstVec& b, const NormOptions& o, int64_t cols) {
+    w_ = ready(w, o.zero_centered, 1, cols, w_scratch_);
+    b_ = ready(b, false, 0, cols, b_scratch_);
   }
   const Acc* w() const { return w_; }
   const Acc* b() const { return b_; }
 
  private:
-  static void fill(const ConstVec& from, Acc* to, int64_t cols, Acc offset) {
-    std::fill_n(to, cols, offset);
-    if (!from) return;
-    visit_floating(from.dtype, [&]<class W>() {
-      for (int64_t c = 0; c < cols; ++c) to[c] += static_cast<Acc>(from.at<W>(c));
-    });
+  static const Acc* ready(const ConstVec& from, bool add_one, Acc absent, int64_t cols,
+                          Tensor& scratch) {
+    if (from && from.dtype == dtype_of<Acc> && !add_one) return from.as<Acc>();
+    scratch = empty({cols}, dtype_of<Acc>);
+    Acc* to = scratch.span<Acc>().data();
+    std::fill_n(to, cols, from ? Acc(add_one) : absent);
+    if (from)
+      visit_floating(from.dtype, [&]<class W>() {
+        for (int64_t c = 0; c < cols; ++c) to[c] += static_cast<Acc>(from.at<W>(c));
+      });
+    return to;
   }
-  Tensor scratch_;
-  Acc *w_, *b_;
+  Tensor w_scratch_, b_scratch_;
+  const Acc *w_, *b_;
 };
 
 /// Rows a task; the buffers of a task are one scratch tensor, so that nothing is allocated twice.
@@ -163,7 +166,8 @@ void forward(const NormForwardArgs& k) {
   const Affine<Acc> affine(k.w, k.b, o, cols);
   const Split blocks = row_blocks(k.x.rows, cols);
   constexpr int kBuffers = 3;
-  const Tensor scratch = empty({blocks.blocks, kBuffers, group}, dtype_of<Acc>);
+  const bool buffered = !std::is_same_v<T, Acc> || k.z;
+  const Tensor scratch = empty({buffered ? blocks.blocks : 0, kBuffers, group}, dtype_of<Acc>);
   parallel_for(blocks.blocks, [&](int64_t block) {
     Acc* u_buffer = scratch.span<Acc>().data() + block * kBuffers * group;
     Acc *z_buffer = u_buffer + group, *gate = z_buffer + group;
