@@ -30,7 +30,7 @@ struct TrainOptions {
   bool tie = true;
 
   // The optimization.
-  int64_t steps = 1000;
+  int64_t steps = 1400;
   int64_t batch = 12;
   int64_t accumulate = 1;
   std::string optimizer = "adamw";
