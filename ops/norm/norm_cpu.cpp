@@ -40,6 +40,35 @@ Acc sum_of(int64_t first, int64_t n, const F& f) {
   return sum.total();
 }
 
+/// Σ c and Σ c² of c = u − mean in the order of sum_of, in one pass.
+template <class Acc>
+struct Moments {
+  Acc sum = 0, squares = 0;
+};
+template <class Acc>
+Moments<Acc> moments_about(const Acc* u, Acc mean, int64_t n) {
+  if (n > kLeaf) {
+    int64_t left = kLeaf;
+    while (left * 2 < n) left *= 2;
+    const auto a = moments_about(u, mean, left), b = moments_about(u + left, mean, n - left);
+    return {a.sum + b.sum, a.squares + b.squares};
+  }
+  Lanes<Acc> sum{}, squares{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int j = 0; j < kLanes; ++j) {
+      const Acc c = u[i + j] - mean;
+      sum.v[j] += c;
+      squares.v[j] += c * c;
+    }
+  for (int j = 0; i + j < n; ++j) {
+    const Acc c = u[i + j] - mean;
+    sum.v[j] += c;
+    squares.v[j] += c * c;
+  }
+  return {sum.total(), squares.total()};
+}
+
 template <class Acc>
 struct Stats {
   Acc mean = 0, rstd = 0;
@@ -92,10 +121,9 @@ Stats<Acc> statistics(const Acc* u, int64_t n, const NormOptions& o) {
     variance = s.rstd;
   } else {
     s.mean = sum_of<Acc>(0, n, [&](int64_t c) { return u[c]; }) / size;
-    const Acc mean = s.mean;
-    const Acc squares = sum_of<Acc>(0, n, [&](int64_t c) { return (u[c] - mean) * (u[c] - mean); });
     // What the mean's rounding left over: 0 in exact arithmetic.
-    const Acc rest = sum_of<Acc>(0, n, [&](int64_t c) { return u[c] - mean; }) / size;
+    const Moments<Acc> about = moments_about(u, s.mean, n);
+    const Acc squares = about.squares, rest = about.sum / size;
     variance = std::max(squares / size - rest * rest, squares * 0);  // keeps NaN
     s.mean += rest;
   }
