@@ -1,9 +1,34 @@
 // norma: trains small language models, generates from them, measures them.
+#include <algorithm>
 #include <cstdio>
+#include <string>
+#include <vector>
 
 #include "commands.h"
 #include "norma/core/error.h"
 #include "norma/core/version.h"
+#include "norma/nn/train_options.h"
+
+namespace {
+
+/// Names the flag that an unknown one was probably meant to be.
+void suggest_flag(const CLI::App& app, int argc, char** argv) {
+  for (const CLI::App* command : app.get_subcommands()) {
+    std::vector<std::string> known;
+    for (const CLI::Option* option : command->get_options())
+      for (const std::string& name : option->get_lnames()) known.push_back("--" + name);
+    for (int i = 1; i < argc; ++i) {
+      const std::string given = std::string(argv[i]).substr(0, std::string(argv[i]).find('='));
+      if (!given.starts_with("--") || std::find(known.begin(), known.end(), given) != known.end())
+        continue;
+      const std::string near = norma::nn::nearest(given, known);
+      if (!near.empty())
+        std::fprintf(stderr, "%s is no flag; did you mean %s?\n", given.c_str(), near.c_str());
+    }
+  }
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Trains small language models in which normalization is first-class.", "norma");
@@ -15,6 +40,9 @@ int main(int argc, char** argv) {
   add_curves(app);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::ExtrasError& error) {
+    suggest_flag(app, argc, argv);
+    return app.exit(error);
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
   } catch (const norma::Error& error) {
