@@ -47,6 +47,7 @@
 #include "norma/ops/index/index.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/norm/gated_norm.h"
+#include "norma/ops/norm/l2_norm.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/more_norms.h"
 #include "norma/ops/norm/norm.h"

@@ -8,7 +8,13 @@ struct LayerNormOptions {
   double eps = 1e-5;           ///< inside the root
   int64_t group = 0;           ///< elements that share statistics; 0: the whole row
   bool zero_centered = false;  ///< the weight is stored less 1
+  Casting casting = Casting::wide;
   Variance variance = Variance::two_pass;
+  std::optional<DType> out_dtype = none;  ///< of y; absent: x's
+  NormSaves saves = NormSaves::input;     ///< what the backward starts from
+  bool portable = false;                  ///< weight gradients the same bits on any GPU
+  bool precise = false;                   ///< weight gradients by compensated sums
+  NormProbe* probe = nullptr;             ///< the backward fills it; must live until then
 };
 
 /// LayerNorm over the last dimension, of length D (Ba, Kiros & Hinton 2016, arXiv:1607.06450):

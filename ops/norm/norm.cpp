@@ -1,18 +1,18 @@
 #include "norma/ops/norm/norm.h"
 
 #include "norma/core/dispatch.h"
+#include "norma/ops/dropout/dropout.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
-#include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/kernels.h"
-#include "norma/ops/norm/layer_norm.h"
-#include "norma/ops/norm/rms_norm.h"
 #include "norma/ops/reduce/reduce.h"
 
 namespace norma {
 namespace {
 
 using Maybe = std::optional<Tensor>;
+
+enum Input { kX, kW, kB, kZ, kResidual, kRowScale, kW2, kB2 };
 
 int64_t group_size(const Tensor& x, const NormOptions& o) {
   return o.group == 0 ? x.shape().back() : o.group;
@@ -22,19 +22,62 @@ Shape stats_shape(const Tensor& x, const NormOptions& o) {
   shape[shape.dim() - 1] /= group_size(x, o);
   return shape;
 }
+Shape row_shape(const Tensor& x) {
+  Shape shape;
+  for (int i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.shape()[i]);
+  return shape;
+}
 
-void require_like_x(std::string_view name, std::string_view what, const Maybe& t, const Tensor& x) {
-  if (t && (t->shape() != x.shape() || t->dtype() != x.dtype()))
+void require_like_x(std::string_view name, std::string_view what, const Maybe& t, const Tensor& x,
+                    DType dtype) {
+  if (t && (t->shape() != x.shape() || (t->dtype() != x.dtype() && t->dtype() != dtype)))
     throw ShapeError("{}: {} must be like x, {} of {}, but is {} of {}", name, what, x.shape(),
                      to_string(x.dtype()), t->shape(), to_string(t->dtype()));
 }
-void require_row(std::string_view name, std::string_view what, const Maybe& t, const Tensor& x) {
+/// A weight or bias: as long as the others, a row or one group of it.
+void require_weight(std::string_view name, std::string_view what, const Maybe& t, const Tensor& x,
+                    const NormOptions& o, const Maybe& other) {
   if (!t) return;
-  if (t->shape() != Shape{x.shape().back()})
-    throw ShapeError("{}: {} must be ({},), the last dimension of x {}, but is {}", name, what,
-                     x.shape().back(), x.shape(), t->shape());
   if (!is_floating(t->dtype()))
     throw DTypeError("{}: {} must be floating, but is {}", name, what, to_string(t->dtype()));
+  const int64_t cols = x.shape().back(), group = group_size(x, o);
+  if (t->shape() != Shape{cols} && t->shape() != Shape{group}) {
+    if (group == cols)
+      throw ShapeError("{}: {} must be ({},), the last dimension of x {}, but is {}", name, what,
+                       cols, x.shape(), t->shape());
+    throw ShapeError(
+        "{}: {} must be ({},), the last dimension of x {}, or ({},), a group of it, "
+        "but is {}",
+        name, what, cols, x.shape(), group, t->shape());
+  }
+  if (other && t->shape() != other->shape())
+    throw ShapeError("{}: weights and biases must be of one length, but {} is {} beside {}", name,
+                     what, t->shape(), other->shape());
+}
+void require_options(std::string_view name, const Tensor& x, const NormOptions& o) {
+  if (o.group < 0 || (o.group > 0 && x.shape().back() % o.group != 0))
+    throw ValueError("{}: group must divide the last dimension of x {}, but is {}", name, x.shape(),
+                     o.group);
+  if (!(o.eps >= 0)) throw ValueError("{}: eps must be 0 or more, but is {}", name, o.eps);
+  if (!(o.dropout >= 0 && o.dropout < 1))
+    throw ValueError("{}: dropout must be from 0 to below 1, but is {}", name, o.dropout);
+  if (o.out_dtype && !is_floating(*o.out_dtype))
+    throw DTypeError("{}: out_dtype must be floating, but is {}", name, to_string(*o.out_dtype));
+  if (o.h_dtype && *o.h_dtype != x.dtype() && *o.h_dtype != stats_dtype(x.dtype()))
+    throw DTypeError("{}: h_dtype must be x's, {}, or its statistics', {}, but is {}", name,
+                     to_string(x.dtype()), to_string(stats_dtype(x.dtype())),
+                     to_string(*o.h_dtype));
+  if (o.saves == NormSaves::x_hat && o.gate == GateOrder::gate_then_norm)
+    throw ValueError("{}: saves must be input where the gate comes first, whose gradient needs h",
+                     name);
+}
+
+DType h_dtype(const Tensor& x, const Maybe& residual, const NormOptions& o) {
+  return o.h_dtype.value_or(residual ? residual->dtype() : x.dtype());
+}
+/// Whether h is a tensor of its own.
+bool makes_h(const Tensor& x, const Maybe& residual, const Maybe& row_scale, const NormOptions& o) {
+  return residual || row_scale || o.dropout > 0 || h_dtype(x, residual, o) != x.dtype();
 }
 
 /// t seen as (…, groups, group).
@@ -43,221 +86,383 @@ Tensor grouped(const Tensor& t, const NormOptions& o) {
   shape.push_back(group_size(t, o));
   return t.reshape(shape);
 }
+/// What statistics are: means over the group, sums for l2.
+Tensor over_group(const Tensor& t, const NormOptions& o) {
+  return o.kind == NormKind::l2 ? t.sum(-1, keepdim) : t.mean(-1, keepdim);
+}
+
+Tensor activation(const Tensor& z, const NormOptions& o) {
+  switch (o.activation) {
+    case GateActivation::silu:
+      return silu(z);
+    case GateActivation::sigmoid:
+      return sigmoid(z);
+    case GateActivation::swish:
+      return z * sigmoid(z * o.beta);
+    case GateActivation::gelu:
+      return gelu(z);
+    case GateActivation::identity:
+      return z;
+  }
+  return z;
+}
+/// s′(z); of swish σ(βz) · (1 + βz · (1 − σ(βz))), silu's with β = 1.
+Tensor activation_slope(const Tensor& z, const NormOptions& o) {
+  switch (o.activation) {
+    case GateActivation::silu:
+    case GateActivation::swish: {
+      const Tensor v = o.activation == GateActivation::swish ? z * o.beta : z;
+      const Tensor s = sigmoid(v);
+      return s * (v * (1 - s) + 1);
+    }
+    case GateActivation::sigmoid: {
+      const Tensor s = sigmoid(z);
+      return s * (1 - s);
+    }
+    case GateActivation::gelu:
+      return apply<GeluBackward>(ones_like(z), z);
+    case GateActivation::identity:
+      return ones_like(z);
+  }
+  return z;
+}
+
+/// x as it is added to the residual, or the gradient on its way back: both are the same product.
+Tensor dropped_and_scaled(const Tensor& x, const Maybe& row_scale, const NormOptions& o) {
+  Tensor s = x;
+  if (o.dropout > 0) s = apply<Dropout>(s, {.p = o.dropout, .key = o.key});
+  return row_scale ? s * row_scale->to(s.dtype()).unsqueeze(-1) : s;
+}
 
 /// What forward and closed-form gradient share, in the statistics' dtype.
 struct Formula {
-  Tensor h, gate, u, x_hat, mean, rstd;
+  Tensor gate, x_hat, mean, mean_rest, rstd;
 
-  Formula(const Tensor& x, const Maybe& z, const NormOptions& o) {
-    const DType dtype = stats_dtype(x.dtype());
-    h = x.to(dtype);
-    if (z) gate = silu(z->to(dtype));
-    u = o.gate == GateOrder::gate_then_norm ? h * gate : h;
-    Tensor c = grouped(u, o);
+  Formula(const Tensor& h, const Tensor& z, const NormOptions& o) {
+    if (z.defined()) gate = activation(z, o);
+    Tensor c = grouped(o.gate == GateOrder::gate_then_norm ? h * gate : h, o);
     if (o.kind == NormKind::layer) {
       mean = c.mean(-1, keepdim);
       c = c - mean;
+      mean_rest = c.mean(-1, keepdim);  // 0 but for rounding
+      c = c - mean_rest;
     }
-    rstd = rsqrt(c.square().mean(-1, keepdim) + o.eps);
-    x_hat = (c * rstd).reshape(x.shape());
+    rstd = rsqrt(over_group(c.square(), o) + o.eps);
+    x_hat = (c * rstd).reshape(h.shape());
   }
 };
 
-Tensor weight_of(const Tensor& w, const NormOptions& o, DType dtype) {
-  const Tensor gain = w.to(dtype);
+/// w, or a group's w repeated, for rows of `cols` elements.
+Tensor whole_row(const Tensor& w, DType dtype, int64_t cols) {
+  const int64_t n = w.numel();
+  const Tensor wide = w.to(dtype);
+  return n == cols ? wide : wide.unsqueeze(0).expand({cols / n, n}).reshape({cols});
+}
+Tensor weight_of(const Tensor& w, const NormOptions& o, DType dtype, int64_t cols) {
+  const Tensor gain = whole_row(w, dtype, cols);
   return o.zero_centered ? gain + 1 : gain;
 }
 Tensor affine(const Tensor& x_hat, const Maybe& w, const Maybe& b, const NormOptions& o) {
+  const int64_t cols = x_hat.shape().back();
   Tensor n = x_hat;
-  if (w) n = n * weight_of(*w, o, n.dtype());
-  return b ? n + b->to(n.dtype()) : n;
+  if (w) n = n * weight_of(*w, o, n.dtype(), cols);
+  return b ? n + whole_row(*b, n.dtype(), cols) : n;
 }
-Tensor sum_rows(const Tensor& t, DType dtype) {
-  return t.reshape({-1, t.shape().back()}).sum(0).to(dtype);
+/// Casting::rounded: by way of x's dtype.
+Tensor as_multiplied(const Tensor& x_hat, DType dtype, const NormOptions& o) {
+  return o.casting == Casting::rounded ? x_hat.to(dtype).to(x_hat.dtype()) : x_hat;
 }
-/// silu′(z) = σ(z) · (1 + z · (1 − σ(z)))
-Tensor silu_slope(const Tensor& z) {
-  const Tensor s = sigmoid(z);
-  return s * (z * (1 - s) + 1);
+/// Over all rows, and over the groups where they share a weight of n elements.
+Tensor sum_rows(const Tensor& t, int64_t n, DType dtype) {
+  const int64_t rows = n == 0 ? 0 : t.numel() / n;
+  return t.reshape({rows, n}).sum(0).to(dtype);
+}
+
+/// The gradients where h is the only result that was used.
+NormGrads gradients_of_h(const Tensor& dh, const Maybe& x, const Maybe& row_scale,
+                         const NormBackwardOptions& wants) {
+  const NormOptions& o = wants.norm;
+  NormGrads grads;
+  if (wants.dresidual) grads.dresidual = dh.to(*wants.dresidual);
+  if (!row_scale && o.dropout == 0) {
+    if (wants.dx) grads.dx = dh.to(*wants.dx);
+    return grads;
+  }
+  const Tensor d = dh.to(stats_dtype(dh.dtype()));
+  if (wants.dx) grads.dx = dropped_and_scaled(d, row_scale, o).to(*wants.dx);
+  if (wants.drow_scale)
+    grads.drow_scale =
+        (d * dropped_and_scaled(x->to(d.dtype()), none, o)).sum(-1).to(*wants.drow_scale);
+  return grads;
+}
+
+/// Empty tensors for the probe of one backward.
+void make_probe(NormProbe& probe, const Maybe& mean, const Tensor& rstd) {
+  probe = {.mean = mean.value_or(Tensor()),
+           .rstd = rstd,
+           .mean_gx = empty_like(rstd),
+           .g_norm = empty_like(rstd),
+           .du_norm = empty_like(rstd)};
 }
 
 Maybe even(const Maybe& t) { return t ? Maybe(even_rows(*t)) : none; }
 Maybe dense(const Maybe& t) { return t ? Maybe(detail::dense(*t)) : none; }
 ConstRows rows(const Maybe& t) { return t ? ConstRows(*t) : ConstRows(); }
 ConstVec vec(const Maybe& t) { return t ? ConstVec(*t) : ConstVec(); }
+Rows out_rows(const Maybe& t) { return t ? Rows(*t) : Rows(); }
+Vec out_vec(const Maybe& t) { return t ? Vec(*t) : Vec(); }
 
 }  // namespace
 
 TensorSpec Norm::check(const Tensor& x, const Maybe& w, const Maybe& b, const Maybe& z,
-                       const Maybe& residual, const Options& o) {
+                       const Maybe& residual, const Maybe& row_scale, const Maybe& w2,
+                       const Maybe& b2, const Options& o) {
   if (!is_floating(x.dtype()))
     throw DTypeError("{}: x must be floating, but is {}; convert it with .to(float32)", name,
                      to_string(x.dtype()));
   if (x.dim() == 0 || x.shape().back() == 0)
     throw ShapeError("{}: x needs a last dimension of 1 or more, but is {}", name, x.shape());
-  if (o.group < 0 || (o.group > 0 && x.shape().back() % o.group != 0))
-    throw ValueError("{}: group must divide the last dimension of x {}, but is {}", name, x.shape(),
-                     o.group);
+  require_options(name, x, o);
   if (z.has_value() != (o.gate != GateOrder::no_gate))
     throw ValueError("{}: a gate z needs an order, and an order a gate", name);
-  if (!(o.eps >= 0)) throw ValueError("{}: eps must be 0 or more, but is {}", name, o.eps);
-  require_row(name, "w", w, x);
-  require_row(name, "b", b, x);
-  require_like_x(name, "z", z, x);
-  require_like_x(name, "residual", residual, x);
-  return x.spec();
+  if (w2 && o.gate == GateOrder::norm_then_gate)
+    throw ValueError("{}: a second weight needs its gate first, or none", name);
+  if (b2 && !w2) throw ValueError("{}: b2 needs w2, the weight of the second result", name);
+  require_weight(name, "w", w, x, o, none);
+  require_weight(name, "b", b, x, o, w);
+  require_weight(name, "w2", w2, x, o, w ? w : b);
+  require_weight(name, "b2", b2, x, o, w2);
+  require_like_x(name, "z", z, x, x.dtype());
+  require_like_x(name, "residual", residual, x, stats_dtype(x.dtype()));
+  if (row_scale && (row_scale->shape() != row_shape(x) || !is_floating(row_scale->dtype())))
+    throw ShapeError("{}: row_scale must be floating, one a row of x {}, but is {} of {}", name,
+                     x.shape(), row_scale->shape(), to_string(row_scale->dtype()));
+  return {x.shape(), o.out_dtype.value_or(x.dtype()), x.device()};
 }
 
 NormResult Norm::define(const Tensor& x, const Maybe& w, const Maybe& b, const Maybe& z,
-                        const Maybe& residual, const Options& o) {
+                        const Maybe& residual, const Maybe& row_scale, const Maybe& w2,
+                        const Maybe& b2, const Options& o) {
+  const DType dtype = stats_dtype(x.dtype()), out = o.out_dtype.value_or(x.dtype());
   NormResult result;
-  if (residual) result.h = x + *residual;
-  const Formula f(residual ? *result.h : x, z, o);
-  const Tensor n = affine(f.x_hat, w, b, o);
-  result.y = (o.gate == GateOrder::norm_then_gate ? n * f.gate : n).to(x.dtype());
-  if (f.mean.defined()) result.mean = f.mean.reshape(stats_shape(x, o));
-  result.rstd = f.rstd.reshape(stats_shape(x, o));
+  if (makes_h(x, residual, row_scale, o)) {
+    Tensor s = dropped_and_scaled(x.to(dtype), row_scale, o);
+    if (residual) s = s + residual->to(dtype);
+    result.h = s.to(h_dtype(x, residual, o));
+  }
+  const Formula f(result.h.value_or(x).to(dtype), z ? z->to(dtype) : Tensor(), o);
+  const Tensor x_hat = as_multiplied(f.x_hat, x.dtype(), o), n = affine(x_hat, w, b, o);
+  result.y = (o.gate == GateOrder::norm_then_gate ? n * f.gate : n).to(out);
+  if (w2) result.y2 = affine(x_hat, w2, b2, o).to(out);
+  const Shape shape = stats_shape(x, o);
+  if (o.kind == NormKind::layer) {
+    result.mean = f.mean.reshape(shape);
+    result.mean_rest = f.mean_rest.reshape(shape);
+  }
+  result.rstd = f.rstd.reshape(shape);
   return result;
 }
 
 NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Maybe& b,
-                         const Maybe& z, const Maybe& residual, const Options& o) {
+                         const Maybe& z, const Maybe& residual, const Maybe& row_scale,
+                         const Maybe& w2, const Maybe& b2, const Options& o) {
   const Tensor u = even_rows(x);  // x, or a copy where strides are uneven
-  const Maybe r = even(residual), gate = even(z), gain = dense(w), bias = dense(b);
-  const DType stats = stats_dtype(x.dtype());
+  const Maybe r = even(residual), gate = even(z), scale = dense(row_scale);
+  const Maybe gain = dense(w), bias = dense(b), gain2 = dense(w2), bias2 = dense(b2);
+  const TensorSpec stats{stats_shape(x, o), stats_dtype(x.dtype()), x.device()};
   NormResult result;
   result.y = empty(ctx.output());
-  if (residual) result.h = empty_like(x);
-  if (o.kind == NormKind::layer) result.mean = empty(stats_shape(x, o), stats, x.device());
-  result.rstd = empty(stats_shape(x, o), stats, x.device());
+  if (w2) result.y2 = empty(ctx.output());
+  if (makes_h(x, residual, row_scale, o))
+    result.h = empty(x.shape(), h_dtype(x, residual, o), x.device());
+  if (o.kind == NormKind::layer) result.mean = empty(stats), result.mean_rest = empty(stats);
+  result.rstd = empty(stats);
+  const bool keeps_x_hat = o.saves == NormSaves::x_hat && ctx.recording();
+  const Maybe x_hat = keeps_x_hat ? Maybe(empty(x.spec())) : none;
   dispatch(x.device(), NormForwardArgs{.options = o,
                                        .x = u,
-                                       .residual = rows(r),
                                        .z = rows(gate),
+                                       .residual = rows(r),
+                                       .row_scale = vec(scale),
                                        .w = vec(gain),
                                        .b = vec(bias),
-                                       .h = result.h ? Rows(*result.h) : Rows(),
+                                       .w2 = vec(gain2),
+                                       .b2 = vec(bias2),
+                                       .h = out_rows(result.h),
                                        .y = result.y,
+                                       .y2 = out_rows(result.y2),
+                                       .x_hat = out_rows(x_hat),
                                        .mean = result.mean.value,
+                                       .mean_rest = result.mean_rest.value,
                                        .rstd = result.rstd.value});
   // The caller holds inputs and h anyway; never the even copies, which have no history.
-  if (residual)
-    ctx.save(*result.h);
-  else
-    ctx.save(x);
-  ctx.save(w, b, z);
-  ctx.save_constant(result.mean.value, result.rstd.value);
+  ctx.save(keeps_x_hat ? Maybe() : result.h ? result.h : Maybe(x));
+  ctx.save(ctx.needs(kRowScale) ? Maybe(x) : Maybe());
+  ctx.save(z, row_scale, w, b, w2);
+  ctx.save_constant(x_hat, result.mean.value, result.mean_rest.value, result.rstd.value);
+  if (o.casting == Casting::rounded) ctx.save_constant(empty({0}, x.dtype()));  // says which
   return result;
 }
 
-std::vector<Tensor> Norm::backward(Context& ctx, const Maybe& dy, const Maybe& dh, const Maybe&,
-                                   const Maybe&) {
-  const bool residual = ctx.needs(4);
-  if (!dy) return {*dh, {}, {}, {}, residual ? *dh : Tensor()};
-  const NormGrads g = apply<NormBackward>(*dy, ctx.saved(0), ctx.saved_optional(1),
-                                          ctx.saved_optional(2), ctx.saved_optional(3),
-                                          ctx.saved_optional(4), ctx.saved(5), dh, ctx.options());
-  return {g.dx, g.dw.value_or(Tensor()), g.db.value_or(Tensor()), g.dz.value_or(Tensor()),
-          residual ? g.dx : Tensor()};
-}
-
-NormGrads NormBackward::define(const Tensor& dy_, const Tensor& h, const Maybe& w, const Maybe& b,
-                               const Maybe& z, const Maybe&, const Tensor&, const Maybe& dh,
-                               const Options& o) {
-  const Formula f(h, z, o);
-  const DType dtype = f.x_hat.dtype();
-  const Tensor dy = dy_.to(dtype);
-  const bool gate_last = o.gate == GateOrder::norm_then_gate;
-  const Tensor dn = gate_last ? dy * f.gate : dy;
-  const Tensor g = grouped(w ? dn * weight_of(*w, o, dtype) : dn, o), x_hat = grouped(f.x_hat, o);
-  Tensor du = g - x_hat * (g * x_hat).mean(-1, keepdim);
-  if (o.kind == NormKind::layer) du = du - g.mean(-1, keepdim);
-  du = (f.rstd * du).reshape(h.shape());
-
-  NormGrads grads;
-  if (w) grads.dw = sum_rows(dn * f.x_hat, w->dtype());
-  if (b) grads.db = sum_rows(dn, b->dtype());
-  Tensor dx = du;
-  if (gate_last)
-    grads.dz = (dy * affine(f.x_hat, w, b, o) * silu_slope(z->to(dtype))).to(z->dtype());
-  if (o.gate == GateOrder::gate_then_norm) {
-    dx = du * f.gate;
-    grads.dz = (du * f.h * silu_slope(z->to(dtype))).to(z->dtype());
+std::vector<Tensor> Norm::backward(Context& ctx, const Maybe& dy, const Maybe& dy2, const Maybe& dh,
+                                   const Maybe&, const Maybe&, const Maybe&) {
+  const NormOptions& o = ctx.options();
+  const Maybe h = ctx.saved_optional(0), x = ctx.saved_optional(1), z = ctx.saved_optional(2),
+              row_scale = ctx.saved_optional(3), w = ctx.saved_optional(4),
+              b = ctx.saved_optional(5), w2 = ctx.saved_optional(6), x_hat = ctx.saved_optional(7),
+              mean = ctx.saved_optional(8), mean_rest = ctx.saved_optional(9);
+  const Tensor rstd = ctx.saved(10);
+  if (x_hat && ctx.recording())
+    throw GraphError(
+        "{}: a second derivative needs h, which saves = x_hat does not keep; use "
+        "saves = input",
+        name);
+  const auto wanted = [&](Input i) {
+    return ctx.needs(i) ? std::optional(ctx.input(i).dtype) : std::nullopt;
+  };
+  NormBackwardOptions wants{
+      .norm = o,
+      .x_dtype = o.casting == Casting::rounded ? ctx.saved(11).dtype() : rstd.dtype(),
+      .dx = wanted(kX),
+      .dresidual = wanted(kResidual),
+      .dw = wanted(kW),
+      .db = wanted(kB),
+      .dz = wanted(kZ),
+      .drow_scale = wanted(kRowScale),
+      .dw2 = wanted(kW2),
+      .db2 = wanted(kB2)};
+  NormGrads g;
+  const bool same = !row_scale && o.dropout == 0 && wants.dx == wants.dresidual;
+  if (same) wants.dresidual = none;
+  if (dy && dy2) {
+    g = apply<NormBackward>(*dy, dy2, dh, h, x_hat, x, z, row_scale, w, b, w2, mean, mean_rest,
+                            rstd, wants);
+  } else if (dy) {
+    wants.dw2 = wants.db2 = none;
+    g = apply<NormBackward>(*dy, none, dh, h, x_hat, x, z, row_scale, w, b, none, mean, mean_rest,
+                            rstd, wants);
+  } else if (dy2) {  // the second result is the only one
+    wants.dw = wants.dw2, wants.db = wants.db2;
+    wants.dw2 = wants.db2 = none;
+    g = apply<NormBackward>(*dy2, none, dh, h, x_hat, x, z, row_scale, w2, none, none, mean,
+                            mean_rest, rstd, wants);
+    std::swap(g.dw, g.dw2), std::swap(g.db, g.db2);
+  } else {
+    g = gradients_of_h(*dh, x, row_scale, wants);
   }
-  if (dh) dx = dx + dh->to(dtype);
-  grads.dx = dx.to(h.dtype());
-  return grads;
+  const auto given = [](const Maybe& t) { return t.value_or(Tensor()); };
+  return {
+      given(g.dx),         given(g.dw),  given(g.db), given(g.dz), given(same ? g.dx : g.dresidual),
+      given(g.drow_scale), given(g.dw2), given(g.db2)};
 }
 
-NormGrads NormBackward::forward(Context&, const Tensor& dy, const Tensor& h, const Maybe& w,
-                                const Maybe& b, const Maybe& z, const Maybe& mean,
-                                const Tensor& rstd, const Maybe& dh, const Options& o) {
-  const Tensor d = even_rows(dy), u = even_rows(h);
-  const Maybe gate = even(z), more = even(dh), gain = dense(w), bias = dense(b);
+NormGrads NormBackward::define(const Tensor& dy_, const Maybe& dy2, const Maybe& dh, const Maybe& h,
+                               const Maybe& x_hat_, const Maybe& x, const Maybe& z_,
+                               const Maybe& row_scale, const Maybe& w, const Maybe& b,
+                               const Maybe& w2, const Maybe& mean, const Maybe&,
+                               const Tensor& rstd_, const Options& wants) {
+  const NormOptions& o = wants.norm;
+  const DType dtype = rstd_.dtype();
+  const Tensor dy = dy_.to(dtype), z = z_ ? z_->to(dtype) : Tensor();
+  const int64_t cols = dy.shape().back();
+  const bool gate_last = o.gate == GateOrder::norm_then_gate;
+  Tensor gate, x_hat, rstd;
+  if (x_hat_) {
+    if (gate_last) gate = activation(z, o);
+    x_hat = x_hat_->to(dtype), rstd = rstd_.unsqueeze(-1);
+  } else {
+    const Formula f(h->to(dtype), z, o);
+    gate = f.gate, x_hat = f.x_hat, rstd = f.rstd;
+  }
+  const Tensor multiplied = as_multiplied(x_hat, wants.x_dtype, o);
+  const Tensor dn = gate_last ? dy * gate : dy;
+  Tensor g_row = w ? dn * weight_of(*w, o, dtype, cols) : dn;
+  if (dy2) g_row = g_row + dy2->to(dtype) * weight_of(*w2, o, dtype, cols);
+  const Tensor g = grouped(g_row, o), unit = grouped(x_hat, o);
+  const Tensor mean_gx = over_group(g * unit, o);
+  Tensor du = g - unit * mean_gx;
+  if (o.kind == NormKind::layer) du = du - g.mean(-1, keepdim);
+  du = (rstd * du).reshape(dy.shape());
+  if (o.probe) {
+    const NoGrad values;
+    *o.probe = {.mean = mean.value_or(Tensor()),
+                .rstd = rstd_,
+                .mean_gx = mean_gx.detach().reshape(rstd_.shape()),
+                .g_norm = sqrt(g.detach().square().sum(-1)),
+                .du_norm = sqrt(grouped(du.detach(), o).square().sum(-1))};
+  }
+
   NormGrads grads;
-  grads.dx = empty_like(h);
-  if (w) grads.dw = empty_like(*w);
-  if (b) grads.db = empty_like(*b);
-  if (z) grads.dz = empty_like(*z);
-  dispatch(h.device(), NormBackwardArgs{.options = o,
-                                        .dy = d,
-                                        .h = u,
-                                        .z = rows(gate),
-                                        .w = vec(gain),
-                                        .b = vec(bias),
-                                        .mean = vec(mean),
-                                        .rstd = rstd,
-                                        .dh = rows(more),
-                                        .dx = grads.dx,
-                                        .dz = z ? Rows(*grads.dz) : Rows(),
-                                        .dw = w ? Vec(*grads.dw) : Vec(),
-                                        .db = b ? Vec(*grads.db) : Vec()});
+  if (wants.dw) grads.dw = sum_rows(dn * multiplied, w ? w->numel() : w2->numel(), *wants.dw);
+  if (wants.db) grads.db = sum_rows(dn, w ? w->numel() : b->numel(), *wants.db);
+  if (wants.dw2) grads.dw2 = sum_rows(dy2->to(dtype) * multiplied, w2->numel(), *wants.dw2);
+  if (wants.db2) grads.db2 = sum_rows(dy2->to(dtype), w2->numel(), *wants.db2);
+  Tensor total = du;
+  if (gate_last && wants.dz)
+    grads.dz = (dy * affine(multiplied, w, b, o) * activation_slope(z, o)).to(*wants.dz);
+  if (o.gate == GateOrder::gate_then_norm) {
+    total = du * gate;
+    if (wants.dz) grads.dz = (du * h->to(dtype) * activation_slope(z, o)).to(*wants.dz);
+  }
+  if (dh) total = total + dh->to(dtype);
+  if (wants.dresidual) grads.dresidual = total.to(*wants.dresidual);
+  if (wants.dx) grads.dx = dropped_and_scaled(total, row_scale, o).to(*wants.dx);
+  if (wants.drow_scale)
+    grads.drow_scale =
+        (total * dropped_and_scaled(x->to(dtype), none, o)).sum(-1).to(*wants.drow_scale);
   return grads;
 }
 
-Tensor rms_norm(const Tensor& x, const Maybe& w, const RmsNormOptions& o) {
-  return apply<Norm>(x, w, none, none, none,
-                     {.kind = NormKind::rms,
-                      .eps = o.eps,
-                      .group = o.group,
-                      .zero_centered = o.zero_centered})
-      .y;
-}
-Added add_rms_norm(const Tensor& x, const Tensor& residual, const Maybe& w,
-                   const RmsNormOptions& o) {
-  NormResult r = apply<Norm>(
-      x, w, none, none, residual,
-      {.kind = NormKind::rms, .eps = o.eps, .group = o.group, .zero_centered = o.zero_centered});
-  return {r.y, *r.h};
-}
-Tensor layer_norm(const Tensor& x, const Maybe& w, const Maybe& b, const LayerNormOptions& o) {
-  return apply<Norm>(x, w, b, none, none,
-                     {.kind = NormKind::layer,
-                      .eps = o.eps,
-                      .group = o.group,
-                      .zero_centered = o.zero_centered,
-                      .variance = o.variance})
-      .y;
-}
-Added add_layer_norm(const Tensor& x, const Tensor& residual, const Maybe& w, const Maybe& b,
-                     const LayerNormOptions& o) {
-  NormResult r = apply<Norm>(x, w, b, none, residual,
-                             {.kind = NormKind::layer,
-                              .eps = o.eps,
-                              .group = o.group,
-                              .zero_centered = o.zero_centered,
-                              .variance = o.variance});
-  return {r.y, *r.h};
-}
-Tensor gated_norm(const Tensor& x, const Tensor& z, const Maybe& w, const Maybe& b,
-                  const GatedNormOptions& o) {
-  return apply<Norm>(x, w, b, z, none,
-                     {.kind = o.kind,
-                      .gate = o.order,
-                      .eps = o.eps,
-                      .group = o.group,
-                      .zero_centered = o.zero_centered})
-      .y;
+NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, const Maybe& dh,
+                                const Maybe& h, const Maybe& x_hat, const Maybe& x, const Maybe& z,
+                                const Maybe& row_scale, const Maybe& w, const Maybe& b,
+                                const Maybe& w2, const Maybe& mean, const Maybe& mean_rest,
+                                const Tensor& rstd, const Options& wants) {
+  const Tensor d = even_rows(dy);
+  const Maybe d2 = even(dy2), more = even(dh), u = even(h), from = even(x), gate = even(z);
+  const Maybe scale = dense(row_scale), gain = dense(w), bias = dense(b), gain2 = dense(w2);
+  const auto made = [&](const Shape& shape, std::optional<DType> dtype) {
+    return dtype ? Maybe(empty(shape, *dtype, dy.device())) : none;
+  };
+  const Shape weight = w ? w->shape() : b ? b->shape() : Shape{dy.shape().back()};
+  NormGrads grads{.dx = made(dy.shape(), wants.dx),
+                  .dresidual = made(dy.shape(), wants.dresidual),
+                  .dw = made(weight, wants.dw),
+                  .db = made(weight, wants.db),
+                  .dz = made(dy.shape(), wants.dz),
+                  .drow_scale = made(row_shape(dy), wants.drow_scale),
+                  .dw2 = made(w2 ? w2->shape() : weight, wants.dw2),
+                  .db2 = made(w2 ? w2->shape() : weight, wants.db2)};
+  NormProbe unseen, &probe = wants.norm.probe ? *wants.norm.probe : unseen;
+  if (wants.norm.probe) make_probe(probe, mean, rstd);
+  dispatch(dy.device(), NormBackwardArgs{.options = wants.norm,
+                                         .x_dtype = wants.x_dtype,
+                                         .dy = d,
+                                         .dy2 = rows(d2),
+                                         .dh = rows(more),
+                                         .h = rows(u),
+                                         .x_hat = rows(x_hat),
+                                         .x = rows(from),
+                                         .z = rows(gate),
+                                         .row_scale = vec(scale),
+                                         .w = vec(gain),
+                                         .b = vec(bias),
+                                         .w2 = vec(gain2),
+                                         .mean = vec(mean),
+                                         .mean_rest = vec(mean_rest),
+                                         .rstd = rstd,
+                                         .dx = out_rows(grads.dx),
+                                         .dresidual = out_rows(grads.dresidual),
+                                         .dz = out_rows(grads.dz),
+                                         .dw = out_vec(grads.dw),
+                                         .db = out_vec(grads.db),
+                                         .dw2 = out_vec(grads.dw2),
+                                         .db2 = out_vec(grads.db2),
+                                         .drow_scale = out_vec(grads.drow_scale),
+                                         .mean_gx = probe.mean_gx,
+                                         .g_norm = probe.g_norm,
+                                         .du_norm = probe.du_norm});
+  return grads;
 }
 
 }  // namespace norma

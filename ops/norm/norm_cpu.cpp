@@ -71,7 +71,7 @@ Moments<Acc> moments_about(const Acc* u, Acc mean, int64_t n) {
 
 template <class Acc>
 struct Stats {
-  Acc mean = 0, rstd = 0;
+  Acc mean = 0, mean_rest = 0, rstd = 0;
 };
 
 /// Running means in lanes: each step is a division and three products for 32 elements at once.
@@ -106,7 +106,7 @@ Stats<Acc> welford(const Acc* u, int64_t n) {
       mean.v[j] += delta * share;
       count[j] = both;
     }
-  return {mean.v[0], m2.v[0] / static_cast<Acc>(n)};  // the variance, for now
+  return {mean.v[0], Acc(0), m2.v[0] / static_cast<Acc>(n)};  // the variance, for now
 }
 
 template <class Acc>
@@ -125,7 +125,7 @@ Stats<Acc> statistics(const Acc* u, int64_t n, const NormOptions& o) {
     const Moments<Acc> about = moments_about(u, s.mean, n);
     const Acc squares = about.squares, rest = about.sum / size;
     variance = std::max(squares / size - rest * rest, squares * 0);  // keeps NaN
-    s.mean += rest;
+    s.mean_rest = rest;
   }
   s.rstd = 1 / std::sqrt(variance + static_cast<Acc>(o.eps));
   return s;
@@ -219,15 +219,16 @@ void forward(const NormForwardArgs& k) {
         }
         const Stats<Acc> s = statistics(u, group, o);
         if (k.mean) k.mean.at<Acc>(i * groups + j) = s.mean;
+        if (k.mean_rest) k.mean_rest.at<Acc>(i * groups + j) = s.mean_rest;
         k.rstd.at<Acc>(i * groups + j) = s.rstd;
         const Acc *w = affine.w() + at, *b = affine.b() + at;
         T* y = k.y.row<T>(i) + at;
         if (o.gate == GateOrder::norm_then_gate) {
           for (int64_t c = 0; c < group; ++c)
-            y[c] = static_cast<T>(((u[c] - s.mean) * s.rstd * w[c] + b[c]) * gate[c]);
+            y[c] = static_cast<T>(((u[c] - s.mean - s.mean_rest) * s.rstd * w[c] + b[c]) * gate[c]);
         } else {
           for (int64_t c = 0; c < group; ++c)
-            y[c] = static_cast<T>((u[c] - s.mean) * s.rstd * w[c] + b[c]);
+            y[c] = static_cast<T>((u[c] - s.mean - s.mean_rest) * s.rstd * w[c] + b[c]);
         }
       }
     }
@@ -240,18 +241,18 @@ struct TwoSums {
   Acc g = 0, gx = 0;
 };
 template <class Acc>
-TwoSums<Acc> two_sums(const Acc* u, const Acc* dn, const Acc* w, Acc mean, Acc rstd, Acc* dw,
-                      Acc* db, int64_t first, int64_t n) {
+TwoSums<Acc> two_sums(const Acc* u, const Acc* dn, const Acc* w, Acc mean, Acc rest, Acc rstd,
+                      Acc* dw, Acc* db, int64_t first, int64_t n) {
   if (n > kLeaf) {
     int64_t left = kLeaf;
     while (left * 2 < n) left *= 2;
-    const auto a = two_sums(u, dn, w, mean, rstd, dw, db, first, left);
-    const auto b = two_sums(u, dn, w, mean, rstd, dw, db, first + left, n - left);
+    const auto a = two_sums(u, dn, w, mean, rest, rstd, dw, db, first, left);
+    const auto b = two_sums(u, dn, w, mean, rest, rstd, dw, db, first + left, n - left);
     return {a.g + b.g, a.gx + b.gx};
   }
   Lanes<Acc> g{}, gx{};
   const auto step = [&](int64_t c, int j) {
-    const Acc x_hat = (u[c + j] - mean) * rstd, d = dn[c + j];
+    const Acc x_hat = (u[c + j] - mean - rest) * rstd, d = dn[c + j];
     g.v[j] += d * w[c + j];
     gx.v[j] += d * w[c + j] * x_hat;
     dw[c + j] += d * x_hat;
@@ -292,12 +293,13 @@ void backward(const NormBackwardArgs& k) {
   const Tensor partial = empty({parts, 2, cols}, dtype_of<Acc>);
   Acc* sums = partial.span<Acc>().data();
   if (blocks.blocks == 0) std::fill_n(sums, 2 * cols, Acc(0));
-  constexpr int kBuffers = 6;
+  constexpr int kBuffers = 7;
   const Tensor scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
   parallel_for(blocks.blocks, [&](int64_t block) {
     Acc* h_buffer = scratch.span<Acc>().data() + block * kBuffers * group;
     Acc *dy_buffer = h_buffer + group, *z_buffer = dy_buffer + group, *gate = z_buffer + group;
     Acc *slope = gate + group, *product = slope + group;
+    T* unwanted = reinterpret_cast<T*>(product + group);
     Acc* block_sums = sums + block * 2 * cols;
     std::fill_n(block_sums, 2 * cols, Acc(0));
     for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
@@ -307,6 +309,7 @@ void backward(const NormBackwardArgs& k) {
         const Acc* dy = converted<Acc>(k.dy.row<T>(i) + at, group, dy_buffer);
         const Acc *w = affine.w() + at, *b = affine.b() + at;
         const Acc mean = k.mean ? k.mean.at<Acc>(i * groups + j) : Acc(0);
+        const Acc rest = k.mean_rest ? k.mean_rest.at<Acc>(i * groups + j) : Acc(0);
         const Acc rstd = k.rstd.at<Acc>(i * groups + j);
         const Acc *u = h, *dn = dy;
         if (k.z)
@@ -315,26 +318,27 @@ void backward(const NormBackwardArgs& k) {
           for (int64_t c = 0; c < group; ++c) product[c] = h[c] * gate[c];
           u = product;
         } else if (o.gate == GateOrder::norm_then_gate) {
-          T* dz = k.dz.row<T>(i) + at;
+          T* dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
           for (int64_t c = 0; c < group; ++c) {
-            const Acc n = (u[c] - mean) * rstd * w[c] + b[c];
+            const Acc n = (u[c] - mean - rest) * rstd * w[c] + b[c];
             dz[c] = static_cast<T>(dy[c] * n * slope[c]);
           }
           for (int64_t c = 0; c < group; ++c) product[c] = dy[c] * gate[c];
           dn = product;
         }
-        const auto s =
-            two_sums<Acc>(u, dn, w, mean, rstd, block_sums + at, block_sums + cols + at, 0, group);
+        const auto s = two_sums<Acc>(u, dn, w, mean, rest, rstd, block_sums + at,
+                                     block_sums + cols + at, 0, group);
         const Acc size = static_cast<Acc>(group);
         const Acc mean_g = o.kind == NormKind::layer ? s.g / size : Acc(0), mean_gx = s.gx / size;
         const auto du = [&](int64_t c) {
-          const Acc x_hat = (u[c] - mean) * rstd;
+          const Acc x_hat = (u[c] - mean - rest) * rstd;
           return rstd * (dn[c] * w[c] - mean_g - x_hat * mean_gx);
         };
-        T* dx = k.dx.row<T>(i) + at;
+        const Rows& target = k.dx ? k.dx : k.dresidual;
+        T* dx = target ? target.row<T>(i) + at : unwanted;
         const T* dh = k.dh ? k.dh.row<T>(i) + at : nullptr;
         if (o.gate == GateOrder::gate_then_norm) {
-          T* dz = k.dz.row<T>(i) + at;
+          T* dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
           for (int64_t c = 0; c < group; ++c) {
             const Acc d = du(c);
             dz[c] = static_cast<T>(d * h[c] * slope[c]);
@@ -353,12 +357,28 @@ void backward(const NormBackwardArgs& k) {
   add_blocks(sums + cols, parts, cols, k.db);
 }
 
+/// What the kernels here do not compute yet.
+void require_supported(bool supported) {
+  if (!supported) throw ValueError("norm: this combination of options has no CPU kernel yet");
+}
+bool plain(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t cols) {
+  return o.kind != NormKind::l2 && o.activation == GateActivation::silu &&
+         o.casting == Casting::wide && o.dropout == 0 && o.saves == NormSaves::input &&
+         !o.precise && !o.probe && (!w || w.n == cols) && (!b || b.n == cols);
+}
+
 }  // namespace
 
 void run(Cpu, const NormForwardArgs& k) {
+  const auto like_x = [&](const auto& t) { return !t || t.dtype == k.x.dtype; };
+  require_supported(plain(k.options, k.w, k.b, k.x.cols) && !k.row_scale && !k.w2 &&
+                    like_x(k.residual) && like_x(k.h) && like_x(k.y) && (!k.h || k.residual));
   visit_floating(k.x.dtype, [&]<class T>() { forward<T>(k); });
 }
 void run(Cpu, const NormBackwardArgs& k) {
+  const auto like_h = [&](const auto& t) { return !t || t.dtype == k.h.dtype; };
+  require_supported(plain(k.options, k.w, k.b, k.h.cols) && !k.row_scale && !k.w2 && like_h(k.dy) &&
+                    like_h(k.dx) && like_h(k.dresidual) && like_h(k.z));
   visit_floating(k.h.dtype, [&]<class T>() { backward<T>(k); });
 }
 

@@ -78,9 +78,11 @@ struct Arguments {
       if (*t) *t = (*t)->to(float64);
     return a;
   }
-  NormResult norm(const NormOptions& o) const { return apply<Norm>(x, w, b, z, residual, o); }
+  NormResult norm(const NormOptions& o) const {
+    return apply<Norm>(x, w, b, z, residual, none, none, none, o);
+  }
   NormResult definition(const NormOptions& o) const {
-    return Norm::define(x, w, b, z, residual, o);
+    return Norm::define(x, w, b, z, residual, none, none, none, o);
   }
 };
 
@@ -109,7 +111,7 @@ TEST(Norm, GradientIsTheDerivativeForEveryMember) {
   for (const Member& m : all_members()) {
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {2, 6});
-    EXPECT_OK(gradcheck<Norm>(a.x, a.w, a.b, a.z, a.residual, m.options));
+    EXPECT_OK(gradcheck<Norm>(a.x, a.w, a.b, a.z, a.residual, none, none, none, m.options));
   }
 }
 
@@ -118,7 +120,7 @@ TEST(Norm, SecondDerivativeToo) {
     if (m.options.variance == Variance::welford) continue;  // the definition is the same
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {2, 3});
-    EXPECT_OK(gradgradcheck<Norm>(a.x, a.w, a.b, a.z, a.residual, m.options));
+    EXPECT_OK(gradgradcheck<Norm>(a.x, a.w, a.b, a.z, a.residual, none, none, none, m.options));
   }
 }
 
@@ -134,7 +136,7 @@ TEST(NormBackward, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
       return inputs.back();
     };
     const auto w = variable(a.w), b = variable(a.b), z = variable(a.z), r = variable(a.residual);
-    const NormResult formula = Norm::define(inputs[0], w, b, z, r, o);
+    const NormResult formula = Norm::define(inputs[0], w, b, z, r, none, none, none, o);
     const Tensor dy = randn({3, 33}, float64), dh = randn({3, 33}, float64);
     std::vector<Tensor> outputs{formula.y};
     std::vector<std::optional<Tensor>> weights{dy};
@@ -144,12 +146,16 @@ TEST(NormBackward, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
     const NoGrad plain;
     const NormResult s = a.norm(o);
     const Tensor h = r ? *s.h : a.x;
-    const auto mean = s.mean.value.defined() ? std::optional(s.mean.value) : none;
+    const auto of = [](const Tensor& t) { return t.defined() ? std::optional(t) : none; };
+    const auto mean = of(s.mean.value), rest = of(s.mean_rest.value);
+    const auto wanted = [](const auto& t) { return t ? std::optional(float64) : std::nullopt; };
+    const NormBackwardOptions wants{
+        .norm = o, .dx = float64, .dw = wanted(w), .db = wanted(b), .dz = wanted(z)};
     const auto more = r ? std::optional(dh) : none;
     const double few = 4096 * unit_roundoff(float64);
     const auto check = [&](const NormGrads& g) {
       size_t i = 0;
-      EXPECT_CLOSE(g.dx, expected[i++], {.relative = few, .absolute = few});
+      EXPECT_CLOSE(*g.dx, expected[i++], {.relative = few, .absolute = few});
       if (w) {
         EXPECT_CLOSE(*g.dw, expected[i++], {.relative = few, .absolute = few});
       }
@@ -160,8 +166,10 @@ TEST(NormBackward, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
         EXPECT_CLOSE(*g.dz, expected[i++], {.relative = few, .absolute = few});
       }
     };
-    check(NormBackward::define(dy, h, a.w, a.b, a.z, mean, s.rstd, more, o));
-    check(apply<NormBackward>(dy, h, a.w, a.b, a.z, mean, s.rstd, more, o));
+    check(NormBackward::define(dy, none, more, h, none, none, a.z, none, a.w, a.b, none, mean, rest,
+                               s.rstd, wants));
+    check(apply<NormBackward>(dy, none, more, h, none, none, a.z, none, a.w, a.b, none, mean, rest,
+                              s.rstd, wants));
   }
 }
 
@@ -266,8 +274,9 @@ TEST(Norm, RowIgnoresItsNeighboursAndTheThreads) {
     };
     set_num_threads(1);
     const Tensor y = a.norm(m.options).y;
-    EXPECT_SAME_BITS(apply<Norm>(*row(a.x), a.w, a.b, row(a.z), row(a.residual), m.options).y,
-                     y.slice(0, 40, 41));
+    EXPECT_SAME_BITS(
+        apply<Norm>(*row(a.x), a.w, a.b, row(a.z), row(a.residual), none, none, none, m.options).y,
+        y.slice(0, 40, 41));
     set_num_threads(3);
     EXPECT_SAME_BITS(a.norm(m.options).y, y);
   }
@@ -353,7 +362,7 @@ TEST(Norm, AgreesWithPyTorch) {
     if (o.kind == NormKind::layer)
       b = at("b").requires_grad_(), inputs.push_back(*b), names.push_back("db");
     if (gated) z = at("z").requires_grad_(), inputs.push_back(*z), names.push_back("dz");
-    const Tensor y = apply<Norm>(x, w, b, z, none, o).y;
+    const Tensor y = fused_norm(x, {.w = w, .b = b, .z = z}, o).y;
     EXPECT_CLOSE(y.detach(), at("y"), {.relative = few, .absolute = few});
     const auto grads = grad({y}, inputs, {at("dy")});
     for (size_t i = 0; i < grads.size(); ++i)
@@ -372,7 +381,7 @@ TEST(Norm, MistakesAreNamed) {
                    "norm: x needs a last dimension of 1 or more, but is (2, 0)");
   EXPECT_THROW_MSG(gated_norm(ones({2, 8}), ones({2, 4})), ShapeError,
                    "norm: z must be like x, (2, 8) of float32, but is (2, 4) of float32");
-  EXPECT_THROW_MSG(apply<Norm>(ones({2, 8}), none, none, ones({2, 8}), none), ValueError,
+  EXPECT_THROW_MSG(fused_norm(ones({2, 8}), {.z = ones({2, 8})}), ValueError,
                    "norm: a gate z needs an order, and an order a gate");
 }
 

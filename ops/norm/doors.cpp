@@ -1,0 +1,88 @@
+#include "norma/ops/norm/gated_norm.h"
+#include "norma/ops/norm/l2_norm.h"
+#include "norma/ops/norm/layer_norm.h"
+#include "norma/ops/norm/norm.h"
+#include "norma/ops/norm/rms_norm.h"
+
+namespace norma {
+namespace {
+
+using Maybe = std::optional<Tensor>;
+
+NormOptions family(const RmsNormOptions& o) {
+  return {.kind = NormKind::rms,
+          .eps = o.eps,
+          .group = o.group,
+          .zero_centered = o.zero_centered,
+          .casting = o.casting,
+          .out_dtype = o.out_dtype,
+          .saves = o.saves,
+          .portable = o.portable,
+          .precise = o.precise,
+          .probe = o.probe};
+}
+NormOptions family(const LayerNormOptions& o) {
+  return {.kind = NormKind::layer,
+          .eps = o.eps,
+          .group = o.group,
+          .zero_centered = o.zero_centered,
+          .casting = o.casting,
+          .variance = o.variance,
+          .out_dtype = o.out_dtype,
+          .saves = o.saves,
+          .portable = o.portable,
+          .precise = o.precise,
+          .probe = o.probe};
+}
+NormOptions family(const GatedNormOptions& o) {
+  return {.kind = o.kind,
+          .gate = o.order,
+          .activation = o.activation,
+          .beta = o.beta,
+          .eps = o.eps,
+          .group = o.group,
+          .zero_centered = o.zero_centered,
+          .casting = o.casting,
+          .out_dtype = o.out_dtype,
+          .saves = o.saves,
+          .portable = o.portable,
+          .precise = o.precise,
+          .probe = o.probe};
+}
+
+NormResult normed(const Tensor& x, const NormInputs& i, const NormOptions& o) {
+  return apply<Norm>(x, i.w, i.b, i.z, i.residual, i.row_scale, i.w2, i.b2, o);
+}
+
+}  // namespace
+
+NormResult fused_norm(const Tensor& x, const NormInputs& inputs, NormOptions options) {
+  if (options.dropout > 0 && options.key == RandomKey{}) options.key = ambient_generator().next();
+  return normed(x, inputs, options);
+}
+
+Tensor rms_norm(const Tensor& x, const Maybe& w, const RmsNormOptions& o) {
+  return normed(x, {.w = w}, family(o)).y;
+}
+Added add_rms_norm(const Tensor& x, const Tensor& residual, const Maybe& w,
+                   const RmsNormOptions& o) {
+  const NormResult r = normed(x, {.w = w, .residual = residual}, family(o));
+  return {r.y, *r.h};
+}
+Tensor layer_norm(const Tensor& x, const Maybe& w, const Maybe& b, const LayerNormOptions& o) {
+  return normed(x, {.w = w, .b = b}, family(o)).y;
+}
+Added add_layer_norm(const Tensor& x, const Tensor& residual, const Maybe& w, const Maybe& b,
+                     const LayerNormOptions& o) {
+  const NormResult r = normed(x, {.w = w, .b = b, .residual = residual}, family(o));
+  return {r.y, *r.h};
+}
+Tensor gated_norm(const Tensor& x, const Tensor& z, const Maybe& w, const Maybe& b,
+                  const GatedNormOptions& o) {
+  return normed(x, {.w = w, .b = b, .z = z}, family(o)).y;
+}
+Tensor l2_norm(const Tensor& x, const Maybe& w, const L2NormOptions& o) {
+  return normed(x, {.w = w}, {.kind = NormKind::l2, .eps = o.eps, .group = o.group}).y;
+}
+
+}  // namespace norma
