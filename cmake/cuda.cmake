@@ -31,9 +31,14 @@ if(NORMA_WITH_CUDA)
   endif()
   enable_language(CUDA)
   find_package(CUDAToolkit 12.8 REQUIRED)
-  # CMake 3.25 knows no CUDA20 and silently ignores it.
+  # CMake 3.25 does not know how this nvcc is asked for C++20.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
   add_compile_options(
-    "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--expt-relaxed-constexpr;-Xcompiler=-Wall>")
+    "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall>")
+  if(PROJECT_IS_TOP_LEVEL AND NORMA_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
+    set(CMAKE_CUDA_COMPILER_LAUNCHER ${NORMA_CCACHE})
+  endif()
 elseif(NORMA_CUDA STREQUAL ON)
   message(FATAL_ERROR "norma: NORMA_CUDA is ON, but ${reason}")
 else()

@@ -3,17 +3,12 @@
 find_package(GTest REQUIRED)
 
 file(GLOB testing_sources CONFIGURE_DEPENDS tests/testing/*.cpp)
-if(testing_sources)
-  add_library(norma_testing STATIC ${testing_sources})
-  set(scope PUBLIC)
-else()
-  add_library(norma_testing INTERFACE)
-  set(scope INTERFACE)
-endif()
-target_include_directories(norma_testing ${scope} tests)
-target_compile_definitions(norma_testing ${scope}
+list(FILTER testing_sources EXCLUDE REGEX "/main\\.cpp$")
+add_library(norma_testing STATIC ${testing_sources})
+target_include_directories(norma_testing PUBLIC tests)
+target_compile_definitions(norma_testing PUBLIC
   NORMA_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
-target_link_libraries(norma_testing ${scope} norma::norma GTest::gmock GTest::gtest)
+target_link_libraries(norma_testing PUBLIC norma::norma GTest::gmock GTest::gtest)
 
 # A process for each of thousands of cases would take ctest minutes; four shards fill any machine.
 set(shards 4)
@@ -24,14 +19,20 @@ foreach(folder core ops nn)
     continue()
   endif()
   set(program norma_tests_${folder})
-  add_executable(${program} ${sources})
-  target_link_libraries(${program} PRIVATE norma_testing GTest::gtest_main)
+  add_executable(${program} ${sources} tests/testing/main.cpp)
+  target_link_libraries(${program} PRIVATE norma_testing)
   foreach(shard RANGE ${last_shard})
     math(EXPR number "${shard} + 1")
     add_test(NAME ${folder}.${number}of${shards} COMMAND ${program})
     set_tests_properties(${folder}.${number}of${shards} PROPERTIES TIMEOUT 900
       ENVIRONMENT "GTEST_TOTAL_SHARDS=${shards};GTEST_SHARD_INDEX=${shard};GTEST_BRIEF=1")
   endforeach()
+  if(NORMA_WITH_CUDA)
+    # The same tests with every tensor on the GPU; skipped, visibly, where there is none.
+    add_test(NAME ${folder}.cuda COMMAND ${program})
+    set_tests_properties(${folder}.cuda PROPERTIES TIMEOUT 1800 SKIP_RETURN_CODE 77
+      ENVIRONMENT "NORMA_TEST_DEVICE=cuda;GTEST_BRIEF=1")
+  endif()
 endforeach()
 
 # Each header compiles alone and may be included twice: `--target norma_headers` (CI does).

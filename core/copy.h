@@ -25,7 +25,10 @@ struct AddIntoArgs {
 };
 
 void run(Cpu, const FillArgs&);
+void run(Cuda, const FillArgs&);
 void run(Cpu, const CopyArgs&);
+void run(Cuda, const CopyArgs&);
 void run(Cpu, const AddIntoArgs&);
+void run(Cuda, const AddIntoArgs&);
 
 }  // namespace norma

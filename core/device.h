@@ -27,6 +27,23 @@ std::string to_string(Device device);  ///< "cpu", "cuda:0"
 Device device_from_string(std::string_view name);
 /// Throws DeviceError saying why, where tensors cannot live on `device` (no such GPU, a CPU build).
 void require_available(Device device);
+/// Waits until all work given to `device` is done.
+void synchronize(Device device);
+
+/// Where factories (randn, zeros, from_span, …) put a tensor when they are not told: the processor,
+/// or what the innermost DefaultDevice of this thread says. A buffer made by empty() is on the
+/// processor unless it is told otherwise, since it is made to be written by hand.
+Device default_device();
+class DefaultDevice {
+ public:
+  explicit DefaultDevice(Device device);
+  ~DefaultDevice();
+  DefaultDevice(const DefaultDevice&) = delete;
+  DefaultDevice& operator=(const DefaultDevice&) = delete;
+
+ private:
+  Device before_;
+};
 
 #ifdef NORMA_CUDA
 inline constexpr bool kBuiltWithCuda = true;

@@ -58,10 +58,10 @@ Tensor drawn(std::string_view where, const TensorSpec& spec, const Fill& fill) {
   if (!is_floating(spec.dtype))
     throw DTypeError("{}: the dtype must be a floating one, but is {}", where,
                      to_string(spec.dtype));
-  Tensor t = empty(spec);
+  Tensor t = empty(spec.shape, spec.dtype);  // drawn here, then moved: the same bits everywhere
   const RandomKey key = ambient_generator().next();
   visit_floating(spec.dtype, [&]<class T>() { fill(key, static_cast<T*>(t.data()), t.numel()); });
-  return t;
+  return t.to(spec.device);
 }
 
 }  // namespace
@@ -88,12 +88,12 @@ Tensor randint(int64_t low, int64_t high, const Shape& shape, DType dtype, Devic
   using Int32 = std::numeric_limits<int32_t>;
   if (dtype == int32 && (low < Int32::min() || high - 1 > Int32::max()))
     throw ValueError("randint: int32 does not hold [{}, {}); ask for int64", low, high);
-  Tensor t = empty(shape, dtype, device);
+  Tensor t = empty(shape, dtype);
   const RandomKey key = ambient_generator().next();
   visit_index(dtype, [&]<class T>() {
     fill_integers(key, low, high, static_cast<T*>(t.data()), t.numel());
   });
-  return t;
+  return t.to(device);
 }
 
 }  // namespace norma

@@ -8,7 +8,22 @@
 namespace norma {
 namespace {
 thread_local constinit Observer* current_observer = nullptr;
+thread_local constinit const OpInfo* running = nullptr;
+
+/// Names the running op while it lives; nested ones give the name back.
+class Running {
+ public:
+  explicit Running(const OpInfo& op) : before_(std::exchange(running, &op)) {}
+  ~Running() { running = before_; }
+  Running(const Running&) = delete;
+  Running& operator=(const Running&) = delete;
+
+ private:
+  const OpInfo* before_;
+};
 }  // namespace
+
+std::string_view current_op() { return running ? running->name : "norma"; }
 
 Observer::Observer() : outer_(current_observer) { current_observer = this; }
 Observer::~Observer() { current_observer = outer_; }
@@ -256,6 +271,7 @@ void attach(const OpInfo& op, Call& call, const Ref<Node>& node) {
 }  // namespace
 
 void apply_op(const OpInfo& op, Call& call) {
+  const Running here(op);
   require_one_device(op, call);
   if (op.check) op.check(call);
   if (!has_kernel(op, call)) {

@@ -109,6 +109,8 @@ class Observer {
 
 /// Runs an op: the only place for checks, recording, tracing and the NaN watch.
 void apply_op(const OpInfo& op, Call& call);
+/// The op that this thread runs now, for errors from below; "norma" outside of one.
+std::string_view current_op();
 
 /// What an op's forward and backward know of their call.
 class Context {

@@ -105,14 +105,14 @@ void fill_integers(RandomKey key, int64_t low, int64_t high, int32_t* out, int64
 
 // Factories that take the ambient generator's next key.
 /// Standard normals of a floating dtype; half types are rounded from the float32 ones.
-Tensor randn(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor randn(const Shape& shape, DType dtype = float32, Device device = default_device());
 Tensor randn_like(const Tensor& t);
 /// Uniform in [0, 1) of a floating dtype; half types are rounded from float32, but stay below 1.
-Tensor rand(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor rand(const Shape& shape, DType dtype = float32, Device device = default_device());
 Tensor rand_like(const Tensor& t);
 /// Integers in [low, high), int32 or int64. ValueError where no integer lies there or one does
 /// not fit the dtype.
 Tensor randint(int64_t low, int64_t high, const Shape& shape, DType dtype = int64,
-               Device device = cpu);
+               Device device = default_device());
 
 }  // namespace norma

@@ -13,6 +13,8 @@ namespace norma {
 class Storage : public RefCounted {
  public:
   static Ref<Storage> allocate(int64_t bytes, Device device);
+  /// On the processor, but a GPU copies from and to it by itself, without a wait.
+  static Ref<Storage> allocate_pinned(int64_t bytes);
 
   std::byte* data() const { return data_; }
   int64_t bytes() const { return bytes_; }
@@ -23,12 +25,14 @@ class Storage : public RefCounted {
   static void destroy(Storage* storage);
 
  private:
-  Storage(std::byte* data, int64_t bytes, Device device)
-      : data_(data), bytes_(bytes), device_(device) {}
+  enum class Place : uint8_t { behind_header, on_device, pinned };
+  Storage(std::byte* data, int64_t bytes, Device device, Place place)
+      : data_(data), bytes_(bytes), device_(device), place_(place) {}
   std::byte* data_;
   int64_t bytes_;
   uint32_t version_ = 0;
   Device device_;
+  Place place_;
 };
 
 }  // namespace norma

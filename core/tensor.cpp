@@ -3,6 +3,8 @@
 #include "norma/core/allocator.h"
 #include "norma/core/autograd.h"
 #include "norma/core/copy.h"
+#include "norma/core/cuda/runtime.h"
+#include "norma/core/dispatch.h"
 
 namespace norma {
 
@@ -99,7 +101,7 @@ template std::vector<int64_t> Tensor::to_vector() const;
 
 const Tensor& Tensor::fill_(double value) const {
   require_writable("fill_", *this);
-  run(Cpu{}, FillArgs{.target = *this, .value = value});
+  dispatch(device(), FillArgs{.target = *this, .value = value});
   storage()->bump_version();
   return *this;
 }
@@ -120,7 +122,10 @@ const Tensor& Tensor::add_(const Tensor& other) const {
   if (other.dtype() != dtype())
     throw DTypeError("add_: other must be {}, but is {}; convert it first", to_string(dtype()),
                      to_string(other.dtype()));
-  run(Cpu{}, AddIntoArgs{.source = other, .target = *this});
+  if (other.device() != device())
+    throw DeviceError("add_: other must be on {}, but is on {}; move it with .to(device)", device(),
+                      other.device());
+  dispatch(device(), AddIntoArgs{.source = other, .target = *this});
   storage()->bump_version();
   return *this;
 }
@@ -136,9 +141,13 @@ Tensor empty(const Shape& shape, DType dtype, Device device) {
   return empty(TensorSpec{shape, dtype, device});
 }
 Tensor empty_like(const Tensor& t) { return empty(t.spec()); }
+Tensor empty_pinned(const Shape& shape, DType dtype) {
+  return make(Storage::allocate_pinned(shape.numel() * size_of(dtype)), shape, dense_strides(shape),
+              0, dtype);
+}
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  run(Cpu{}, FillArgs{.target = t, .value = value});
+  dispatch(device, FillArgs{.target = t, .value = value});
   return t;
 }
 Tensor full_like(const Tensor& t, double value) {
@@ -189,7 +198,7 @@ Tensor from_span(std::span<const T> values, std::optional<Shape> shape) {
     throw ShapeError("from_span: shape {} needs {} values, but came {}", wanted, wanted.numel(), n);
   Tensor t = empty(wanted, dtype_of<T>);
   std::copy(values.begin(), values.end(), t.span<T>().begin());
-  return t;
+  return t.to(default_device());
 }
 template Tensor from_span(std::span<const float>, std::optional<Shape>);
 template Tensor from_span(std::span<const double>, std::optional<Shape>);
@@ -201,7 +210,7 @@ template Tensor from_span(std::span<const bool>, std::optional<Shape>);
 
 Tensor tensor(std::initializer_list<double> values, DType dtype) {
   const Tensor exact = from_span(std::span<const double>(values.begin(), values.size()));
-  Tensor out = empty(exact.shape(), dtype);
+  Tensor out = empty(exact.shape(), dtype, default_device());
   detail::copy_elements(exact, out);
   return out;
 }
@@ -212,8 +221,27 @@ Tensor raw_view(const Tensor& t, const Shape& shape, const Shape& strides, int64
   return make(t.storage(), shape, strides, offset, t.dtype());
 }
 
+namespace {
+/// Bytes cross between devices as they are: converted where they come from, spread where they go.
+void copy_across(const Tensor& source, const Tensor& target) {
+  Tensor from = source, to = target;
+  if (source.dtype() != target.dtype() || !source.is_dense()) {
+    from = empty(source.shape(), target.dtype(), source.device());
+    copy_elements(source, from);
+  }
+  if (!target.is_dense()) to = empty_like(target);
+  if constexpr (kBuiltWithCuda)
+    cuda_transfer(to.data(), to.device(), from.data(), from.device(),
+                  from.numel() * size_of(from.dtype()));
+  if (!to.is_same(target)) copy_elements(to, target);
+}
+}  // namespace
+
 void copy_elements(const Tensor& source, const Tensor& target) {
-  run(Cpu{}, CopyArgs{.source = source, .target = target});
+  if (source.device() == target.device())
+    dispatch(source.device(), CopyArgs{.source = source, .target = target});
+  else
+    copy_across(source, target);
 }
 
 Tensor dense(const Tensor& t) {

@@ -158,29 +158,34 @@ class Tensor {
 /// NumPy's way of printing; the spec after the colon applies to the elements ("{:.2f}").
 std::string to_string(const Tensor& tensor, std::string_view spec = {});
 
-// Factories. The `like` ones take shape, dtype and device of t.
+// Factories. The `like` ones take shape, dtype and device of t; the others put the tensor on the
+// default device (DefaultDevice in core/device.h) unless told, empty on the processor.
 Tensor empty(const TensorSpec& spec);
 Tensor empty(const Shape& shape, DType dtype = float32, Device device = cpu);
 Tensor empty_like(const Tensor& t);
-Tensor zeros(const Shape& shape, DType dtype = float32, Device device = cpu);
+/// On the processor, in memory that a GPU copies from without a wait. DeviceError without a GPU.
+Tensor empty_pinned(const Shape& shape, DType dtype = float32);
+Tensor zeros(const Shape& shape, DType dtype = float32, Device device = default_device());
 Tensor zeros_like(const Tensor& t);
-Tensor ones(const Shape& shape, DType dtype = float32, Device device = cpu);
+Tensor ones(const Shape& shape, DType dtype = float32, Device device = default_device());
 Tensor ones_like(const Tensor& t);
-Tensor full(const Shape& shape, double value, DType dtype = float32, Device device = cpu);
+Tensor full(const Shape& shape, double value, DType dtype = float32,
+            Device device = default_device());
 Tensor full_like(const Tensor& t, double value);
-Tensor arange(int64_t n, DType dtype = int64, Device device = cpu);
-Tensor linspace(double first, double last, int64_t n, DType dtype = float32, Device device = cpu);
-Tensor eye(int64_t n, DType dtype = float32, Device device = cpu);
+Tensor arange(int64_t n, DType dtype = int64, Device device = default_device());
+Tensor linspace(double first, double last, int64_t n, DType dtype = float32,
+                Device device = default_device());
+Tensor eye(int64_t n, DType dtype = float32, Device device = default_device());
 /// A copy of `values`, of that shape (default: one dimension).
 template <class T>
 Tensor from_span(std::span<const T> values, std::optional<Shape> shape = none);
 Tensor tensor(std::initializer_list<double> values, DType dtype = float32);
-Tensor scalar(double value, DType dtype = float32, Device device = cpu);
+Tensor scalar(double value, DType dtype = float32, Device device = default_device());
 
 namespace detail {
 /// Another view of t's storage. Offset and strides in elements.
 Tensor raw_view(const Tensor& t, const Shape& shape, const Shape& strides, int64_t offset);
-/// Copies and converts element by element; any strides on either side, shapes equal.
+/// Copies and converts element by element; any strides and devices on either side, shapes equal.
 void copy_elements(const Tensor& source, const Tensor& target);
 /// t itself if it is dense, else a dense copy.
 Tensor dense(const Tensor& t);

@@ -108,6 +108,13 @@ Tensor ToDType::forward(Context&, const Tensor& x, const Options& o) {
 }
 Tensor ToDType::backward(Context& ctx, const Tensor& dy) { return dy.to(ctx.input(0).dtype); }
 
+Tensor ToDevice::forward(Context&, const Tensor& x, const Options& o) {
+  Tensor y = empty(x.shape(), x.dtype(), o.device);
+  detail::copy_elements(x, y);
+  return y;
+}
+Tensor ToDevice::backward(Context& ctx, const Tensor& dy) { return dy.to(ctx.input(0).device); }
+
 TensorSpec Concat::check(const std::vector<Tensor>& tensors, const Options& o) {
   if (tensors.empty()) throw ShapeError("concat: at least one tensor is needed, but none came");
   TensorSpec spec = tensors[0].spec();
@@ -273,7 +280,7 @@ Tensor Tensor::to(DType wanted) const {
 Tensor Tensor::to(Device wanted) const {
   if (device() == wanted) return *this;
   require_available(wanted);
-  throw DeviceError("to: a tensor on {} cannot be copied to {}", device(), wanted);
+  return apply<ToDevice>(*this, {.device = wanted});
 }
 
 }  // namespace norma

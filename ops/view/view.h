@@ -70,6 +70,18 @@ struct ToDType {
   static Tensor backward(Context&, const Tensor& dy);
 };
 
+struct ToDeviceOptions {
+  Device device = cpu;
+  bool operator==(const ToDeviceOptions&) const = default;
+};
+/// A dense copy on another device. A gradient goes back to x's.
+struct ToDevice {
+  using Options = ToDeviceOptions;
+  static constexpr std::string_view name = "to";
+  static Tensor forward(Context&, const Tensor& x, const Options&);
+  static Tensor backward(Context&, const Tensor& dy);
+};
+
 /// The tensors joined along a dimension that they have; all other sizes, dtype, device alike.
 Tensor concat(const std::vector<Tensor>& tensors, int dim);
 struct ConcatOptions {

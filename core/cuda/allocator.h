@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "norma/core/allocator.h"
+#include "norma/core/device.h"
+
+namespace norma {
+
+/// Bytes of a GPU's memory: in use, taken from the driver, most ever in use.
+MemoryStats memory_stats(Device device);
+void reset_peak(Device device);
+/// Gives the driver back what is cached and not in use.
+void empty_cache(Device device);
+
+namespace detail {
+
+// A caching allocator: blocks are split from and merged within segments of the driver's memory, and
+// the smallest that fits is taken. All of a device's work goes to one stream, so a block may be
+// used again at once; work on a second stream must be joined before what it reads is let go.
+
+/// At least `bytes` bytes, aligned to 512. Where the driver has none left, first the cache goes
+/// back to it; then CudaError names the op that asked, the bytes wanted and free, and the largest
+/// blocks in use.
+void* cuda_allocate(int64_t bytes, Device device);
+void cuda_deallocate(void* block, Device device);
+
+/// Host memory that the GPU copies from and to by itself.
+void* cuda_allocate_pinned(int64_t bytes);
+/// Takes it back; it is used again when the work given to the device so far is done.
+void cuda_deallocate_pinned(void* block);
+
+struct BlockPool;
+/// Memory of its own for a captured graph: while a Scope of it lives, this thread allocates from
+/// it, and what it held stays reserved for it until it goes.
+class MemoryPool {
+ public:
+  explicit MemoryPool(Device device);
+  ~MemoryPool();
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
+  int64_t reserved() const;
+
+  class Scope {
+   public:
+    explicit Scope(MemoryPool& pool);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    BlockPool* before_;
+  };
+
+ private:
+  std::unique_ptr<BlockPool> pool_;
+};
+
+}  // namespace detail
+}  // namespace norma

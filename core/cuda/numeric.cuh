@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "norma/core/dtype.h"
+
+namespace norma {
+
+// Conversions by the hardware's instructions; the same values as dtype.h's, but a NaN loses its
+// payload.
+
+template <class To, class From>
+__device__ __forceinline__ To convert(From v) {
+  if constexpr (std::is_same_v<To, From>) {
+    return v;
+  } else if constexpr (std::is_same_v<To, bool>) {
+    return v != From(0);
+  } else if constexpr (std::is_same_v<To, BFloat16>) {
+    To result;
+    result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(convert<float>(v)));
+    return result;
+  } else if constexpr (std::is_same_v<To, Float16>) {
+    To result;
+    result.bits = __half_as_ushort(__float2half_rn(convert<float>(v)));
+    return result;
+  } else if constexpr (std::is_same_v<From, BFloat16>) {
+    return static_cast<To>(__uint_as_float(uint32_t{v.bits} << 16));
+  } else if constexpr (std::is_same_v<From, Float16>) {
+    return static_cast<To>(__half2float(__ushort_as_half(v.bits)));
+  } else {
+    return static_cast<To>(v);
+  }
+}
+
+/// What a T is computed in: float for the half types, 64 bits for integers and bool.
+template <class T>
+using compute_t =
+    std::conditional_t<is_floating(dtype_of<T>),
+                       std::conditional_t<std::is_same_v<T, double>, double, float>, int64_t>;
+
+template <class T>
+__device__ __forceinline__ T square(T v) {
+  return v * v;
+}
+
+// For code that is written once for float and double.
+__device__ __forceinline__ float exp_of(float v) { return expf(v); }
+__device__ __forceinline__ double exp_of(double v) { return ::exp(v); }
+__device__ __forceinline__ float log_of(float v) { return logf(v); }
+__device__ __forceinline__ double log_of(double v) { return ::log(v); }
+
+}  // namespace norma

@@ -1,0 +1,162 @@
+#include "norma/core/cuda/runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string_view>
+#include <utility>
+
+#include "norma/core/cuda/check.h"
+#include "norma/core/error.h"
+
+namespace norma {
+namespace detail {
+namespace {
+
+constexpr int kMaxDevices = 16;
+
+/// What one driver call found, once a process.
+struct Found {
+  int count = 0;
+  cudaError_t status = cudaSuccess;
+  Found() {
+    status = cudaGetDeviceCount(&count);
+    if (status != cudaSuccess) count = 0, cudaGetLastError();
+    count = std::min(count, kMaxDevices);
+  }
+};
+const Found& found() {
+  static const Found once;
+  return once;
+}
+
+/// One stream a device for all threads: what one thread made another may use without waiting.
+cudaStream_t main_stream(int index) {
+  static std::array<std::once_flag, kMaxDevices> once;
+  static std::array<cudaStream_t, kMaxDevices> streams{};
+  const auto i = static_cast<size_t>(index);
+  std::call_once(once[i], [&] {
+    check(cudaStreamCreateWithFlags(&streams[i], cudaStreamNonBlocking), "make a stream");
+  });
+  return streams[i];
+}
+
+thread_local constinit std::array<void*, kMaxDevices> stream_override{};
+thread_local constinit int current_index = -1;
+
+void set_current(Device device) {
+  if (current_index == device.index) return;
+  check(cudaSetDevice(device.index), "choose the device");
+  current_index = device.index;
+}
+
+bool synchronizes_launches() {
+  static const bool on = [] {
+    const char* value = std::getenv("NORMA_CUDA_SYNC");
+    return value && std::string_view(value) == "1";
+  }();
+  return on;
+}
+
+std::string name_of(const void* kernel) {
+  const char* name = nullptr;
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess || !name) return "a kernel";
+  return name;
+}
+
+}  // namespace
+
+void check(cudaError_t status, std::string_view what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw CudaError("cuda: {} must succeed, but CUDA says {} ({})", what, cudaGetErrorName(status),
+                  cudaGetErrorString(status));
+}
+
+void check_launch(cudaError_t status, const void* kernel, cudaStream_t stream) {
+  const cudaError_t last = cudaGetLastError();
+  if (status == cudaSuccess) status = last;
+  if (status == cudaSuccess && synchronizes_launches()) {
+    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+    cudaStreamIsCapturing(stream, &capturing);
+    if (capturing == cudaStreamCaptureStatusNone) status = cudaStreamSynchronize(stream);
+  }
+  if (status != cudaSuccess)
+    throw CudaError("{}: the launch must succeed, but CUDA says {} ({})", name_of(kernel),
+                    cudaGetErrorName(status), cudaGetErrorString(status));
+}
+
+void allow_shared_memory(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static auto* allowed = new std::map<std::pair<int, const void*>, size_t>;
+  const std::lock_guard lock(mutex);
+  size_t& most = (*allowed)[{current_index, kernel}];
+  if (bytes <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(bytes)),
+        "give " + name_of(kernel) + " " + std::to_string(bytes) + " bytes of shared memory");
+  most = bytes;
+}
+
+void allow_large_clusters(const void* kernel) {
+  static std::mutex mutex;
+  static auto* allowed = new std::set<std::pair<int, const void*>>;
+  const std::lock_guard lock(mutex);
+  if (!allowed->insert({current_index, kernel}).second) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "give " + name_of(kernel) + " large clusters");
+}
+
+const cudaDeviceProp& properties(Device device) {
+  static std::array<std::once_flag, kMaxDevices> once;
+  static auto* all = new std::array<cudaDeviceProp, kMaxDevices>;
+  const size_t i = device.index;
+  std::call_once(once[i], [&] {
+    check(cudaGetDeviceProperties(&(*all)[i], device.index), "read the device's properties");
+  });
+  return (*all)[i];
+}
+
+int cuda_device_count() { return found().count; }
+
+std::string cuda_devices_found() {
+  if (found().status == cudaSuccess)
+    return found().count == 0
+               ? "no GPU was found"
+               : format("it has {} GPU{}", found().count, found().count == 1 ? "" : "s");
+  return format("CUDA finds none ({})", cudaGetErrorString(found().status));
+}
+
+void cuda_synchronize(Device device) {
+  check(cudaStreamSynchronize(stream_of(cuda_stream(device))), "wait for the device");
+}
+
+void cuda_transfer(void* to, Device to_device, const void* from, Device from_device,
+                   int64_t bytes) {
+  if (bytes == 0) return;
+  const Cuda on = cuda_stream(from_device.is_cuda() ? from_device : to_device);
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(on)),
+        "copy between devices");
+  if (to_device.is_cpu()) check(cudaStreamSynchronize(stream_of(on)), "copy to the processor");
+}
+
+StreamScope::StreamScope(Device device, void* stream)
+    : device_(device), before_(std::exchange(stream_override[device.index], stream)) {}
+StreamScope::~StreamScope() { stream_override[device_.index] = before_; }
+
+int cuda_multiprocessors(Device device) { return properties(device).multiProcessorCount; }
+
+}  // namespace detail
+
+Cuda cuda_stream(Device device) {
+  detail::set_current(device);
+  void* stream = detail::stream_override[device.index];
+  return {stream ? stream : detail::main_stream(device.index)};
+}
+
+}  // namespace norma
