@@ -39,6 +39,28 @@ struct CausalConv1d {
                     const std::optional<Tensor>& state, const Options&);
   static Conv1dResult define(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                              const std::optional<Tensor>& state, const Options&);
+  static Conv1dResult forward(Context&, const Tensor& x, const Tensor& w,
+                              const std::optional<Tensor>& b, const std::optional<Tensor>& state,
+                              const Options&);
+  static bool runs_on(Device, DType);
+  struct Grads {
+    Tensor dx, dw;
+    std::optional<Tensor> db, dstate;
+  };
+  static Grads backward(Context&, const std::optional<Tensor>& dy,
+                        const std::optional<Tensor>& dlast_state);
+};
+struct CausalConv1dBackward {
+  using Options = Conv1dOptions;
+  using Grads = CausalConv1d::Grads;
+  static constexpr std::string_view name = "causal_conv1d_backward";
+  static Grads define(const Tensor& dy, const std::optional<Tensor>& dlast_state, const Tensor& x,
+                      const Tensor& w, const std::optional<Tensor>& b,
+                      const std::optional<Tensor>& state, const Options&);
+  static Grads forward(Context&, const Tensor& dy, const std::optional<Tensor>& dlast_state,
+                       const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
+                       const std::optional<Tensor>& state, const Options&);
+  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

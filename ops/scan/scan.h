@@ -1,5 +1,7 @@
 #pragma once
 
+#include <vector>
+
 #include "norma/core/op.h"
 #include "norma/core/tensor.h"
 
@@ -48,6 +50,34 @@ struct SelectiveScan {
                            const Tensor& c, const std::optional<Tensor>& d,
                            const std::optional<Tensor>& z, const std::optional<Tensor>& dt_bias,
                            const std::optional<Tensor>& state, const Options&);
+  static ScanResult forward(Context&, const Tensor& x, const Tensor& dt, const Tensor& a,
+                            const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
+                            const std::optional<Tensor>& z, const std::optional<Tensor>& dt_bias,
+                            const std::optional<Tensor>& state, const Options&);
+  static bool runs_on(Device, DType);
+  /// In the order of the arguments; undefined for absent ones.
+  static std::vector<Tensor> backward(Context&, const std::optional<Tensor>& dy,
+                                      const std::optional<Tensor>& dlast_state);
+};
+struct SelectiveScanBackward {
+  using Options = ScanOptions;
+  static constexpr std::string_view name = "selective_scan_backward";
+  static std::vector<Tensor> define(const Tensor& dy, const std::optional<Tensor>& dlast_state,
+                                    const Tensor& x, const Tensor& dt, const Tensor& a,
+                                    const Tensor& b, const Tensor& c,
+                                    const std::optional<Tensor>& d, const std::optional<Tensor>& z,
+                                    const std::optional<Tensor>& dt_bias,
+                                    const std::optional<Tensor>& state, const Tensor& chunk_states,
+                                    const Options&);
+  static std::vector<Tensor> forward(Context&, const Tensor& dy,
+                                     const std::optional<Tensor>& dlast_state, const Tensor& x,
+                                     const Tensor& dt, const Tensor& a, const Tensor& b,
+                                     const Tensor& c, const std::optional<Tensor>& d,
+                                     const std::optional<Tensor>& z,
+                                     const std::optional<Tensor>& dt_bias,
+                                     const std::optional<Tensor>& state, const Tensor& chunk_states,
+                                     const Options&);
+  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

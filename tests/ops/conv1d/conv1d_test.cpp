@@ -1,5 +1,7 @@
 #include "norma/ops/conv1d/conv1d.h"
 
+#include "norma/core/autograd.h"
+#include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/view/view.h"
@@ -7,6 +9,89 @@
 
 namespace norma {
 namespace {
+
+struct Case {
+  int64_t batch, length, channels, width;
+  const char* why;
+};
+const Case kCases[] = {
+    {2, 5, 3, 4, "small"},
+    {1, 1, 1, 2, "one element"},
+    {2, 2, 3, 4, "shorter than the kernel"},
+    {1, 130, 37, 3, "several tiles, odd"},
+    {3, 64, 16, 4, "exactly one tile"},
+    {1, 3, 515, 4, "several columns of tiles"},
+    {2, 4, 3, 1, "one tap"},
+    {1, 70, 5, 7, "many taps"},
+    {0, 4, 3, 4, "no batch"},
+};
+
+template <class T>
+class CausalConv1dTest : public ::testing::Test {};
+TYPED_TEST_SUITE(CausalConv1dTest, testing::FloatingTypes);
+
+TYPED_TEST(CausalConv1dTest, KernelIsItsDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const double round = unit_roundoff(dtype), stats = unit_roundoff(stats_dtype(dtype));
+  for (const auto& [batch, length, channels, width, why] : kCases)
+    for (auto activation : {Conv1dActivation::identity, Conv1dActivation::silu}) {
+      SCOPED_TRACE(why);
+      const Conv1dOptions o{.activation = activation, .final_state = true};
+      const Shape shape{batch, length, channels}, past{batch, width - 1, channels};
+      const auto random = [](const Shape& s, DType d) { return randn(s, float64).to(d); };
+      const Tensor x = random(shape, dtype), dy = random(shape, dtype);
+      const Tensor w = random({channels, width}, stats_dtype(dtype));
+      const Tensor b = random({channels}, stats_dtype(dtype));
+      const Tensor state = random(past, dtype), dlast = random(past, dtype);
+      const auto exact = [](const Tensor& t) { return t.to(float64); };
+      const auto kernel = apply<CausalConv1d>(x, w, b, state, o);
+      const auto formula = CausalConv1d::define(exact(x), exact(w), exact(b), exact(state), o);
+      // K + 1 terms of size 1 to 4² summed one after another; silu's slope is at most 1.1.
+      const double sums = 16 * static_cast<double>(width + 1) * stats;
+      EXPECT_CLOSE(kernel.y, formula.y,
+                   {.relative = round, .absolute = sums + 0x1p-25 * (round > stats)});
+      EXPECT_SAME_BITS(*kernel.state, formula.state->to(dtype));
+      const auto grads = apply<CausalConv1dBackward>(dy, dlast, x, w, b, state, o);
+      const auto expected = CausalConv1dBackward::define(exact(dy), exact(dlast), exact(x),
+                                                         exact(w), exact(b), exact(state), o);
+      // A slope's error is 16 roundings of terms up to 4³; dw adds B·T of them.
+      const double slopes = 64 * static_cast<double>(width + 1) * stats + 0x1p-25 * (round > stats);
+      const double rows = static_cast<double>(batch * length + 1);
+      EXPECT_CLOSE(grads.dx, expected.dx, {.relative = round, .absolute = slopes});
+      EXPECT_CLOSE(*grads.dstate, *expected.dstate, {.relative = round, .absolute = slopes});
+      EXPECT_CLOSE(grads.dw, expected.dw, {.relative = stats, .absolute = rows * slopes});
+      EXPECT_CLOSE(*grads.db, *expected.db, {.relative = stats, .absolute = rows * slopes});
+    }
+}
+
+TEST(CausalConv1d, AnyStridesGiveTheSameBits) {
+  const Tensor wide = randn({2, 9, 12}), w = randn({5, 4}), first = randn({2, 5, 9});
+  const Tensor part = wide.slice(2, 3, 8), turned = first.transpose(1, 2);
+  for (const Tensor& x : {part, turned}) {
+    const Tensor dense = x.contiguous(), dy = randn(x.shape());
+    const auto gradient = [&](const Tensor& at) {
+      const Tensor leaf = at.detach().requires_grad_();
+      return grad({causal_conv1d(leaf, w).y}, {leaf}, {dy})[0];
+    };
+    EXPECT_SAME_BITS(causal_conv1d(x, w).y, causal_conv1d(dense, w).y);
+    EXPECT_SAME_BITS(gradient(x), gradient(dense));
+  }
+}
+
+TEST(CausalConv1d, BitsDoNotDependOnThreads) {
+  const int before = num_threads();
+  const Tensor x = randn({3, 200, 300}), w = randn({300, 4}), b = randn({300}),
+               dy = randn(x.shape());
+  std::vector<Tensor> first;
+  for (int threads : {1, 3}) {
+    set_num_threads(threads);
+    const auto g = apply<CausalConv1dBackward>(dy, none, x, w, b, none, Conv1dOptions{});
+    const std::vector<Tensor> all{causal_conv1d(x, w, {.b = b}).y, g.dx, g.dw, *g.db};
+    if (first.empty()) first = all;
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_SAME_BITS(all[i], first[i]);
+  }
+  set_num_threads(before);
+}
 
 TEST(CausalConv1d, GradientIsTheDerivative) {
   for (auto activation : {Conv1dActivation::identity, Conv1dActivation::silu})

@@ -1,5 +1,9 @@
 #include "norma/ops/scan/scan.h"
 
+#include <cmath>
+
+#include "norma/core/autograd.h"
+#include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/unary.h"
@@ -11,6 +15,10 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
+struct Grads {
+  Tensor dx, ddt, da, db, dc;
+  Maybe dd = none, dz = none, ddt_bias = none, dstate = none;
+};
 /// Arguments of random numbers: a negative and dt positive, so that states fade in either reading
 /// of dt.
 struct Arguments {
@@ -31,6 +39,45 @@ struct Arguments {
   ScanResult operator()(const ScanOptions& o = {}) const {
     return selective_scan(x, dt, a, b, c, more, o);
   }
+  ScanResult operator()(const ScanOptions& o, decltype(SelectiveScan::define)* run) const {
+    return run(x, dt, a, b, c, more.d, more.z, more.dt_bias, more.state, o);
+  }
+  Arguments in(DType dtype) const {
+    const auto cast = [&](const Maybe& t) { return t ? Maybe(t->to(dtype)) : none; };
+    Arguments k = *this;
+    k.x = x.to(dtype), k.dt = dt.to(dtype), k.a = a.to(dtype), k.b = b.to(dtype);
+    k.c = c.to(dtype);
+    k.more = {cast(more.d), cast(more.z), cast(more.dt_bias), cast(more.state)};
+    return k;
+  }
+  /// By the kernels, through the graph.
+  Grads gradients(const Tensor& dy, const Maybe& dlast, ScanOptions o) const {
+    const auto leaf = [](const Tensor& t) { return t.detach().requires_grad_(); };
+    const auto maybe_leaf = [&](const Maybe& t) { return t ? Maybe(leaf(*t)) : none; };
+    o.final_state = dlast.has_value();
+    Arguments k = *this;
+    k.x = leaf(x), k.dt = leaf(dt), k.a = leaf(a), k.b = leaf(b), k.c = leaf(c);
+    k.more = {maybe_leaf(more.d), maybe_leaf(more.z), maybe_leaf(more.dt_bias),
+              maybe_leaf(more.state)};
+    std::vector<Tensor> leaves{k.x, k.dt, k.a, k.b, k.c};
+    for (const Maybe& t : {k.more.d, k.more.z, k.more.dt_bias, k.more.state})
+      if (t) leaves.push_back(*t);
+    const ScanResult r = k(o);
+    const auto g = dlast ? grad({r.y, *r.state}, leaves, {dy, *dlast}) : grad({r.y}, leaves, {dy});
+    Grads grads{g[0], g[1], g[2], g[3], g[4]};
+    size_t next = 5;
+    if (more.d) grads.dd = g[next++];
+    if (more.z) grads.dz = g[next++];
+    if (more.dt_bias) grads.ddt_bias = g[next++];
+    if (more.state) grads.dstate = g[next++];
+    return grads;
+  }
+  Grads gradients_defined(const Tensor& dy, const Tensor& dlast, const ScanOptions& o) const {
+    const auto g =
+        SelectiveScanBackward::define(dy.to(x.dtype()), dlast.to(x.dtype()), x, dt, a, b, c, more.d,
+                                      more.z, more.dt_bias, more.state, {}, o);
+    return {g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8]};
+  }
   GradcheckReport gradcheck(const ScanOptions& o) const {
     return norma::gradcheck<SelectiveScan>(x, dt, a, b, c, more.d, more.z, more.dt_bias, more.state,
                                            o);
@@ -40,6 +87,104 @@ struct Arguments {
                                                more.state, o);
   }
 };
+
+struct Case {
+  int64_t batch, length, channels, n, chunk;
+  const char* why;
+};
+const Case kCases[] = {
+    {2, 5, 3, 2, 2, "small, an odd last chunk"},
+    {1, 1, 1, 1, 0, "one element"},
+    {2, 9, 33, 16, 3, "one channel more than a block"},
+    {1, 150, 7, 3, 0, "several chunks"},
+    {3, 64, 40, 5, 64, "exactly one chunk"},
+    {1, 4, 5, 256, 0, "the largest state"},
+    {0, 4, 3, 2, 0, "no batch"},
+};
+
+template <class T>
+class SelectiveScanTest : public ::testing::Test {};
+TYPED_TEST_SUITE(SelectiveScanTest, testing::FloatingTypes);
+
+TYPED_TEST(SelectiveScanTest, KernelIsItsDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const double round = unit_roundoff(dtype), stats = unit_roundoff(stats_dtype(dtype));
+  for (const auto& [batch, length, channels, n, chunk, why] : kCases)
+    for (bool full : {true, false}) {
+      SCOPED_TRACE(why);
+      const ScanOptions o{.final_state = true, .chunk = chunk};
+      Arguments k(batch, length, channels, n, dtype);
+      if (!full) k.more = {};
+      const Tensor dy = randn(k.x.shape(), float64).to(dtype);
+      const Tensor dlast = randn({batch, channels, n}, float64).to(stats_dtype(dtype));
+      const Arguments exact = k.in(float64);
+      const auto kernel = k(o), formula = exact(o, SelectiveScan::define);
+      // A state is a sum over fading steps, each term of a few roundings; y adds N of them.
+      const double size = 64 * std::sqrt(static_cast<double>(n)), tiny = 0x1p-24 * (round > stats);
+      EXPECT_CLOSE(kernel.y, formula.y, {.relative = round, .absolute = size * stats + tiny});
+      EXPECT_CLOSE(*kernel.state, *formula.state, {.relative = stats, .absolute = 64 * stats});
+      const auto grads = k.gradients(dy, dlast, o),
+                 expected = exact.gradients_defined(dy, dlast, o);
+      // Gradients are products of three such sums; those of b and c add up to E of them, those of
+      // the parameters B · T.
+      const double one = 16 * size * stats + tiny, across = one * static_cast<double>(channels);
+      const double along = 4 * one * static_cast<double>(batch * length + 1);
+      EXPECT_CLOSE(grads.dx, expected.dx, {.relative = round, .absolute = one});
+      EXPECT_CLOSE(grads.ddt, expected.ddt, {.relative = round, .absolute = one});
+      EXPECT_CLOSE(grads.db, expected.db, {.relative = round, .absolute = across});
+      EXPECT_CLOSE(grads.dc, expected.dc, {.relative = round, .absolute = across});
+      EXPECT_CLOSE(grads.da, expected.da, {.relative = stats, .absolute = along});
+      if (!full) continue;
+      EXPECT_CLOSE(*grads.dz, *expected.dz, {.relative = round, .absolute = one});
+      EXPECT_CLOSE(*grads.dd, *expected.dd, {.relative = stats, .absolute = along});
+      EXPECT_CLOSE(*grads.ddt_bias, *expected.ddt_bias, {.relative = stats, .absolute = along});
+      EXPECT_CLOSE(*grads.dstate, *expected.dstate, {.relative = stats, .absolute = one});
+    }
+}
+
+TEST(SelectiveScan, ChunksChangeNoBit) {
+  const Arguments k(2, 20, 5, 3, float32);
+  const Tensor dy = randn(k.x.shape());
+  const auto expected = k.gradients(dy, none, {.chunk = 20});
+  for (int64_t chunk : {1, 3, 7, 0}) {
+    SCOPED_TRACE(chunk);
+    EXPECT_SAME_BITS(k({.chunk = chunk}).y, k({.chunk = 20}).y);
+    const auto grads = k.gradients(dy, none, {.chunk = chunk});
+    EXPECT_SAME_BITS(grads.dx, expected.dx);
+    EXPECT_SAME_BITS(grads.ddt, expected.ddt);
+    EXPECT_SAME_BITS(grads.da, expected.da);
+    EXPECT_SAME_BITS(grads.db, expected.db);
+    EXPECT_SAME_BITS(*grads.dstate, *expected.dstate);
+  }
+}
+
+TEST(SelectiveScan, PartsOfAProjectionAreReadWhereTheyLie) {
+  const Tensor joint = randn({2, 6, 20});
+  Arguments k(2, 6, 5, 3, float32);
+  k.more = {};
+  k.x = joint.slice(2, 0, 5), k.dt = abs(joint.slice(2, 5, 10));
+  k.b = joint.slice(2, 10, 13), k.c = joint.slice(2, 14, 20, 2);
+  Arguments dense = k;
+  dense.x = k.x.contiguous(), dense.b = k.b.contiguous(), dense.c = k.c.contiguous();
+  EXPECT_SAME_BITS(k().y, dense().y);
+  const Tensor dy = randn({2, 5, 6}).transpose(1, 2);
+  EXPECT_SAME_BITS(k.gradients(dy, none, {}).db, dense.gradients(dy.contiguous(), none, {}).db);
+}
+
+TEST(SelectiveScan, BitsDoNotDependOnThreads) {
+  const int before = num_threads();
+  const Arguments k(3, 50, 100, 4, float32);
+  const Tensor dy = randn(k.x.shape());
+  std::vector<Tensor> first;
+  for (int threads : {1, 3}) {
+    set_num_threads(threads);
+    const auto g = k.gradients(dy, none, {});
+    const std::vector<Tensor> all{k().y, g.dx, g.ddt, g.da, g.db, g.dc, *g.dd};
+    if (first.empty()) first = all;
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_SAME_BITS(all[i], first[i]);
+  }
+  set_num_threads(before);
+}
 
 TEST(SelectiveScan, GradientIsTheDerivative) {
   const Arguments full(2, 5, 3, 2);
