@@ -55,6 +55,7 @@ inline constexpr bool kBuiltWithCuda = false;
 struct Cpu {};
 struct Cuda {
   void* stream = nullptr;  ///< a cudaStream_t
+  Device device = cuda;
 };
 /// The stream that this thread's work on `device` goes to.
 Cuda cuda_stream(Device device);

@@ -156,7 +156,7 @@ int cuda_multiprocessors(Device device) { return properties(device).multiProcess
 Cuda cuda_stream(Device device) {
   detail::set_current(device);
   void* stream = detail::stream_override[device.index];
-  return {stream ? stream : detail::main_stream(device.index)};
+  return {stream ? stream : detail::main_stream(device.index), device};
 }
 
 }  // namespace norma
