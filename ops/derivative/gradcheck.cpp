@@ -38,7 +38,7 @@ std::vector<std::optional<Tensor>> random_weights(const std::vector<Tensor>& res
     }
     const Tensor r = empty(y.shape(), float64);
     fill_normal(RandomKey{.key = seed, .ordinal = i}, r.span<double>().data(), r.numel());
-    weights.emplace_back(r.to(y.dtype()));
+    weights.emplace_back(r.to(y.dtype()).to(y.device()));
   }
   return weights;
 }
@@ -122,17 +122,20 @@ GradcheckReport check(const TensorFunction& f, const std::vector<Tensor>& inputs
   for (size_t i = 0; i < x.size(); ++i) {
     if (!is_checked(x[i])) continue;
     const std::vector<double> analytic = gradients[next++].to_vector<double>();
-    double* values = x[i].span<double>().data();
+    const std::vector<double> values = x[i].to_vector<double>();
+    const auto set = [&](int64_t e, double value) {
+      norma::detail::raw_view(x[i], {}, {}, x[i].offset() + e).fill_(value);
+    };
     for (int64_t e = 0; e < x[i].numel(); ++e, ++checked) {
-      const double value = values[e], h = o.step * std::max(1.0, std::abs(value));
+      const double value = values[static_cast<size_t>(e)], h = o.step * std::max(1.0, std::abs(value));
       // What f returns may be a view of x: clones keep the upper values.
-      values[e] = value + h;
+      set(e, value + h);
       std::vector<Tensor> upper;
       for (const Tensor& t : f(x)) upper.push_back(t.clone());
-      values[e] = value - h;
+      set(e, value - h);
       const std::vector<Tensor> lower = f(x);
       const double numeric = weighted_difference(upper, lower, weights) / (2 * h);
-      values[e] = value;
+      set(e, value);
       const double a = analytic[static_cast<size_t>(e)];
       const double scale = std::max({1.0, std::abs(numeric), std::abs(a)});
       const double difference = std::abs(numeric - a) / scale;
