@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "norma/core/tensor.h"
+#include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/elementwise/operands_cpu.h"
 #include "norma/ops/elementwise/packets_cpu.h"
 #include "norma/ops/norm/kernels.h"
@@ -9,64 +10,54 @@
 namespace norma {
 namespace {
 
-constexpr int kLanes = 32;      // sums run in lanes, the same for every processor
+using detail::for_each32;
+using detail::kLanes32;
+using detail::Lanes32;
+using detail::load32;
+using detail::store32;
+using detail::Totals;
+
 constexpr int64_t kLeaf = 512;  // elements: 16 adds a lane, then leaves are added pairwise
 
-template <class Acc>
-struct Lanes {
-  Acc v[kLanes];
-  Acc total() const {
-    Acc t[kLanes];
-    std::copy_n(v, kLanes, t);
-    for (int half = kLanes / 2; half > 0; half /= 2)
-      for (int j = 0; j < half; ++j) t[j] += t[j + half];
-    return t[0];
-  }
-};
-
-/// Σ f(c) over n elements in an order that follows from n alone: leaves in lanes, added pairwise.
-template <class Acc, class F>
-Acc sum_of(int64_t first, int64_t n, const F& f) {
-  if (n > kLeaf) {
-    int64_t left = kLeaf;
-    while (left * 2 < n) left *= 2;
-    return sum_of<Acc>(first, left, f) + sum_of<Acc>(first + left, n - left, f);
-  }
-  Lanes<Acc> sum{};
-  int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes)
-    for (int j = 0; j < kLanes; ++j) sum.v[j] += f(first + c + j);
-  for (int j = 0; c + j < n; ++j) sum.v[j] += f(first + c + j);
-  return sum.total();
+/// The sum over leaf(first, count) of n elements from `first` on, added pairwise: an order that
+/// follows from n alone.
+template <class Leaf>
+[[gnu::noinline]] auto sum_of_halves(int64_t first, int64_t n, const Leaf& leaf)
+    -> decltype(leaf(first, n)) {
+  int64_t left = kLeaf;
+  while (left * 2 < n) left *= 2;
+  const auto half = [&](int64_t from, int64_t count) {
+    return count <= kLeaf ? leaf(from, count) : sum_of_halves(from, count, leaf);
+  };
+  return half(first, left) + half(first + left, n - left);
+}
+template <class Leaf>
+auto sum_of_leaves(int64_t n, const Leaf& leaf) {
+  return n <= kLeaf ? leaf(int64_t{0}, n) : sum_of_halves(0, n, leaf);
 }
 
-/// Σ c and Σ c² of c = u − mean in the order of sum_of, in one pass.
+/// Σ f(u). f(0) must be 0.
+template <class Acc, class F>
+Acc sum_of(const Acc* u, int64_t n, const F& f) {
+  return sum_of_leaves(n, [=](int64_t first, int64_t count) {
+    Lanes32<Acc> sum;
+    for_each32(count, [&](int64_t i, auto some) { sum += f(load32(u + first + i, some)); });
+    return sum.total();
+  });
+}
+
+/// Σ c and Σ c² of c = u − mean, in one pass.
 template <class Acc>
-struct Moments {
-  Acc sum = 0, squares = 0;
-};
-template <class Acc>
-Moments<Acc> moments_about(const Acc* u, Acc mean, int64_t n) {
-  if (n > kLeaf) {
-    int64_t left = kLeaf;
-    while (left * 2 < n) left *= 2;
-    const auto a = moments_about(u, mean, left), b = moments_about(u + left, mean, n - left);
-    return {a.sum + b.sum, a.squares + b.squares};
-  }
-  Lanes<Acc> sum{}, squares{};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) {
-      const Acc c = u[i + j] - mean;
-      sum.v[j] += c;
-      squares.v[j] += c * c;
-    }
-  for (int j = 0; i + j < n; ++j) {
-    const Acc c = u[i + j] - mean;
-    sum.v[j] += c;
-    squares.v[j] += c * c;
-  }
-  return {sum.total(), squares.total()};
+Totals<Acc> moments_about(const Acc* u, Acc mean, int64_t n) {
+  return sum_of_leaves(n, [=](int64_t first, int64_t count) {
+    Lanes32<Acc> sum, squares;
+    for_each32(count, [&](int64_t i, auto some) {
+      const Lanes32<Acc> c = load32(u + first + i, some, mean) - mean;
+      sum += c;
+      squares += c * c;
+    });
+    return totals(sum, squares);
+  });
 }
 
 template <class Acc>
@@ -77,36 +68,36 @@ struct Stats {
 /// Running means in lanes: each step is a division and three products for 32 elements at once.
 template <class Acc>
 Stats<Acc> welford(const Acc* u, int64_t n) {
-  Lanes<Acc> mean{}, m2{};
-  int64_t count[kLanes] = {};
+  Acc mean[kLanes32] = {}, m2[kLanes32] = {};
+  int64_t count[kLanes32] = {};
   int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) {
-    const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes + 1);
-    for (int j = 0; j < kLanes; ++j) {
-      const Acc delta = u[c + j] - mean.v[j];
-      mean.v[j] += delta * inverse;
-      m2.v[j] += delta * (u[c + j] - mean.v[j]);
+  for (; c + kLanes32 <= n; c += kLanes32) {
+    const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes32 + 1);
+    for (int j = 0; j < kLanes32; ++j) {
+      const Acc delta = u[c + j] - mean[j];
+      mean[j] += delta * inverse;
+      m2[j] += delta * (u[c + j] - mean[j]);
     }
   }
-  const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes + 1);
-  for (int j = 0; j < kLanes; ++j) {
-    count[j] = c / kLanes + (c + j < n);
+  const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes32 + 1);
+  for (int j = 0; j < kLanes32; ++j) {
+    count[j] = c / kLanes32 + (c + j < n);
     if (c + j >= n) continue;
-    const Acc delta = u[c + j] - mean.v[j];
-    mean.v[j] += delta * inverse;
-    m2.v[j] += delta * (u[c + j] - mean.v[j]);
+    const Acc delta = u[c + j] - mean[j];
+    mean[j] += delta * inverse;
+    m2[j] += delta * (u[c + j] - mean[j]);
   }
-  for (int half = kLanes / 2; half > 0; half /= 2)
+  for (int half = kLanes32 / 2; half > 0; half /= 2)
     for (int j = 0; j < half; ++j) {
       const int64_t both = count[j] + count[j + half];
       if (both == 0) continue;
-      const Acc delta = mean.v[j + half] - mean.v[j];
+      const Acc delta = mean[j + half] - mean[j];
       const Acc share = static_cast<Acc>(count[j + half]) / static_cast<Acc>(both);
-      m2.v[j] += m2.v[j + half] + delta * delta * share * static_cast<Acc>(count[j]);
-      mean.v[j] += delta * share;
+      m2[j] += m2[j + half] + delta * delta * share * static_cast<Acc>(count[j]);
+      mean[j] += delta * share;
       count[j] = both;
     }
-  return {mean.v[0], Acc(0), m2.v[0] / static_cast<Acc>(n)};  // the variance, for now
+  return {mean[0], Acc(0), m2[0] / static_cast<Acc>(n)};  // the variance, for now
 }
 
 template <class Acc>
@@ -115,15 +106,15 @@ Stats<Acc> statistics(const Acc* u, int64_t n, const NormOptions& o) {
   Acc variance;
   const Acc size = static_cast<Acc>(n);
   if (o.kind == NormKind::rms) {
-    variance = sum_of<Acc>(0, n, [&](int64_t c) { return u[c] * u[c]; }) / size;
+    variance = sum_of(u, n, [](const auto& v) { return v * v; }) / size;
   } else if (o.variance == Variance::welford) {
     s = welford(u, n);
     variance = s.rstd;
   } else {
-    s.mean = sum_of<Acc>(0, n, [&](int64_t c) { return u[c]; }) / size;
+    s.mean = sum_of(u, n, [](const auto& v) { return v; }) / size;
     // What the mean's rounding left over: 0 in exact arithmetic.
-    const Moments<Acc> about = moments_about(u, s.mean, n);
-    const Acc squares = about.squares, rest = about.sum / size;
+    const Totals<Acc> about = moments_about(u, s.mean, n);
+    const Acc squares = about.b, rest = about.a / size;
     variance = std::max(squares / size - rest * rest, squares * 0);  // keeps NaN
     s.mean_rest = rest;
   }
@@ -185,6 +176,32 @@ Split row_blocks(int64_t rows, int64_t cols) {
   return split(rows, std::max<int64_t>(1, detail::kPieceGrain / cols));
 }
 
+/// Whether results should go past the caches: all that the op moves is more than those hold, and
+/// each row of a result begins a line of its own.
+template <class T>
+bool streams(const Rows& out, int64_t group, int64_t tensors) {
+  const auto whole_lines = [](int64_t n) { return n * static_cast<int64_t>(sizeof(T)) % 64 == 0; };
+  return out.rows * out.cols * static_cast<int64_t>(sizeof(T)) * tensors >
+             detail::last_cache_bytes() &&
+         reinterpret_cast<uintptr_t>(out.data) % 64 == 0 && whole_lines(out.row_stride) &&
+         whole_lines(group);
+}
+
+/// y = x̂ ⊙ w + b, times the gate where there is one. kStream: past the caches, while what the next
+/// row needs comes from memory.
+template <bool kStream, class T, class Acc>
+void normalize(const Acc* u, const Stats<Acc>& s, const Acc* w, const Acc* b, const Acc* gate,
+               int64_t n, T* y, const T* next) {
+  const Lanes32<Acc> mean = s.mean, rest = s.mean_rest, rstd = s.rstd;
+  for_each32(n, [&](int64_t c, auto count) {
+    if (kStream) detail::prefetch32(next + c);
+    const Lanes32<Acc> x_hat = (load32(u + c, count) - mean - rest) * rstd;
+    Lanes32<Acc> v = x_hat * load32(w + c, count) + load32(b + c, count);
+    if (gate) v = v * load32(gate + c, count);
+    store32<kStream>(v, y + c, count);
+  });
+}
+
 template <class T>
 void forward(const NormForwardArgs& k) {
   using Acc = stats_t<T>;
@@ -193,6 +210,7 @@ void forward(const NormForwardArgs& k) {
   if (k.x.rows == 0) return;
   const Affine<Acc> affine(k.w, k.b, o, cols);
   const Split blocks = row_blocks(k.x.rows, cols);
+  const bool stream = streams<T>(k.y, group, k.z || k.residual ? 3 : 2);
   constexpr int kBuffers = 3;
   const bool buffered = !std::is_same_v<T, Acc> || k.z;
   const Tensor scratch = empty({buffered ? blocks.blocks : 0, kBuffers, group}, dtype_of<Acc>);
@@ -223,47 +241,73 @@ void forward(const NormForwardArgs& k) {
         k.rstd.at<Acc>(i * groups + j) = s.rstd;
         const Acc *w = affine.w() + at, *b = affine.b() + at;
         T* y = k.y.row<T>(i) + at;
-        if (o.gate == GateOrder::norm_then_gate) {
-          for (int64_t c = 0; c < group; ++c)
-            y[c] = static_cast<T>(((u[c] - s.mean - s.mean_rest) * s.rstd * w[c] + b[c]) * gate[c]);
-        } else {
-          for (int64_t c = 0; c < group; ++c)
-            y[c] = static_cast<T>((u[c] - s.mean - s.mean_rest) * s.rstd * w[c] + b[c]);
-        }
+        const Acc* last_gate = o.gate == GateOrder::norm_then_gate ? gate : nullptr;
+        if (stream)
+          normalize<true>(u, s, w, b, last_gate, group, y,
+                          k.x.row<T>(std::min(i + 1, k.x.rows - 1)) + at);
+        else
+          normalize<false>(u, s, w, b, last_gate, group, y, y);
       }
     }
+    if (stream) detail::end_streams();
   });
 }
 
-/// Two sums at once, Σ g and Σ g x̂, in the order of sum_of.
-template <class Acc>
-struct TwoSums {
-  Acc g = 0, gx = 0;
+/// What the gradient of a row needs in its second pass.
+template <class T, class Acc>
+struct GradientRow {
+  const Acc *u, *dn;
+  const Acc *h = nullptr, *gate = nullptr, *slope = nullptr;  // where the gate comes first
+  Acc mean, mean_rest, rstd, mean_g = 0, mean_gx = 0;
+  const T* dh = nullptr;
+  T *dx, *dz = nullptr;
+  const T *next_h, *next_dy;  // the same columns of the row to be read after this one
 };
-template <class Acc>
-TwoSums<Acc> two_sums(const Acc* u, const Acc* dn, const Acc* w, Acc mean, Acc rest, Acc rstd,
-                      Acc* dw, Acc* db, int64_t first, int64_t n) {
-  if (n > kLeaf) {
-    int64_t left = kLeaf;
-    while (left * 2 < n) left *= 2;
-    const auto a = two_sums(u, dn, w, mean, rest, rstd, dw, db, first, left);
-    const auto b = two_sums(u, dn, w, mean, rest, rstd, dw, db, first + left, n - left);
-    return {a.g + b.g, a.gx + b.gx};
-  }
-  Lanes<Acc> g{}, gx{};
-  const auto step = [&](int64_t c, int j) {
-    const Acc x_hat = (u[c + j] - mean - rest) * rstd, d = dn[c + j];
-    g.v[j] += d * w[c + j];
-    gx.v[j] += d * w[c + j] * x_hat;
-    dw[c + j] += d * x_hat;
-    db[c + j] += d;
-  };
-  int64_t c = first;
-  const int64_t last = first + n;
-  for (; c + kLanes <= last; c += kLanes)
-    for (int j = 0; j < kLanes; ++j) step(c, j);
-  for (int j = 0; c + j < last; ++j) step(c, j);
-  return {g.total(), gx.total()};
+
+/// Σ g and Σ g x̂.
+template <class T, class Acc>
+Totals<Acc> gradient_sums(const GradientRow<T, Acc>& row, const Acc* w, int64_t n) {
+  return sum_of_leaves(n, [&](int64_t first, int64_t count) {
+    const Lanes32<Acc> mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
+    Lanes32<Acc> sum_g, sum_gx;
+    for_each32(count, [&](int64_t i, auto some) {
+      const int64_t c = first + i;
+      const Lanes32<Acc> x_hat = (load32(row.u + c, some, row.mean) - mean - rest) * rstd;
+      const Lanes32<Acc> g = load32(row.dn + c, some) * load32(w + c, some);
+      sum_g += g;
+      sum_gx += g * x_hat;
+    });
+    return totals(sum_g, sum_gx);
+  });
+}
+
+/// The gradients of kRows rows, added to dw and db in the order of the rows: together, so that dw
+/// and db are read and written once for all of them.
+template <bool kStream, int kRows, class T, class Acc>
+void finish_rows(const GradientRow<T, Acc>* rows, const Acc* w, Acc* dw, Acc* db, int64_t n) {
+  for_each32(n, [&](int64_t c, auto count) {
+    const Lanes32<Acc> weight = load32(w + c, count);
+    Lanes32<Acc> sum_w = load32(dw + c, count), sum_b = load32(db + c, count);
+    for (int r = 0; r < kRows; ++r) {
+      const GradientRow<T, Acc>& row = rows[r];
+      if (kStream) detail::prefetch32(row.next_h + c), detail::prefetch32(row.next_dy + c);
+      const Lanes32<Acc> x_hat =
+          (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
+      const Lanes32<Acc> dn = load32(row.dn + c, count);
+      sum_w += dn * x_hat;
+      sum_b += dn;
+      Lanes32<Acc> d = (dn * weight - row.mean_g - x_hat * row.mean_gx) * row.rstd;
+      if (row.gate) {
+        const Lanes32<Acc> dz = d * load32(row.h + c, count) * load32(row.slope + c, count);
+        store32<kStream>(dz, row.dz + c, count);
+        d = d * load32(row.gate + c, count);
+      }
+      if (row.dh) d += detail::load32_as<Acc>(row.dh + c, count);
+      store32<kStream>(d, row.dx + c, count);
+    }
+    store32<false>(sum_w, dw + c, count);
+    store32<false>(sum_b, db + c, count);
+  });
 }
 
 /// partial[0] += the other blocks' rows, one after another: the same order for any thread count.
@@ -293,65 +337,75 @@ void backward(const NormBackwardArgs& k) {
   const Tensor partial = empty({parts, 2, cols}, dtype_of<Acc>);
   Acc* sums = partial.span<Acc>().data();
   if (blocks.blocks == 0) std::fill_n(sums, 2 * cols, Acc(0));
+  const Rows& dx = k.dx ? k.dx : k.dresidual;
   constexpr int kBuffers = 7;
-  const Tensor scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
-  parallel_for(blocks.blocks, [&](int64_t block) {
-    Acc* h_buffer = scratch.span<Acc>().data() + block * kBuffers * group;
+  // Several short rows at once; the buffers of gated ones would not stay in the first caches.
+  constexpr int kTogether = 4;
+  const int together = group <= 8192 && !k.z ? kTogether : 1;
+  const bool buffered = !std::is_same_v<T, Acc> || k.z || !dx;
+  const bool stream = streams<T>(dx, group, 3) && (!k.z || streams<T>(k.dz, group, 5));
+  const Tensor scratch = empty({buffered ? parts : 0, together * kBuffers, group}, dtype_of<Acc>);
+
+  /// First pass over group j of row i: the gate's own gradient where it comes last, and the sums.
+  const auto begin_row = [&](int64_t i, int64_t j, Acc* h_buffer) {
     Acc *dy_buffer = h_buffer + group, *z_buffer = dy_buffer + group, *gate = z_buffer + group;
     Acc *slope = gate + group, *product = slope + group;
     T* unwanted = reinterpret_cast<T*>(product + group);
-    Acc* block_sums = sums + block * 2 * cols;
-    std::fill_n(block_sums, 2 * cols, Acc(0));
-    for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
-      for (int64_t j = 0; j < groups; ++j) {
-        const int64_t at = j * group;
-        const Acc* h = converted<Acc>(k.h.row<T>(i) + at, group, h_buffer);
-        const Acc* dy = converted<Acc>(k.dy.row<T>(i) + at, group, dy_buffer);
-        const Acc *w = affine.w() + at, *b = affine.b() + at;
-        const Acc mean = k.mean ? k.mean.at<Acc>(i * groups + j) : Acc(0);
-        const Acc rest = k.mean_rest ? k.mean_rest.at<Acc>(i * groups + j) : Acc(0);
-        const Acc rstd = k.rstd.at<Acc>(i * groups + j);
-        const Acc *u = h, *dn = dy;
-        if (k.z)
-          gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, slope);
-        if (o.gate == GateOrder::gate_then_norm) {
-          for (int64_t c = 0; c < group; ++c) product[c] = h[c] * gate[c];
-          u = product;
-        } else if (o.gate == GateOrder::norm_then_gate) {
-          T* dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
-          for (int64_t c = 0; c < group; ++c) {
-            const Acc n = (u[c] - mean - rest) * rstd * w[c] + b[c];
-            dz[c] = static_cast<T>(dy[c] * n * slope[c]);
-          }
-          for (int64_t c = 0; c < group; ++c) product[c] = dy[c] * gate[c];
-          dn = product;
-        }
-        const auto s = two_sums<Acc>(u, dn, w, mean, rest, rstd, block_sums + at,
-                                     block_sums + cols + at, 0, group);
-        const Acc size = static_cast<Acc>(group);
-        const Acc mean_g = o.kind == NormKind::layer ? s.g / size : Acc(0), mean_gx = s.gx / size;
-        const auto du = [&](int64_t c) {
-          const Acc x_hat = (u[c] - mean - rest) * rstd;
-          return rstd * (dn[c] * w[c] - mean_g - x_hat * mean_gx);
-        };
-        const Rows& target = k.dx ? k.dx : k.dresidual;
-        T* dx = target ? target.row<T>(i) + at : unwanted;
-        const T* dh = k.dh ? k.dh.row<T>(i) + at : nullptr;
-        if (o.gate == GateOrder::gate_then_norm) {
-          T* dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
-          for (int64_t c = 0; c < group; ++c) {
-            const Acc d = du(c);
-            dz[c] = static_cast<T>(d * h[c] * slope[c]);
-            dx[c] = static_cast<T>(d * gate[c] + (dh ? static_cast<Acc>(dh[c]) : Acc(0)));
-          }
-        } else if (dh) {
-          for (int64_t c = 0; c < group; ++c)
-            dx[c] = static_cast<T>(du(c) + static_cast<Acc>(dh[c]));
-        } else {
-          for (int64_t c = 0; c < group; ++c) dx[c] = static_cast<T>(du(c));
-        }
+    const int64_t at = j * group, next = std::min(i + together, k.h.rows - 1);
+    const Acc* h = converted<Acc>(k.h.row<T>(i) + at, group, h_buffer);
+    const Acc* dy = converted<Acc>(k.dy.row<T>(i) + at, group, dy_buffer);
+    const Acc *w = affine.w() + at, *b = affine.b() + at;
+    GradientRow<T, Acc> row{.u = h,
+                            .dn = dy,
+                            .mean = k.mean ? k.mean.at<Acc>(i * groups + j) : Acc(0),
+                            .mean_rest = k.mean_rest ? k.mean_rest.at<Acc>(i * groups + j) : Acc(0),
+                            .rstd = k.rstd.at<Acc>(i * groups + j),
+                            .dh = k.dh ? k.dh.row<T>(i) + at : nullptr,
+                            .dx = dx ? dx.row<T>(i) + at : unwanted,
+                            .next_h = k.h.row<T>(next) + at,
+                            .next_dy = k.dy.row<T>(next) + at};
+    if (k.z) gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, slope);
+    if (o.gate == GateOrder::gate_then_norm) {
+      for (int64_t c = 0; c < group; ++c) product[c] = h[c] * gate[c];
+      row.u = product;
+      row.h = h, row.gate = gate, row.slope = slope;
+      row.dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
+    } else if (o.gate == GateOrder::norm_then_gate) {
+      T* dz = k.dz ? k.dz.row<T>(i) + at : unwanted;
+      for (int64_t c = 0; c < group; ++c) {
+        const Acc n = (h[c] - row.mean - row.mean_rest) * row.rstd * w[c] + b[c];
+        dz[c] = static_cast<T>(dy[c] * n * slope[c]);
       }
+      for (int64_t c = 0; c < group; ++c) product[c] = dy[c] * gate[c];
+      row.dn = product;
     }
+    const auto s = gradient_sums(row, w, group);
+    if (o.kind == NormKind::layer) row.mean_g = s.a / static_cast<Acc>(group);
+    row.mean_gx = s.b / static_cast<Acc>(group);
+    return row;
+  };
+
+  parallel_for(blocks.blocks, [&](int64_t block) {
+    Acc* buffers =
+        buffered ? scratch.span<Acc>().data() + block * together * kBuffers * group : nullptr;
+    Acc *dw = sums + block * 2 * cols, *db = dw + cols;
+    std::fill_n(dw, 2 * cols, Acc(0));
+    int64_t i = blocks.begin(block);
+    while (i < blocks.end(block)) {
+      const int rows = i + together <= blocks.end(block) ? together : 1;
+      for (int64_t j = 0; j < groups; ++j) {
+        GradientRow<T, Acc> ready[kTogether];
+        for (int r = 0; r < rows; ++r)
+          ready[r] = begin_row(i + r, j, buffers + r * kBuffers * group);
+        const auto finish =
+            rows == 1 ? (stream ? finish_rows<true, 1, T, Acc> : finish_rows<false, 1, T, Acc>)
+                      : (stream ? finish_rows<true, kTogether, T, Acc>
+                                : finish_rows<false, kTogether, T, Acc>);
+        finish(ready, affine.w() + j * group, dw + j * group, db + j * group, group);
+      }
+      i += rows;
+    }
+    if (stream) detail::end_streams();
   });
   add_blocks(sums, parts, cols, k.dw);
   add_blocks(sums + cols, parts, cols, k.db);

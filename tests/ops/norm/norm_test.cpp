@@ -7,6 +7,7 @@
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/rms_norm.h"
@@ -281,6 +282,29 @@ TEST(Norm, RowIgnoresItsNeighboursAndTheThreads) {
     EXPECT_SAME_BITS(a.norm(m.options).y, y);
   }
   set_num_threads(before);
+}
+TEST(Norm, GradientOfARowIgnoresItsNeighbours) {
+  // 67 rows: several at a time, and some left over.
+  const Tensor w = randn({99}), b = randn({99}), x = randn({67, 99}).requires_grad_(),
+               dy = randn({67, 99});
+  const Tensor dx = grad({layer_norm(x, w, b)}, {x}, {dy})[0];
+  for (int64_t i : {0, 40, 66}) {
+    const Tensor row = x.detach().slice(0, i, i + 1).clone().requires_grad_();
+    EXPECT_SAME_BITS(grad({layer_norm(row, w, b)}, {row}, {dy.slice(0, i, i + 1)})[0],
+                     dx.slice(0, i, i + 1));
+  }
+}
+TEST(Norm, RowsBeyondTheCachesHaveTheBitsOfOthers) {
+  const int64_t cols = 1024, rows = detail::last_cache_bytes() / (cols * 4) + 7;
+  const Tensor w = randn({cols}), b = randn({cols}), x = randn({rows, cols}).requires_grad_();
+  const Tensor y = layer_norm(x, w, b);
+  const Tensor dx = grad({y}, {x}, {x.detach()})[0];
+  for (int64_t i : {int64_t{0}, rows / 2, rows - 1}) {
+    const Tensor row = x.detach().slice(0, i, i + 1).clone().requires_grad_();
+    const Tensor same = layer_norm(row, w, b);
+    EXPECT_SAME_BITS(same.detach(), y.detach().slice(0, i, i + 1));
+    EXPECT_SAME_BITS(grad({same}, {row}, {row.detach()})[0], dx.slice(0, i, i + 1));
+  }
 }
 TEST(Norm, GradientsHaveTheSameBitsOnAnyThreadCount) {
   const int before = num_threads();
