@@ -12,13 +12,33 @@
 namespace norma::nn {
 namespace {
 
-/// The logits of what follows the last of these tokens.
-Tensor next_logits(const Transformer& model, const std::vector<int32_t>& tokens) {
-  const size_t n = std::min(tokens.size(), static_cast<size_t>(model.options.context));
-  const std::span<const int32_t> last(tokens.end() - static_cast<ptrdiff_t>(n), tokens.end());
-  const Tensor logits = model(from_span(last, Shape{1, static_cast<int64_t>(n)}));
-  return logits.select(1, -1).select(0, 0).to(float64);
-}
+/// A sequence that grows: each token is worked through once, with the state that the layers keep.
+/// Where the model's context is full, what is left is worked through anew for each token.
+class Decoder {
+ public:
+  Decoder(const LanguageModel& model, const std::vector<int32_t>& prompt)
+      : model_(model), tokens_(prompt) {}
+
+  /// The logits of what follows the last token.
+  Tensor logits() {
+    const auto context = static_cast<size_t>(model_.options.context);
+    if (model_.has_limit() && tokens_.size() > context)
+      state_ = {}, seen_ = tokens_.size() - context;
+    const std::span<const int32_t> fresh(tokens_.data() + seen_, tokens_.size() - seen_);
+    const Tensor next = model_.next(
+        from_span(fresh, Shape{1, std::ssize(fresh)}).to(model_.wte.weight.device()), state_);
+    seen_ = tokens_.size();
+    return next.flatten().to(float64);
+  }
+  void add(int32_t token) { tokens_.push_back(token); }
+  const std::vector<int32_t>& tokens() const { return tokens_; }
+
+ private:
+  const LanguageModel& model_;
+  std::vector<int32_t> tokens_;
+  DecodingState state_;
+  size_t seen_ = 0;  // tokens that the state holds
+};
 
 int32_t choose(const Tensor& logits, const GenerateOptions& o, Generator& generator) {
   const int64_t classes = logits.numel();
@@ -41,7 +61,7 @@ int32_t choose(const Tensor& logits, const GenerateOptions& o, Generator& genera
 
 }  // namespace
 
-std::vector<int32_t> generate(Transformer& model, const std::vector<int32_t>& prompt,
+std::vector<int32_t> generate(LanguageModel& model, const std::vector<int32_t>& prompt,
                               const GenerateOptions& o, const std::function<void(int32_t)>& seen) {
   if (prompt.empty()) throw ValueError("generate: the prompt needs a token or more, but is empty");
   if (!(o.temperature >= 0))
@@ -50,9 +70,10 @@ std::vector<int32_t> generate(Transformer& model, const std::vector<int32_t>& pr
   const NoGrad plain;
   eval(model);
   Generator generator(o.seed, "sample");
-  std::vector<int32_t> tokens = prompt;
+  Decoder decoder(model, prompt);
+  const std::vector<int32_t>& tokens = decoder.tokens();
   for (int64_t i = 0; i < o.length; ++i) {
-    tokens.push_back(choose(next_logits(model, tokens), o, generator));
+    decoder.add(choose(decoder.logits(), o, generator));
     if (seen) seen(tokens.back());
     if (o.end && tokens.back() == *o.end) break;
   }

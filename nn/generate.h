@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "norma/nn/transformer.h"
+#include "norma/nn/language_model.h"
 
 namespace norma::nn {
 
@@ -19,7 +19,7 @@ struct GenerateOptions {
 /// Goes on from `prompt`, token by token; returns what was added. The model sees its last `context`
 /// tokens. `seen` is called with each token as it comes. Draws from a generator of its own:
 /// sampling does not change a training run. ValueError for an empty prompt and impossible options.
-std::vector<int32_t> generate(Transformer& model, const std::vector<int32_t>& prompt,
+std::vector<int32_t> generate(LanguageModel& model, const std::vector<int32_t>& prompt,
                               const GenerateOptions& options = {},
                               const std::function<void(int32_t)>& seen = nullptr);
 

@@ -39,4 +39,10 @@ void init_kaiming_uniform(const Tensor& t, double gain) {
   init_uniform(t, -bound, bound);
 }
 
+void init_inner(const Linear& layer) { init_output(layer, 1); }
+void init_output(const Linear& layer, int64_t writes) {
+  init_normal(layer.weight, 0, 0.02 / std::sqrt(static_cast<double>(writes)));
+  if (layer.bias.defined()) init_constant(layer.bias, 0);
+}
+
 }  // namespace norma::nn

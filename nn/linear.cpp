@@ -10,11 +10,11 @@
 
 namespace norma::nn {
 
-Linear::Linear(const LinearOptions& o) : options(o), weight(empty({o.d_out, o.d_in})), bias() {
+Linear::Linear(const LinearOptions& o) : options(o), weight(zeros({o.d_out, o.d_in})), bias() {
   const double bound = 1 / std::sqrt(static_cast<double>(std::max<int64_t>(1, o.d_in)));
   init_uniform(weight, -bound, bound);
   if (!o.bias) return;
-  bias = Parameter(empty({o.d_out}));
+  bias = Parameter(zeros({o.d_out}));
   init_uniform(bias, -bound, bound);
 }
 Tensor Linear::operator()(const Tensor& x) const {

@@ -14,8 +14,12 @@ namespace norma::nn {
 std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& parameters,
                                          double weight_decay, bool decay_gains) {
   std::vector<ParameterGroup> groups{{{}, weight_decay}, {{}, 0}};
-  for (const NamedTensor& p : parameters)
-    groups[p.tensor.dim() >= 2 || decay_gains ? 0 : 1].parameters.push_back(p);
+  for (const NamedTensor& p : parameters) {
+    const bool dynamics =  // of Mamba's recurrence: the papers decay none of them
+        matches(p.name, "*A_log") || matches(p.name, "*.D") || matches(p.name, "*dt_bias");
+    const bool decays = !dynamics && (p.tensor.dim() >= 2 || decay_gains);
+    groups[decays ? 0 : 1].parameters.push_back(p);
+  }
   return groups;
 }
 

@@ -13,7 +13,8 @@ struct ParameterGroup {
   std::vector<NamedTensor> parameters;
   double weight_decay = 0;
 };
-/// Matrices decay; gains and biases (fewer than two dimensions) do only where `decay_gains`.
+/// Matrices decay; gains and biases (fewer than two dimensions) do only where `decay_gains`; A_log,
+/// D and dt_bias of Mamba blocks never do.
 std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& parameters,
                                          double weight_decay, bool decay_gains = false);
 

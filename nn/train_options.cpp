@@ -125,7 +125,12 @@ void require_possible(const TrainOptions& o) {
     throw ValueError("positions: rotary needs heads of an even size, but d_model / n_heads is {}",
                      o.d_model / o.n_heads);
   require_one_of("mlp", o.mlp, {"gelu", "swiglu"});
-  require_one_of("positions", o.positions, {"learned", "rotary"});
+  require_one_of("positions", o.positions, {"auto", "learned", "none", "rotary"});
+  require_one_of("gate", o.gate, {"gate-then-norm", "norm-then-gate"});
+  require_one_of("gate_norm", o.gate_norm, {"layer", "none", "rms"});
+  require(o.d_state >= 0, "d_state", "0 or more", o.d_state);
+  require(o.d_conv >= 2, "d_conv", "2 or more", o.d_conv);
+  require(o.expand >= 1, "expand", "1 or more", o.expand);
   require_one_of("optimizer", o.optimizer, {"adamw", "sgd"});
   require_one_of("schedule", o.schedule, {"cosine", "linear", "constant"});
   require(o.dropout >= 0 && o.dropout < 1, "dropout", "from 0 to below 1", o.dropout);

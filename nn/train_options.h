@@ -16,6 +16,7 @@ struct TrainOptions {
   int64_t context = 0;  ///< 0: 64 for a text, what a row takes for a task
 
   // The model.
+  std::string model = "transformer";
   int64_t n_layers = 4;
   int64_t n_heads = 4;
   int64_t n_kv_heads = 0;  ///< 0: as many as n_heads
@@ -24,10 +25,19 @@ struct TrainOptions {
   std::string norm = "rms";
   std::string placement = "pre";
   std::string mlp = "gelu";
-  std::string positions = "learned";
+  std::string positions = "auto";
   double dropout = 0;
   bool qk_norm = false;
   bool tie = true;
+  int64_t d_state = 0;  ///< 0: 16 for mamba1, 128 for mamba2
+  int64_t d_conv = 4;
+  int64_t expand = 2;
+  int64_t head_dim = 64;
+  int64_t n_groups = 1;
+  std::string gate = "gate-then-norm";
+  std::string gate_norm = "rms";
+  int64_t norm_groups = 0;  ///< 0: as many as n_groups
+  bool selective = true;
 
   // The optimization.
   int64_t steps = 1400;
@@ -60,6 +70,9 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("text", o.text, "a file to learn, byte by byte; its last tenth validates");
   visit("task", o.task, "a generated task: copying, modular, parity, dyck");
   visit("context", o.context, "tokens a row; 0: 64 for a text, what a row takes for a task");
+  visit("model", o.model,
+        "what a layer is: transformer, mamba1, mamba2, hybrid, or runs of sub-layers as in "
+        "mamba2:3,attention+mlp:1");
   visit("n_layers", o.n_layers, "blocks");
   visit("n_heads", o.n_heads, "attention heads; must divide d_model");
   visit("n_kv_heads", o.n_kv_heads, "key and value heads; must divide n_heads; 0: n_heads");
@@ -70,10 +83,20 @@ void visit_fields(Options& o, const Visit& visit) {
         "where the norms stand: pre, post, sandwich, parallel, residual-dual, or one for each run "
         "of layers, as in pre:3,post:1");
   visit("mlp", o.mlp, "gelu or swiglu");
-  visit("positions", o.positions, "learned or rotary");
+  visit("positions", o.positions,
+        "learned, rotary, none, or auto: none with Mamba blocks, learned otherwise");
   visit("dropout", o.dropout, "probability with which an activation is dropped");
   visit("qk_norm", o.qk_norm, "a norm on queries and keys");
   visit("tie", o.tie, "one matrix for embedding and output");
+  visit("d_state", o.d_state, "Mamba: state of a channel; 0: 16 for mamba1, 128 for mamba2");
+  visit("d_conv", o.d_conv, "Mamba: taps of the convolution");
+  visit("expand", o.expand, "Mamba: inner width over d_model");
+  visit("head_dim", o.head_dim, "mamba2: width of a head; must divide expand * d_model");
+  visit("n_groups", o.n_groups, "mamba2: groups of heads that share B and C");
+  visit("gate", o.gate, "mamba2's norm: gate-then-norm or norm-then-gate");
+  visit("gate_norm", o.gate_norm, "mamba2's norm: rms, layer, none");
+  visit("norm_groups", o.norm_groups, "mamba2's norm: groups of channels; 0: n_groups");
+  visit("selective", o.selective, "mamba1: false makes dt, B and C constant");
   visit("steps", o.steps, "optimizer steps");
   visit("batch", o.batch, "rows a step");
   visit("accumulate", o.accumulate, "parts that a step's batch is cut into");

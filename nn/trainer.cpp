@@ -32,7 +32,7 @@ std::string processor_model() {
 }
 std::string maker() { return std::string("norma ") + NORMA_VERSION + " on " + processor_model(); }
 
-std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& o, Transformer& model) {
+std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& o, LanguageModel& model) {
   std::vector<NamedTensor> trained;
   for (const NamedTensor& p : named_parameters(model))
     if (p.tensor.requires_grad()) trained.push_back(p);
@@ -44,6 +44,12 @@ std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& o, Transformer& mo
 ScheduleKind schedule_kind(const std::string& name) {
   if (name == "linear") return ScheduleKind::linear;
   return name == "constant" ? ScheduleKind::constant : ScheduleKind::cosine;
+}
+
+Positions positions_of(const std::string& name) {
+  if (name == "rotary") return Positions::rotary;
+  if (name == "none") return Positions::none;
+  return name == "learned" ? Positions::learned : Positions::auto_;
 }
 
 // Metadata is text; numbers go through these, exactly.
@@ -101,7 +107,7 @@ std::unique_ptr<Dataset> make_dataset(const TrainOptions& o, const std::string& 
   return std::make_unique<GrammarDataset>(grammar);
 }
 
-TransformerOptions transformer_options(const TrainOptions& o, const Dataset& dataset) {
+LanguageModelOptions model_options(const TrainOptions& o, const Dataset& dataset) {
   return {.vocab_size = dataset.vocab_size(),
           .context = dataset.context(),
           .n_layers = o.n_layers,
@@ -112,13 +118,24 @@ TransformerOptions transformer_options(const TrainOptions& o, const Dataset& dat
           .norm = o.norm,
           .placement = o.placement,
           .mlp = o.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu,
-          .positions = o.positions == "rotary" ? Positions::rotary : Positions::learned,
+          .positions = positions_of(o.positions),
           .dropout = o.dropout,
           .qk_norm = o.qk_norm,
-          .tie = o.tie};
+          .tie = o.tie,
+          .layers = o.model,
+          .mamba = {.d_state = o.d_state,
+                    .d_conv = o.d_conv,
+                    .expand = o.expand,
+                    .head_dim = o.head_dim,
+                    .n_groups = o.n_groups,
+                    .gate = o.gate == "norm-then-gate" ? GateOrder::norm_then_gate
+                                                       : GateOrder::gate_then_norm,
+                    .norm = o.gate_norm,
+                    .norm_groups = o.norm_groups,
+                    .selective = o.selective}};
 }
 
-Evaluation evaluate(Transformer& model, const Dataset& dataset, int64_t rows) {
+Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) {
   const NoGrad plain;
   eval(model);
   const int64_t all = dataset.validation_rows(), n = rows == 0 ? all : std::min(rows, all);
@@ -163,7 +180,7 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary) : o
   require_possible(options_);
   dataset_ = make_dataset(options_, vocabulary);
   manual_seed(options_.seed);
-  model_ = std::make_unique<Transformer>(transformer_options(options_, *dataset_));
+  model_ = std::make_unique<LanguageModel>(model_options(options_, *dataset_));
   const auto named = named_parameters(*model_);
   if (!options_.freeze.empty()) freeze(named, options_.freeze);
   if (!options_.train_only.empty()) freeze(named, options_.train_only, true);
@@ -254,16 +271,16 @@ LoadedModel load_model(const std::string& checkpoint) {
   const auto weights = part(file, "model.");
   // The context is in the weights where positions are learned; only a text or task knows it
   // otherwise.
-  TransformerOptions options = [&] {
+  LanguageModelOptions options = [&] {
     TrainOptions o = loaded.info.options;
-    if (o.text.empty()) return transformer_options(o, *make_dataset(o));
+    if (o.text.empty()) return model_options(o, *make_dataset(o));
     const TextDataset stand_in("a text", std::string(4096, loaded.vocabulary.symbol(0)[0]),
                                {.context = o.context == 0 ? 64 : o.context,
                                 .train_share = 0,
                                 .vocabulary = loaded.info.vocabulary});
-    return transformer_options(o, stand_in);
+    return model_options(o, stand_in);
   }();
-  loaded.model = std::make_unique<Transformer>(options);
+  loaded.model = std::make_unique<LanguageModel>(options);
   load_state_dict(*loaded.model, weights, checkpoint);
   return loaded;
 }

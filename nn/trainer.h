@@ -5,9 +5,9 @@
 #include <string>
 
 #include "norma/nn/data/dataset.h"
+#include "norma/nn/language_model.h"
 #include "norma/nn/optimizer.h"
 #include "norma/nn/train_options.h"
-#include "norma/nn/transformer.h"
 
 namespace norma::nn {
 
@@ -15,7 +15,7 @@ namespace norma::nn {
 /// otherwise. Throws IOError or ValueError where that cannot be.
 std::unique_ptr<Dataset> make_dataset(const TrainOptions& options,
                                       const std::string& vocabulary = {});
-TransformerOptions transformer_options(const TrainOptions& options, const Dataset& dataset);
+LanguageModelOptions model_options(const TrainOptions& options, const Dataset& dataset);
 
 /// A loss in nats a counted token.
 struct Evaluation {
@@ -26,7 +26,7 @@ struct Evaluation {
   int64_t tokens = 0;
 };
 /// Of the first `rows` validation rows, all of them for 0.
-Evaluation evaluate(Transformer& model, const Dataset& dataset, int64_t rows = 0);
+Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows = 0);
 
 struct StepReport {
   double loss = 0, grad_norm = 0, lr = 0;
@@ -42,8 +42,8 @@ struct CheckpointInfo {
   double best_loss = 0;
 };
 
-/// Trains a transformer. A run is a function of its options: the same binary on the same processor
-/// model gives the same bits for any number of threads, also when it stops and goes on.
+/// Trains a language model. A run is a function of its options: the same binary on the same
+/// processor model gives the same bits for any number of threads, also when it stops and goes on.
 class Trainer {
  public:
   /// A fresh run. Throws ValueError for options that no run can have.
@@ -67,7 +67,7 @@ class Trainer {
   const std::optional<std::string>& made_elsewhere() const { return made_elsewhere_; }
 
   const TrainOptions& options() const { return options_; }
-  Transformer& model() { return *model_; }
+  LanguageModel& model() { return *model_; }
   const Dataset& dataset() const { return *dataset_; }
 
  private:
@@ -76,7 +76,7 @@ class Trainer {
 
   TrainOptions options_;
   std::unique_ptr<Dataset> dataset_;
-  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Tensor> parameters_;
   Schedule schedule_;
@@ -89,7 +89,7 @@ class Trainer {
 /// A trained model out of a checkpoint, without what only training needs.
 struct LoadedModel {
   CheckpointInfo info;
-  std::unique_ptr<Transformer> model;
+  std::unique_ptr<LanguageModel> model;
   Vocabulary vocabulary;
 };
 LoadedModel load_model(const std::string& checkpoint);

@@ -1,9 +1,11 @@
 // norma sample: text from a trained run.
+#include <chrono>
 #include <cstdio>
 #include <memory>
 
 #include "commands.h"
 #include "norma/core/error.h"
+#include "norma/core/format.h"
 #include "norma/nn/generate.h"
 #include "norma/nn/run_folder.h"
 #include "norma/nn/trainer.h"
@@ -31,11 +33,14 @@ void run_sample(const Settings& s) {
     prompt = {0};
   }
   std::fputs(s.prompt.c_str(), stdout);
-  generate(*loaded.model, prompt, options, [&](int32_t token) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto made = generate(*loaded.model, prompt, options, [&](int32_t token) {
     std::fputs(loaded.vocabulary.decode({&token, 1}).c_str(), stdout);
     std::fflush(stdout);
   });
-  std::fputs("\n", stdout);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+  print("\n({} tokens, {:.0f} tokens/s)\n", made.size(),
+        static_cast<double>(made.size()) / took.count());
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 #include "norma/nn/placement/placement.h"
 
-#include <array>
 #include <charconv>
 
 #include "norma/core/format.h"
@@ -9,45 +8,43 @@
 namespace norma::nn {
 namespace {
 
-constexpr std::array<const char*, 2> kNorms{"ln_1", "ln_2"}, kAfter{"ln_1_post", "ln_2_post"};
+/// The norm before a sub-layer, or behind it: ln_1, ln_2_post.
+std::string before(int64_t sublayer) { return "ln_" + std::to_string(sublayer + 1); }
+std::string after(int64_t sublayer) { return before(sublayer) + "_post"; }
 
-void two_norms(Parts& parts, const LayerInfo&, const MakeNorm& make) {
-  for (const char* name : kNorms) parts.add(name, make());
+void norms_before(Parts& parts, const LayerInfo& info, const MakeNorm& make) {
+  for (int64_t i = 0; i < info.n_sublayers; ++i) parts.add(before(i), make());
 }
 void final_norm(Parts& stack, const MakeNorm& make) { stack.add("ln_f", make()); }
 Tensor read_through_final_norm(Residual& r, const Parts& stack) { return stack["ln_f"](r.main); }
 
 Placement pre() {
-  return {.prepare = two_norms,
+  return {.prepare = norms_before,
           .prepare_stack = final_norm,
-          .apply =
-              [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
-                r.main.add(f(parts[kNorms[static_cast<size_t>(i)]](r.main)));
-              },
+          .apply = [](Residual& r, const Sublayer& f, int i, const Parts& parts,
+                      const LayerInfo&) { r.main.add(f(parts[before(i)](r.main))); },
           .final = read_through_final_norm};
 }
 
 Placement post() {
-  return {.prepare = two_norms,
+  return {.prepare = norms_before,
           .apply = [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
             r.main.add(f(r.main.read()));
-            r.main.set(parts[kNorms[static_cast<size_t>(i)]](r.main));
+            r.main.set(parts[before(i)](r.main));
           }};
 }
 
 Placement sandwich() {
-  return {.prepare =
-              [](Parts& parts, const LayerInfo& info, const MakeNorm& make) {
-                two_norms(parts, info, make);
-                for (const char* name : kAfter) parts.add(name, make());
-              },
-          .prepare_stack = final_norm,
-          .apply =
-              [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
-                const auto at = static_cast<size_t>(i);
-                r.main.add(parts[kAfter[at]](f(parts[kNorms[at]](r.main))));
-              },
-          .final = read_through_final_norm};
+  return {
+      .prepare =
+          [](Parts& parts, const LayerInfo& info, const MakeNorm& make) {
+            norms_before(parts, info, make);
+            for (int64_t i = 0; i < info.n_sublayers; ++i) parts.add(after(i), make());
+          },
+      .prepare_stack = final_norm,
+      .apply = [](Residual& r, const Sublayer& f, int i, const Parts& parts,
+                  const LayerInfo&) { r.main.add(parts[after(i)](f(parts[before(i)](r.main)))); },
+      .final = read_through_final_norm};
 }
 
 Placement parallel() {
@@ -64,7 +61,7 @@ Placement parallel() {
 }
 
 Placement residual_dual() {
-  return {.prepare = two_norms,
+  return {.prepare = norms_before,
           .prepare_stack = final_norm,
           .begin =
               [](const Tensor& x, const Parts&) {
@@ -74,7 +71,7 @@ Placement residual_dual() {
               [](Residual& r, const Sublayer& f, int i, const Parts& parts, const LayerInfo&) {
                 const Tensor branch = f(r.main.read());
                 r.main.add(branch);
-                r.main.set(parts[kNorms[static_cast<size_t>(i)]](r.main));
+                r.main.set(parts[before(i)](r.main));
                 r.more[0].add(branch);
               },
           .final = [](Residual& r,

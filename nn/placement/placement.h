@@ -12,13 +12,13 @@
 
 namespace norma::nn {
 
-/// Which layer of how many.
+/// Which layer of how many, and how many sub-layers it has.
 struct LayerInfo {
-  int64_t layer = 0, n_layers = 0;
+  int64_t layer = 0, n_layers = 0, n_sublayers = 2;
 };
 /// Makes a norm of the model's kind and width.
 using MakeNorm = std::function<Norm()>;
-/// Attention or MLP, without norm and residual.
+/// Attention, MLP or a Mamba block, without norm and residual.
 using Sublayer = std::function<Tensor(const Tensor&)>;
 
 /// The norms that a placement asked for, by name. A name is part of a parameter's name.
@@ -35,7 +35,7 @@ class Parts {
   std::vector<std::pair<std::string, Norm>> norms_;
 };
 
-/// Where the norms of a transformer stand: a flat struct of functions, each with a default. A layer
+/// Where the norms of a model stand: a flat struct of functions, each with a default. A layer
 /// has `parts` of its own; the stack has some around all layers.
 struct Placement {
   /// Makes a layer's norms.
@@ -44,7 +44,7 @@ struct Placement {
   std::function<void(Parts&, const MakeNorm&)> prepare_stack = nullptr;
   /// The streams that go into the first layer. Default: the embedding alone.
   std::function<Residual(const Tensor& embedding, const Parts& stack)> begin = nullptr;
-  /// Adds sub-layer number `index` (0 attention, 1 MLP) of a layer.
+  /// Adds sub-layer number `index` of a layer (of a transformer's: 0 attention, 1 MLP).
   std::function<void(Residual&, const Sublayer&, int index, const Parts&, const LayerInfo&)> apply =
       nullptr;
   /// A whole layer at once, where its sub-layers share a norm. Default: apply for each.

@@ -108,7 +108,7 @@ TEST(Transformer, MistakesAreNamed) {
   Transformer model(tiny());
   EXPECT_THROW_MSG(
       model(zeros({1, 6}, int32)), ShapeError,
-      "transformer: tokens must be (batch, length) with a length up to context = 5, but "
+      "language_model: tokens must be (batch, length) with a length up to context = 5, but "
       "are (1, 6)");
 }
 

@@ -1,0 +1,175 @@
+#include "norma/nn/mamba.h"
+
+#include <cmath>
+
+#include "norma/core/autograd.h"
+#include "norma/core/random.h"
+#include "norma/nn/language_model.h"
+#include "norma/nn/optimizer.h"
+#include "norma/ops/cross_entropy/cross_entropy.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/view/view.h"
+#include "testing/compare.h"
+
+namespace norma::nn {
+namespace {
+
+LanguageModelOptions tiny(const std::string& layers, int64_t n_layers = 2) {
+  return {.vocab_size = 7,
+          .context = 24,
+          .n_layers = n_layers,
+          .n_heads = 2,
+          .d_model = 8,
+          .layers = layers,
+          .mamba = {.d_state = 4, .head_dim = 4, .n_groups = 2}};
+}
+
+std::vector<std::string> names_of(LanguageModel& model) {
+  std::vector<std::string> names;
+  for (const NamedTensor& t : named_parameters(model)) names.push_back(t.name);
+  return names;
+}
+
+TEST(Mamba, ParametersHaveTheReferencesNamesAndShapes) {
+  LanguageModel model(tiny("mamba1:1,mamba2:1"));
+  EXPECT_THAT(names_of(model),
+              ::testing::ElementsAre(
+                  "wte.weight", "h.0.ln_1.weight", "h.0.mixer.A_log", "h.0.mixer.D",
+                  "h.0.mixer.in_proj.weight", "h.0.mixer.conv1d.weight", "h.0.mixer.conv1d.bias",
+                  "h.0.mixer.x_proj.weight", "h.0.mixer.dt_proj.weight", "h.0.mixer.dt_proj.bias",
+                  "h.0.mixer.out_proj.weight", "h.1.ln_1.weight", "h.1.mixer.dt_bias",
+                  "h.1.mixer.A_log", "h.1.mixer.D", "h.1.mixer.in_proj.weight",
+                  "h.1.mixer.conv1d.weight", "h.1.mixer.conv1d.bias", "h.1.mixer.norm.weight",
+                  "h.1.mixer.out_proj.weight", "ln_f.weight"));
+  EXPECT_EQ(model.h[0].mamba1->conv1d.weight.shape(), (Shape{16, 1, 4}));
+  EXPECT_EQ(model.h[0].mamba1->a_log.shape(), (Shape{16, 4}));
+  EXPECT_EQ(model.h[1].mamba2->in_proj.weight.shape(), (Shape{2 * 16 + 2 * 2 * 4 + 4, 8}));
+}
+
+TEST(Mamba, StartsAsThePapersHaveIt) {
+  manual_seed(3);
+  LanguageModelOptions o = tiny("mamba1:1,mamba2:1");
+  o.mamba.d_state = 16;
+  LanguageModel model(o);
+  const Mamba1& first = *model.h[0].mamba1;
+  const auto rates = first.a_log.to_vector<double>();
+  for (size_t n = 0; n < 16; ++n) EXPECT_NEAR(rates[n], std::log(static_cast<double>(n + 1)), 1e-6);
+  const Mamba2& second = *model.h[1].mamba2;
+  for (double v : second.a_log.to_vector<double>()) {
+    EXPECT_GE(v, 0);
+    EXPECT_LE(v, std::log(16.0) + 1e-6);
+  }
+  for (const Parameter* bias : {&first.dt_proj->bias, &second.dt_bias})
+    for (double v : bias->to_vector<double>()) {
+      const double dt = std::log1p(std::exp(v));
+      EXPECT_GE(dt, 0.999e-3);
+      EXPECT_LE(dt, 0.1001);
+    }
+}
+
+TEST(Mamba, DynamicsDoNotDecay) {
+  LanguageModel model(tiny("mamba1:1,mamba2:1"));
+  const auto groups = decay_groups(named_parameters(model), 0.1, true);
+  for (const NamedTensor& p : groups[1].parameters)
+    EXPECT_TRUE(matches(p.name, "*A_log") || matches(p.name, "*.D") || matches(p.name, "*dt_bias"))
+        << p.name;
+  EXPECT_EQ(groups[1].parameters.size(), 5u);
+}
+
+/// The whole model in float64 against differences; the parameters are moved away from their
+/// starts, where gradients of some vanish.
+TEST(Mamba, GradientOfTheWholeModelIsTheDerivative) {
+  const Tensor tokens = tensor({1, 2, 3, 4, 0, 6, 5, 1, 2, 3}, int32).reshape({2, 5});
+  const Tensor targets = tensor({2, 3, 4, 5, 1, -1, 1, 2, 3, -1}, int32).reshape({2, 5});
+  for (const char* layers : {"mamba1", "mamba2", "hybrid", "mamba2+mlp:1,attention:1"}) {
+    SCOPED_TRACE(layers);
+    LanguageModelOptions o = tiny(layers, std::string_view(layers) == "hybrid" ? 4 : 2);
+    if (std::string_view(layers) == "mamba2") o.mamba.gate = GateOrder::norm_then_gate;
+    if (std::string_view(layers) == "hybrid") o.mamba.norm = "layer";
+    LanguageModel model(o);
+    to(model, float64);
+    const auto named = named_parameters(model);
+    const auto loss = [&] { return cross_entropy(model(tokens), targets, {.ignore_index = -1}); };
+    {
+      const NoGrad plain;
+      for (const auto& p : named) p.tensor.add_(randn_like(p.tensor) * 0.2);
+    }
+    loss().backward();
+    const NoGrad plain;
+    for (const auto& p : named) {
+      SCOPED_TRACE(p.name);
+      ASSERT_TRUE(p.tensor.has_grad());
+      const Tensor direction = randn_like(p.tensor);
+      const double slope = (p.tensor.grad() * direction).sum().item(), h = 1e-6;
+      const Tensor start = p.tensor.clone();
+      p.tensor.copy_(start + direction * h);
+      const double upper = loss().item();
+      p.tensor.copy_(start - direction * h);
+      const double lower = loss().item();
+      p.tensor.copy_(start);
+      EXPECT_NEAR((upper - lower) / (2 * h), slope, 1e-7 * (1 + std::abs(slope)));
+    }
+  }
+}
+
+TEST(Decoding, TokenByTokenEqualsTheWholeSequence) {
+  const Tensor tokens = randint(0, 7, {2, 19}, int32);
+  for (const char* layers : {"transformer", "mamba1", "mamba2", "hybrid"})
+    for (int64_t prefill : {1, 6}) {
+      SCOPED_TRACE(layers);
+      LanguageModelOptions o = tiny(layers, 4);
+      if (prefill == 6) o.positions = Positions::rotary;
+      LanguageModel model(o);
+      to(model, float64);
+      const NoGrad plain;
+      const Tensor whole = model(tokens);
+      DecodingState state;
+      for (int64_t t = 0; t < 19; t = t == 0 ? prefill : t + 1) {
+        const int64_t last = t == 0 ? prefill : t + 1;
+        const Tensor y = model.next(tokens.slice(1, t, last), state);
+        EXPECT_CLOSE(y, whole.slice(1, last - 1, last), {.relative = 1e-10, .absolute = 1e-12});
+      }
+    }
+}
+
+TEST(Decoding, MambaHasNoLimitAndConstantMemory) {
+  LanguageModel model(tiny("mamba2"));
+  EXPECT_FALSE(model.has_limit());
+  const NoGrad plain;
+  DecodingState state;
+  for (int i = 0; i < 40; ++i) model.next(tensor({1}, int32).reshape({1, 1}), state);
+  EXPECT_EQ(state.length, 40);
+  EXPECT_EQ(state.layers[0][0].ssm.shape(), (Shape{1, 4, 4, 4}));
+  EXPECT_EQ(model(zeros({1, 40}, int32)).shape(), (Shape{1, 40, 7}));
+}
+
+TEST(Layers, AreNamedInRuns) {
+  using enum SublayerKind;
+  const auto layers = layers_from_string("mamba2:2,attention+mlp:1", 3);
+  EXPECT_EQ(layers[1], std::vector{mamba2});
+  EXPECT_EQ(layers[2], (std::vector{attention, mlp}));
+  EXPECT_THROW_MSG(layers_from_string("mamba3", 1), ValueError,
+                   "layers: a layer is transformer, or attention, mlp, mamba1, mamba2 joined by +, "
+                   "but is mamba3");
+  EXPECT_THROW_MSG(layers_from_string("mlp+mlp", 1), ValueError,
+                   "layers: a layer has one sub-layer of a kind, but is mlp+mlp");
+  EXPECT_THROW_MSG(layers_from_string("mamba2:2", 3), ValueError,
+                   "layers: the runs of mamba2:2 must add up to n_layers = 3, but do not");
+  EXPECT_THROW_MSG(layers_from_string("mamba2:x", 3), ValueError,
+                   "layers: a run must be sub-layers:layers, but is mamba2:x");
+}
+
+TEST(Mamba, MistakesAreNamed) {
+  LanguageModelOptions o = tiny("mamba2");
+  o.mamba.head_dim = 5;
+  EXPECT_THROW_MSG(LanguageModel{o}, ValueError,
+                   "head_dim: must divide expand · d_model = 16, but is 5");
+  o.mamba.head_dim = 4, o.mamba.n_groups = 3;
+  EXPECT_THROW_MSG(LanguageModel{o}, ValueError, "n_groups: must divide the 4 heads, but is 3");
+  o.mamba.n_groups = 1, o.mamba.norm = "batch";
+  EXPECT_THROW_MSG(LanguageModel{o}, ValueError,
+                   "mamba.norm: must be one of layer, none, rms, but is batch");
+}
+
+}  // namespace
+}  // namespace norma::nn
