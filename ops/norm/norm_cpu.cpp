@@ -5,122 +5,20 @@
 #include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/elementwise/operands_cpu.h"
 #include "norma/ops/elementwise/packets_cpu.h"
+#include "norma/ops/norm/general_cpu.h"
 #include "norma/ops/norm/kernels.h"
+#include "norma/ops/norm/statistics_cpu.h"
 
 namespace norma {
 namespace {
 
 using detail::for_each32;
-using detail::kLanes32;
 using detail::Lanes32;
 using detail::load32;
+using detail::Stats;
 using detail::store32;
+using detail::sum_of_leaves;
 using detail::Totals;
-
-constexpr int64_t kLeaf = 512;  // elements: 16 adds a lane, then leaves are added pairwise
-
-/// The sum over leaf(first, count) of n elements from `first` on, added pairwise: an order that
-/// follows from n alone.
-template <class Leaf>
-[[gnu::noinline]] auto sum_of_halves(int64_t first, int64_t n, const Leaf& leaf)
-    -> decltype(leaf(first, n)) {
-  int64_t left = kLeaf;
-  while (left * 2 < n) left *= 2;
-  const auto half = [&](int64_t from, int64_t count) {
-    return count <= kLeaf ? leaf(from, count) : sum_of_halves(from, count, leaf);
-  };
-  return half(first, left) + half(first + left, n - left);
-}
-template <class Leaf>
-auto sum_of_leaves(int64_t n, const Leaf& leaf) {
-  return n <= kLeaf ? leaf(int64_t{0}, n) : sum_of_halves(0, n, leaf);
-}
-
-/// Σ f(u). f(0) must be 0.
-template <class Acc, class F>
-Acc sum_of(const Acc* u, int64_t n, const F& f) {
-  return sum_of_leaves(n, [=](int64_t first, int64_t count) {
-    Lanes32<Acc> sum;
-    for_each32(count, [&](int64_t i, auto some) { sum += f(load32(u + first + i, some)); });
-    return sum.total();
-  });
-}
-
-/// Σ c and Σ c² of c = u − mean, in one pass.
-template <class Acc>
-Totals<Acc> moments_about(const Acc* u, Acc mean, int64_t n) {
-  return sum_of_leaves(n, [=](int64_t first, int64_t count) {
-    Lanes32<Acc> sum, squares;
-    for_each32(count, [&](int64_t i, auto some) {
-      const Lanes32<Acc> c = load32(u + first + i, some, mean) - mean;
-      sum += c;
-      squares += c * c;
-    });
-    return totals(sum, squares);
-  });
-}
-
-template <class Acc>
-struct Stats {
-  Acc mean = 0, mean_rest = 0, rstd = 0;
-};
-
-/// Running means in lanes: each step is a division and three products for 32 elements at once.
-template <class Acc>
-Stats<Acc> welford(const Acc* u, int64_t n) {
-  Acc mean[kLanes32] = {}, m2[kLanes32] = {};
-  int64_t count[kLanes32] = {};
-  int64_t c = 0;
-  for (; c + kLanes32 <= n; c += kLanes32) {
-    const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes32 + 1);
-    for (int j = 0; j < kLanes32; ++j) {
-      const Acc delta = u[c + j] - mean[j];
-      mean[j] += delta * inverse;
-      m2[j] += delta * (u[c + j] - mean[j]);
-    }
-  }
-  const Acc inverse = Acc(1) / static_cast<Acc>(c / kLanes32 + 1);
-  for (int j = 0; j < kLanes32; ++j) {
-    count[j] = c / kLanes32 + (c + j < n);
-    if (c + j >= n) continue;
-    const Acc delta = u[c + j] - mean[j];
-    mean[j] += delta * inverse;
-    m2[j] += delta * (u[c + j] - mean[j]);
-  }
-  for (int half = kLanes32 / 2; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) {
-      const int64_t both = count[j] + count[j + half];
-      if (both == 0) continue;
-      const Acc delta = mean[j + half] - mean[j];
-      const Acc share = static_cast<Acc>(count[j + half]) / static_cast<Acc>(both);
-      m2[j] += m2[j + half] + delta * delta * share * static_cast<Acc>(count[j]);
-      mean[j] += delta * share;
-      count[j] = both;
-    }
-  return {mean[0], Acc(0), m2[0] / static_cast<Acc>(n)};  // the variance, for now
-}
-
-template <class Acc>
-Stats<Acc> statistics(const Acc* u, int64_t n, const NormOptions& o) {
-  Stats<Acc> s;
-  Acc variance;
-  const Acc size = static_cast<Acc>(n);
-  if (o.kind == NormKind::rms) {
-    variance = sum_of(u, n, [](const auto& v) { return v * v; }) / size;
-  } else if (o.variance == Variance::welford) {
-    s = welford(u, n);
-    variance = s.rstd;
-  } else {
-    s.mean = sum_of(u, n, [](const auto& v) { return v; }) / size;
-    // What the mean's rounding left over: 0 in exact arithmetic.
-    const Totals<Acc> about = moments_about(u, s.mean, n);
-    const Acc squares = about.b, rest = about.a / size;
-    variance = std::max(squares / size - rest * rest, squares * 0);  // keeps NaN
-    s.mean_rest = rest;
-  }
-  s.rstd = 1 / std::sqrt(variance + static_cast<Acc>(o.eps));
-  return s;
-}
 
 /// Elements of a row as Accs: the row itself, or converted into the buffer.
 template <class Acc, class T>
@@ -235,7 +133,12 @@ void forward(const NormForwardArgs& k) {
           for (int64_t c = 0; c < group; ++c) u_buffer[c] = u[c] * gate[c];
           u = u_buffer;
         }
-        const Stats<Acc> s = statistics(u, group, o);
+        const detail::Moments<Acc> m = detail::moments(u, group, o);
+        if (detail::out_of_range(m.squares, o.eps)) {
+          detail::run_general(detail::one_row(k, i));
+          break;
+        }
+        const Stats<Acc> s = detail::statistics_of(m, group, o);
         if (k.mean) k.mean.at<Acc>(i * groups + j) = s.mean;
         if (k.mean_rest) k.mean_rest.at<Acc>(i * groups + j) = s.mean_rest;
         k.rstd.at<Acc>(i * groups + j) = s.rstd;
@@ -411,10 +314,7 @@ void backward(const NormBackwardArgs& k) {
   add_blocks(sums + cols, parts, cols, k.db);
 }
 
-/// What the kernels here do not compute yet.
-void require_supported(bool supported) {
-  if (!supported) throw ValueError("norm: this combination of options has no CPU kernel yet");
-}
+/// Whether the loops here do it all: the members that most models use, of one dtype.
 bool plain(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t cols) {
   return o.kind != NormKind::l2 && o.activation == GateActivation::silu &&
          o.casting == Casting::wide && o.dropout == 0 && o.saves == NormSaves::input &&
@@ -425,15 +325,24 @@ bool plain(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t c
 
 void run(Cpu, const NormForwardArgs& k) {
   const auto like_x = [&](const auto& t) { return !t || t.dtype == k.x.dtype; };
-  require_supported(plain(k.options, k.w, k.b, k.x.cols) && !k.row_scale && !k.w2 &&
-                    like_x(k.residual) && like_x(k.h) && like_x(k.y) && (!k.h || k.residual));
+  if (!plain(k.options, k.w, k.b, k.x.cols) || k.row_scale || k.w2 || k.x_hat ||
+      !like_x(k.residual) || !like_x(k.h) || !like_x(k.y) || (k.h && !k.residual))
+    return detail::run_general(k);
   visit_floating(k.x.dtype, [&]<class T>() { forward<T>(k); });
 }
 void run(Cpu, const NormBackwardArgs& k) {
   const auto like_h = [&](const auto& t) { return !t || t.dtype == k.h.dtype; };
-  require_supported(plain(k.options, k.w, k.b, k.h.cols) && !k.row_scale && !k.w2 && like_h(k.dy) &&
-                    like_h(k.dx) && like_h(k.dresidual) && like_h(k.z));
-  visit_floating(k.h.dtype, [&]<class T>() { backward<T>(k); });
+  if (!plain(k.options, k.w, k.b, k.h.cols) || k.row_scale || k.w2 || k.dy2 ||
+      (k.dx && k.dresidual) || !like_h(k.dy) || !like_h(k.dx) || !like_h(k.dresidual) ||
+      !like_h(k.z))
+    return detail::run_general(k);
+  visit_floating(k.h.dtype, [&]<class T>() {
+    const auto* rstd = k.rstd.as<stats_t<T>>();
+    if (std::all_of(rstd, rstd + k.rstd.n, [](auto r) { return std::isnormal(r); }))
+      backward<T>(k);
+    else
+      detail::run_general(k);  // scales rows as the forward did
+  });
 }
 
 }  // namespace norma
