@@ -80,7 +80,10 @@ BinaryGrads Pow::backward(Context& ctx, const Tensor& dy) {
   const Tensor a = ctx.saved(0), b = ctx.saved(1);
   return gradients(
       ctx, [&] { return dy * where(equal(b, 0), 0, b * pow(a, b - 1)); },
-      [&] { return dy * where(equal(a, 0), 0, pow(a, b) * log(where(equal(a, 0), 1, a))); });
+      [&] {
+        const Tensor zero = greater_equal(where(equal(a, 0), b, -1), 0);
+        return dy * where(zero, 0, pow(a, b) * log(where(zero, 1, a)));
+      });
 }
 BinaryGrads Minimum::backward(Context& ctx, const Tensor& dy) { return chosen(ctx, dy, less); }
 BinaryGrads Maximum::backward(Context& ctx, const Tensor& dy) { return chosen(ctx, dy, greater); }

@@ -27,7 +27,7 @@ Tensor add(const Operand& a, const Operand& b);  ///< gradients dy, dy
 Tensor sub(const Operand& a, const Operand& b);  ///< gradients dy, −dy
 Tensor mul(const Operand& a, const Operand& b);  ///< gradients dy b, dy a
 Tensor div(const Operand& a, const Operand& b);  ///< floating; gradients dy / b, −dy a / b²
-/// aᵇ, floating; gradients dy b aᵇ⁻¹ and dy aᵇ ln a (0 where a = 0, as PyTorch has it).
+/// aᵇ, floating; gradients dy b aᵇ⁻¹ and dy aᵇ ln a (0 where a = 0 and b ≥ 0, as PyTorch has it).
 Tensor pow(const Operand& a, const Operand& b);
 /// The smaller or larger; NaN where either is NaN. Equal operands share the gradient in halves.
 Tensor minimum(const Operand& a, const Operand& b);

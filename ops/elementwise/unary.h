@@ -8,6 +8,8 @@ namespace norma {
 
 // Functions of one tensor, element by element: y has x's shape, dtype and device, and is dense. x
 // has any strides. DTypeError for an integer x, except where a comment says "any dtype but bool".
+// Results of exp below the smallest normal number are 0, and log takes a subnormal x for that
+// number.
 
 Tensor neg(const Tensor& x);         ///< −x; any dtype but bool
 Tensor abs(const Tensor& x);         ///< |x|, gradient dy · sign(x); any dtype but bool
