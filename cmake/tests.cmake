@@ -35,6 +35,20 @@ foreach(folder core ops nn)
   endif()
 endforeach()
 
+# The program as its user meets it: a process, signals, its files.
+if(TARGET norma_program)
+  add_test(NAME program.interrupt
+    COMMAND ${PROJECT_SOURCE_DIR}/tests/program/interrupt.sh $<TARGET_FILE:norma_program>)
+  # Its checkpoints and the Python package safetensors; skipped, and shown so, without the package.
+  find_program(NORMA_PYTHON python3)
+  if(NORMA_PYTHON)
+    add_test(NAME program.safetensors_package COMMAND ${NORMA_PYTHON}
+      ${PROJECT_SOURCE_DIR}/tests/program/safetensors_package.py $<TARGET_FILE:norma_program>)
+    set_tests_properties(program.safetensors_package PROPERTIES SKIP_RETURN_CODE 77)
+  endif()
+  set_tests_properties(program.interrupt PROPERTIES TIMEOUT 600)
+endif()
+
 # Each header compiles alone and may be included twice: `--target norma_headers` (CI does).
 file(GLOB headers CONFIGURE_DEPENDS RELATIVE ${PROJECT_SOURCE_DIR}
   norma.h core/*.h core/*/*.h ops/*.h ops/*/*.h nn/*.h nn/*/*.h)

@@ -143,6 +143,7 @@ void describe(Trainer& trainer, const RunFolder& run) {
                      o.n_layers, o.norm, o.placement, count_parameters(trainer.model()),
                      num_threads(), run.path())
                   .c_str());
+  std::fflush(stdout);  // whoever watches a file sees that it has begun
 }
 
 void print_sample(Trainer& trainer) {

@@ -77,6 +77,24 @@ TEST_F(SafetensorsTest, EveryDTypeComesBackInOrder) {
   EXPECT_TRUE(back.at("h.bool.(3,)").is_same(back.tensors[1].second));
 }
 
+TEST(Safetensors, ReadsWhatThePythonPackageWrote) {
+  const Safetensors file =
+      load_safetensors(std::string(NORMA_GOLDEN_DIR) + "/core/python_package.safetensors");
+  EXPECT_EQ(file.tensors.size(), 9u);
+  for (DType dtype : kAllDTypes) {
+    SCOPED_TRACE(to_string(dtype));
+    const Tensor& t = file.at(to_string(dtype));
+    EXPECT_EQ(t.spec(), (TensorSpec{Shape{2, 3}, dtype}));
+    for (int64_t i = 0; i < 6; ++i)
+      EXPECT_EQ(t.to_vector<double>()[static_cast<size_t>(i)],
+                static_cast<double>(dtype == bool_ ? i % 2 : i));
+  }
+  EXPECT_EQ(file.at("scalar").item(), 3.5);
+  EXPECT_EQ(file.at("empty").shape(), Shape({0, 4}));
+  EXPECT_EQ(file.metadata,
+            (std::map<std::string, std::string>{{"made by", "the package"}, {"ü", "\"\n"}}));
+}
+
 TEST_F(SafetensorsTest, BytesAreAsTheFormatSays) {
   save_safetensors(path_, {{"b", tensor({1, 0, 1}, bool_)}, {"w", tensor({1, -2}, bfloat16)}},
                    {{"k", "v"}});
