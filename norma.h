@@ -57,6 +57,7 @@
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/more_norms.h"
 #include "norma/ops/norm/norm.h"
+#include "norma/ops/norm/products.h"
 #include "norma/ops/norm/rms_norm.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/rotary/rotary.h"

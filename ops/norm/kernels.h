@@ -50,4 +50,17 @@ struct NormBackwardArgs {
 void run(Cpu, const NormBackwardArgs&);
 void run(Cuda, const NormBackwardArgs&);
 
+/// The derivative of a plain NormBackward; formulas in second_derivative.h.
+struct NormSecondArgs {
+  NormOptions options;
+  ConstRows dy;                    ///< any floating dtype
+  ConstRows h, v;                  ///< T or Acc, each; an absent v is 0
+  ConstVec w;                      ///< D or a group's
+  ConstVec mean, mean_rest, rstd;  ///< Acc
+  ConstVec vw, vb;                 ///< as long as w; absent: 0
+  Rows of_dy, of_h;
+  Vec of_w;
+};
+void run(Cpu, const NormSecondArgs&);
+
 }  // namespace norma

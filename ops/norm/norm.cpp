@@ -1,32 +1,20 @@
 #include "norma/ops/norm/norm.h"
 
 #include "norma/core/dispatch.h"
-#include "norma/ops/dropout/dropout.h"
-#include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
-#include "norma/ops/norm/kernels.h"
+#include "norma/ops/elementwise/unary.h"
+#include "norma/ops/norm/arguments.h"
+#include "norma/ops/norm/formula.h"
+#include "norma/ops/norm/second_derivative.h"
 #include "norma/ops/reduce/reduce.h"
 
 namespace norma {
+
+using namespace detail;
+
 namespace {
 
-using Maybe = std::optional<Tensor>;
-
 enum Input { kX, kW, kB, kZ, kResidual, kRowScale, kW2, kB2 };
-
-int64_t group_size(const Tensor& x, const NormOptions& o) {
-  return o.group == 0 ? x.shape().back() : o.group;
-}
-Shape stats_shape(const Tensor& x, const NormOptions& o) {
-  Shape shape = x.shape();
-  shape[shape.dim() - 1] /= group_size(x, o);
-  return shape;
-}
-Shape row_shape(const Tensor& x) {
-  Shape shape;
-  for (int i = 0; i + 1 < x.dim(); ++i) shape.push_back(x.shape()[i]);
-  return shape;
-}
 
 void require_like_x(std::string_view name, std::string_view what, const Maybe& t, const Tensor& x,
                     DType dtype) {
@@ -80,104 +68,6 @@ bool makes_h(const Tensor& x, const Maybe& residual, const Maybe& row_scale, con
   return residual || row_scale || o.dropout > 0 || h_dtype(x, residual, o) != x.dtype();
 }
 
-/// t seen as (…, groups, group).
-Tensor grouped(const Tensor& t, const NormOptions& o) {
-  Shape shape = stats_shape(t, o);
-  shape.push_back(group_size(t, o));
-  return t.reshape(shape);
-}
-/// What statistics are: means over the group, sums for l2.
-Tensor over_group(const Tensor& t, const NormOptions& o) {
-  return o.kind == NormKind::l2 ? t.sum(-1, keepdim) : t.mean(-1, keepdim);
-}
-
-Tensor activation(const Tensor& z, const NormOptions& o) {
-  switch (o.activation) {
-    case GateActivation::silu:
-      return silu(z);
-    case GateActivation::sigmoid:
-      return sigmoid(z);
-    case GateActivation::swish:
-      return z * sigmoid(z * o.beta);
-    case GateActivation::gelu:
-      return gelu(z);
-    case GateActivation::identity:
-      return z;
-  }
-  return z;
-}
-/// s′(z); of swish σ(βz) · (1 + βz · (1 − σ(βz))), silu's with β = 1.
-Tensor activation_slope(const Tensor& z, const NormOptions& o) {
-  switch (o.activation) {
-    case GateActivation::silu:
-    case GateActivation::swish: {
-      const Tensor v = o.activation == GateActivation::swish ? z * o.beta : z;
-      const Tensor s = sigmoid(v);
-      return s * (v * (1 - s) + 1);
-    }
-    case GateActivation::sigmoid: {
-      const Tensor s = sigmoid(z);
-      return s * (1 - s);
-    }
-    case GateActivation::gelu:
-      return apply<GeluBackward>(ones_like(z), z);
-    case GateActivation::identity:
-      return ones_like(z);
-  }
-  return z;
-}
-
-/// x as it is added to the residual, or the gradient on its way back: both are the same product.
-Tensor dropped_and_scaled(const Tensor& x, const Maybe& row_scale, const NormOptions& o) {
-  Tensor s = x;
-  if (o.dropout > 0) s = apply<Dropout>(s, {.p = o.dropout, .key = o.key});
-  return row_scale ? s * row_scale->to(s.dtype()).unsqueeze(-1) : s;
-}
-
-/// What forward and closed-form gradient share, in the statistics' dtype.
-struct Formula {
-  Tensor gate, x_hat, mean, mean_rest, rstd;
-
-  Formula(const Tensor& h, const Tensor& z, const NormOptions& o) {
-    if (z.defined()) gate = activation(z, o);
-    Tensor c = grouped(o.gate == GateOrder::gate_then_norm ? h * gate : h, o);
-    if (o.kind == NormKind::layer) {
-      mean = c.mean(-1, keepdim);
-      c = c - mean;
-      mean_rest = c.mean(-1, keepdim);  // 0 but for rounding
-      c = c - mean_rest;
-    }
-    rstd = rsqrt(over_group(c.square(), o) + o.eps);
-    x_hat = (c * rstd).reshape(h.shape());
-  }
-};
-
-/// w, or a group's w repeated, for rows of `cols` elements.
-Tensor whole_row(const Tensor& w, DType dtype, int64_t cols) {
-  const int64_t n = w.numel();
-  const Tensor wide = w.to(dtype);
-  return n == cols ? wide : wide.unsqueeze(0).expand({cols / n, n}).reshape({cols});
-}
-Tensor weight_of(const Tensor& w, const NormOptions& o, DType dtype, int64_t cols) {
-  const Tensor gain = whole_row(w, dtype, cols);
-  return o.zero_centered ? gain + 1 : gain;
-}
-Tensor affine(const Tensor& x_hat, const Maybe& w, const Maybe& b, const NormOptions& o) {
-  const int64_t cols = x_hat.shape().back();
-  Tensor n = x_hat;
-  if (w) n = n * weight_of(*w, o, n.dtype(), cols);
-  return b ? n + whole_row(*b, n.dtype(), cols) : n;
-}
-/// Casting::rounded: by way of x's dtype.
-Tensor as_multiplied(const Tensor& x_hat, DType dtype, const NormOptions& o) {
-  return o.casting == Casting::rounded ? x_hat.to(dtype).to(x_hat.dtype()) : x_hat;
-}
-/// Over all rows, and over the groups where they share a weight of n elements.
-Tensor sum_rows(const Tensor& t, int64_t n, DType dtype) {
-  const int64_t rows = n == 0 ? 0 : t.numel() / n;
-  return t.reshape({rows, n}).sum(0).to(dtype);
-}
-
 /// The gradients where h is the only result that was used.
 NormGrads gradients_of_h(const Tensor& dh, const Maybe& x, const Maybe& row_scale,
                          const NormBackwardOptions& wants) {
@@ -204,13 +94,6 @@ void make_probe(NormProbe& probe, const Maybe& mean, const Tensor& rstd) {
            .g_norm = empty_like(rstd),
            .du_norm = empty_like(rstd)};
 }
-
-Maybe even(const Maybe& t) { return t ? Maybe(even_rows(*t)) : none; }
-Maybe dense(const Maybe& t) { return t ? Maybe(detail::dense(*t)) : none; }
-ConstRows rows(const Maybe& t) { return t ? ConstRows(*t) : ConstRows(); }
-ConstVec vec(const Maybe& t) { return t ? ConstVec(*t) : ConstVec(); }
-Rows out_rows(const Maybe& t) { return t ? Rows(*t) : Rows(); }
-Vec out_vec(const Maybe& t) { return t ? Vec(*t) : Vec(); }
 
 }  // namespace
 
@@ -337,6 +220,9 @@ std::vector<Tensor> Norm::backward(Context& ctx, const Maybe& dy, const Maybe& d
   if (dy && dy2) {
     g = apply<NormBackward>(*dy, dy2, dh, h, x_hat, x, z, row_scale, w, b, w2, mean, mean_rest,
                             rstd, wants);
+  } else if (dy && has_fused_second_derivative(o, row_scale)) {
+    wants.dw2 = wants.db2 = none;
+    g = apply<PlainNormBackward>(*dy, dh, *h, w, b, mean, mean_rest, rstd, wants);
   } else if (dy) {
     wants.dw2 = wants.db2 = none;
     g = apply<NormBackward>(*dy, none, dh, h, x_hat, x, z, row_scale, w, b, none, mean, mean_rest,
@@ -376,19 +262,16 @@ NormGrads NormBackward::define(const Tensor& dy_, const Maybe& dy2, const Maybe&
   }
   const Tensor multiplied = as_multiplied(x_hat, wants.x_dtype, o);
   const Tensor dn = gate_last ? dy * gate : dy;
-  Tensor g_row = w ? dn * weight_of(*w, o, dtype, cols) : dn;
-  if (dy2) g_row = g_row + dy2->to(dtype) * weight_of(*w2, o, dtype, cols);
-  const Tensor g = grouped(g_row, o), unit = grouped(x_hat, o);
-  const Tensor mean_gx = over_group(g * unit, o);
-  Tensor du = g - unit * mean_gx;
-  if (o.kind == NormKind::layer) du = du - g.mean(-1, keepdim);
-  du = (rstd * du).reshape(dy.shape());
+  Tensor g = w ? dn * weight_of(*w, o, dtype, cols) : dn;
+  if (dy2) g = g + dy2->to(dtype) * weight_of(*w2, o, dtype, cols);
+  Tensor du = through_norm(g, x_hat, rstd, o);
   if (o.probe) {
     const NoGrad values;
+    const Tensor v = grouped(g.detach(), o), unit = grouped(x_hat.detach(), o);
     *o.probe = {.mean = mean.value_or(Tensor()),
                 .rstd = rstd_,
-                .mean_gx = mean_gx.detach().reshape(rstd_.shape()),
-                .g_norm = sqrt(g.detach().square().sum(-1)),
+                .mean_gx = over_group(v * unit, o).reshape(rstd_.shape()),
+                .g_norm = sqrt(v.square().sum(-1)),
                 .du_norm = sqrt(grouped(du.detach(), o).square().sum(-1))};
   }
 
@@ -422,7 +305,7 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
   const Maybe d2 = even(dy2), more = even(dh), u = even(h), from = even(x), gate = even(z);
   const Maybe scale = dense(row_scale), gain = dense(w), bias = dense(b), gain2 = dense(w2);
   const auto made = [&](const Shape& shape, std::optional<DType> dtype) {
-    return dtype ? Maybe(empty(shape, *dtype, dy.device())) : none;
+    return detail::made(shape, dtype, dy.device());
   };
   const Shape weight = w ? w->shape() : b ? b->shape() : Shape{dy.shape().back()};
   NormGrads grads{.dx = made(dy.shape(), wants.dx),

@@ -7,65 +7,13 @@
 #include <numbers>
 
 #include "norma/core/tensor.h"
-#include "norma/ops/elementwise/operands_cpu.h"
 #include "norma/ops/elementwise/packets_cpu.h"
+#include "norma/ops/norm/buffers_cpu.h"
 #include "norma/ops/norm/general_cpu.h"
 #include "norma/ops/norm/statistics_cpu.h"
 
 namespace norma::detail {
 namespace {
-
-/// Elements at … at + n − 1 of row i: the row itself, or converted into the buffer.
-template <class Acc>
-const Acc* load(const ConstRows& t, int64_t i, int64_t at, int64_t n, Acc* buffer) {
-  if (t.dtype == dtype_of<Acc>) return t.row<Acc>(i) + at;
-  visit_floating(t.dtype, [&]<class T>() {
-    const T* row = t.row<T>(i) + at;
-    for (int64_t c = 0; c < n; ++c) buffer[c] = static_cast<Acc>(row[c]);
-  });
-  return buffer;
-}
-template <class Acc>
-void store(const Acc* v, const Rows& t, int64_t i, int64_t at, int64_t n) {
-  visit_floating(t.dtype, [&]<class T>() {
-    T* row = t.row<T>(i) + at;
-    for (int64_t c = 0; c < n; ++c) row[c] = static_cast<T>(v[c]);
-  });
-}
-template <class Acc>
-void round_to(DType dtype, Acc* v, int64_t n) {
-  if (dtype == dtype_of<Acc>) return;
-  visit_floating(dtype, [&]<class T>() {
-    for (int64_t c = 0; c < n; ++c) v[c] = static_cast<Acc>(static_cast<T>(v[c]));
-  });
-}
-template <class Acc>
-Acc value_at(const ConstVec& t, int64_t i) {
-  return visit_floating(t.dtype, [&]<class T>() { return static_cast<Acc>(t.at<T>(i)); });
-}
-
-/// A weight as it multiplies (1 where there is none) or a bias (0), in Acc, once for all rows.
-template <class Acc>
-class Weight {
- public:
-  Weight(const ConstVec& from, Acc absent, bool add_one, int64_t cols, int64_t group)
-      : shared_(!from || (from.n != cols)) {
-    const int64_t n = from ? from.n : group;
-    values_ = empty({n}, dtype_of<Acc>);
-    Acc* to = values_.span<Acc>().data();
-    std::fill_n(to, n, from ? Acc(add_one) : absent);
-    if (!from) return;
-    visit_floating(from.dtype, [&]<class W>() {
-      for (int64_t c = 0; c < n; ++c) to[c] += static_cast<Acc>(from.at<W>(c));
-    });
-  }
-  /// For the group that begins at column `at`.
-  const Acc* group(int64_t at) const { return values_.span<Acc>().data() + (shared_ ? 0 : at); }
-
- private:
-  bool shared_;
-  Tensor values_;
-};
 
 /// s(z), and its slope where somebody wants it.
 template <class Acc>
@@ -123,10 +71,6 @@ void draw_mask(const NormOptions& o, int64_t first, int64_t n, Acc* mask) {
     if (c == 0 || e % 4 == 0) words = random_words(o.key, e / 4);
     mask[c] = static_cast<float>(words[e % 4] >> 8) * 0x1p-24F < p ? Acc(0) : kept;
   }
-}
-
-Split row_blocks(int64_t rows, int64_t cols, int64_t fewest) {
-  return split(rows, std::max(fewest, kPieceGrain / cols));
 }
 
 template <class Acc>
@@ -212,19 +156,6 @@ class Forward {
   const int64_t group, groups;
   const Weight<Acc> w, b, w2, b2;
 };
-
-/// Sums over rows of one block: Σ term, with what each addition rounded away where sums are to be
-/// precise (Kahan 1965, doi:10.1145/363707.363723).
-template <class Acc>
-void add_to(Acc* sum, Acc* lost, Acc term) {
-  if (!lost) {
-    *sum += term;
-    return;
-  }
-  const Acc corrected = term - *lost, next = *sum + corrected;
-  *lost = (next - *sum) - corrected;
-  *sum = next;
-}
 
 template <class Acc>
 class Backward {
