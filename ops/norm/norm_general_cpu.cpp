@@ -177,7 +177,7 @@ class Backward {
   void run() {
     const int64_t parts = std::max<int64_t>(1, blocks.blocks);
     const int64_t kept = k.options.precise ? 2 : 1;
-    const Tensor partial = zeros({parts, kSums, kept, weight_length}, dtype_of<Acc>);
+    const Tensor partial = zeros({parts, kSums, kept, weight_length}, dtype_of<Acc>, cpu);
     sums = partial.span<Acc>().data();
     parallel_for(blocks.blocks, [&](int64_t block) {
       const Tensor scratch = empty({kBuffers, group}, dtype_of<Acc>);

@@ -26,7 +26,7 @@ class Second {
   void run() {
     const Split blocks = row_blocks(k.dy.rows, cols, 4);
     const int64_t length = k.w ? k.w.n : cols, parts = std::max<int64_t>(1, blocks.blocks);
-    const Tensor partial = zeros({k.of_w ? parts : 0, length}, dtype_of<Acc>);
+    const Tensor partial = zeros({k.of_w ? parts : 0, length}, dtype_of<Acc>, cpu);
     Acc* sums = k.of_w ? partial.span<Acc>().data() : nullptr;
     parallel_for(blocks.blocks, [&](int64_t block) {
       const Tensor scratch = empty({kBuffers, group}, dtype_of<Acc>);

@@ -103,16 +103,15 @@ inline std::vector<Member> pairwise_members(int64_t group = 3) {
   return members;
 }
 
-/// Random tensors for a member, on a device.
+/// Random tensors for a member.
 struct NormArguments {
   Tensor x;
   NormInputs in;
   NormOptions options;
 
-  NormArguments(const Member& m, const Shape& shape, DType dtype = float64, DType weights = float64,
-                Device device = cpu)
+  NormArguments(const Member& m, const Shape& shape, DType dtype = float64, DType weights = float64)
       : options(m.options) {
-    const auto random = [&](const Shape& s, DType t) { return randn(s, float64).to(t).to(device); };
+    const auto random = [&](const Shape& s, DType t) { return randn(s, float64).to(t); };
     const int64_t cols = shape.back();
     const Shape weight{m.shared ? m.options.group : cols};
     Shape rows;

@@ -83,9 +83,7 @@ struct GradientCase {
       : a(arguments) {
     const NoGrad plain;
     result = a.norm();
-    const auto like = [](const Tensor& t) {
-      return randn(t.shape(), float64).to(t.dtype()).to(t.device());
-    };
+    const auto like = [](const Tensor& t) { return randn(t.shape(), float64).to(t.dtype()); };
     dy = like(result.y);
     if (result.y2) dy2 = like(*result.y2);
     if (result.h) dh = like(*result.h);
