@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <queue>
+#include <unordered_set>
 
 #include "norma/core/allocator.h"
 #include "norma/core/op.h"
@@ -122,6 +123,7 @@ class Sweep {
   Sweep& operator=(const Sweep&) = delete;
 
   void add(const Edge& edge, Tensor grad) {
+    if (pruned_ && !needed_.contains(edge.node.get())) return;
     Entry& entry = entry_of(edge.node);
     Tensor& slot = entry.grads[edge.index];
     slot = slot.defined() ? detail::add_gradients(std::move(slot), grad) : std::move(grad);
@@ -130,6 +132,25 @@ class Sweep {
   /// Asks for the gradient that arrives at this edge.
   void want(const Edge& edge, size_t slot) { wanted_.push_back({edge, slot}); }
   std::vector<Tensor>& found() { return found_; }
+
+  /// From now on the sweep leaves out what leads from the outputs to no wanted node.
+  void prune(const std::vector<Tensor>& outputs) {
+    std::vector<const Node*> nodes;  // all that the outputs depend on
+    std::unordered_set<const Node*> seen;
+    const auto visit = [&](const Node* node) {
+      if (node && seen.insert(node).second) nodes.push_back(node);
+    };
+    for (const Tensor& y : outputs) visit(y.impl().node.get());
+    for (size_t i = 0; i < nodes.size(); ++i)
+      for (const Edge& edge : nodes[i]->inputs) visit(edge.node.get());
+    for (const Wanted& wanted : wanted_) needed_.insert(wanted.edge.node.get());
+    std::sort(nodes.begin(), nodes.end(),
+              [](const Node* a, const Node* b) { return a->sequence < b->sequence; });
+    for (const Node* node : nodes)  // a node after its inputs
+      for (const Edge& edge : node->inputs)
+        if (needed_.contains(edge.node.get())) needed_.insert(node);
+    pruned_ = true;
+  }
 
   void run() {
     size_t slots = 0;
@@ -171,6 +192,12 @@ class Sweep {
     return *entry;
   }
 
+  bool leads_on(const Node& node) const {
+    return !pruned_ || std::any_of(node.inputs.begin(), node.inputs.end(), [&](const Edge& edge) {
+      return needed_.contains(edge.node.get());
+    });
+  }
+
   static void forget(Entry& entry) {
     if (!entry.node) return;
     if (entry.node->pending_ == &entry) entry.node->pending_ = entry.before;
@@ -191,7 +218,7 @@ class Sweep {
       found_[wanted.slot] = grads[wanted.edge.index];
       cut = until_ == Until::cuts;
     }
-    if (cut) return;
+    if (cut || !leads_on(*node)) return;
     if (node->inputs.empty()) {
       if (until_ == Until::leaves) node->backward(std::move(grads));
       return;
@@ -204,8 +231,9 @@ class Sweep {
       if (node->inputs[i].node && results[i].defined()) add(node->inputs[i], std::move(results[i]));
   }
 
-  bool create_, retain_;
+  bool create_, retain_, pruned_ = false;
   Until until_;
+  std::unordered_set<const Node*> needed_;
   std::vector<std::unique_ptr<Entry>> entries_;
   std::priority_queue<Item> heap_;
   std::vector<Wanted> wanted_;
@@ -257,6 +285,7 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
           i);
     sweep.want(detail::edge_of(inputs[i]), i);
   }
+  sweep.prune(outputs);
   seed(sweep, outputs, grad_outputs);
   sweep.run();
   std::vector<Tensor> found = std::move(sweep.found());

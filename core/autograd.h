@@ -92,7 +92,8 @@ struct BackwardOptions {
 };
 
 /// d(Σ outputs ⊙ grad_outputs)/d(inputs), without touching any .grad. An absent grad_output is 1,
-/// for one-element outputs only. An input that the outputs do not depend on gets zeros.
+/// for one-element outputs only. An input that the outputs do not depend on gets zeros. What leads
+/// to no input is not run, nor are its hooks.
 /// Throws GraphError where an output has no history or a graph was freed.
 std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<Tensor>& inputs,
                          const std::vector<std::optional<Tensor>>& grad_outputs = {},

@@ -161,6 +161,31 @@ TEST(Autograd, GradLeavesGradAlone) {
   EXPECT_FALSE(y.has_grad());
 }
 
+/// Counts the steps of the sweeps on its thread.
+class CountSteps final : public Observer {
+ public:
+  void applied(const OpInfo&, const Call&) override {}
+  void differentiated(const Node& node, const Node::Gradients&) override {
+    names.emplace_back(node.name());
+  }
+  std::vector<std::string> names;
+};
+
+TEST(Autograd, GradRunsOnlyWhatLeadsToItsInputs) {
+  const Tensor x = leaf({2}), y = leaf({3});
+  const Tensor h = exp(x), loss = (h * tanh(y) + sin(cos(y))).sum();
+  CountSteps steps;
+  const auto grads = grad({loss}, {h});
+  EXPECT_EQ(steps.names, (std::vector<std::string>{"sum", "add", "mul"}));
+  EXPECT_SAME_BITS(grads[0], tanh(y).detach());
+  // What was not swept is not freed either.
+  EXPECT_SAME_BITS(grad({h.sum()}, {x})[0], h.detach());
+  const Tensor a = leaf({1}), elsewhere = exp(leaf({1}));
+  steps.names.clear();
+  EXPECT_SAME_BITS(grad({elsewhere}, {a})[0], tensor({0}));
+  EXPECT_TRUE(steps.names.empty());
+}
+
 TEST(Autograd, ChainOfAHundredThousandNodesNeitherSweepsNorDiesRecursively) {
   const Tensor x = leaf({1});
   {
