@@ -3,6 +3,7 @@
 // What a user includes. By hand, so that what is public stays a choice.
 #include "norma/core/anomaly.h"
 #include "norma/core/autograd.h"
+#include "norma/core/capture.h"
 #include "norma/core/checkpoint.h"
 #include "norma/core/device.h"
 #include "norma/core/dtype.h"

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "norma/core/allocator.h"
+#include "norma/core/captured_call.h"
 #include "norma/core/op.h"
 
 namespace norma {
@@ -50,6 +51,11 @@ void Leaf::accumulate(Tensor value) {
     throw GraphError("grad: must be {} {} on {}, like its tensor, but is {} {} on {}",
                      to_string(outputs[0].dtype), outputs[0].shape, outputs[0].device,
                      to_string(value.dtype()), value.shape(), value.device());
+  if (!value.requires_grad() && detail::gradient_stays(*this)) {
+    const NoGrad plain;
+    grad.add_(value);
+    return;
+  }
   if (grad.defined()) {
     grad = detail::add_gradients(std::move(grad), value);
     return;
@@ -62,6 +68,7 @@ void Leaf::accumulate(Tensor value) {
     grad = empty_like(value);
     detail::copy_elements(value, grad);
   }
+  detail::label_gradient(grad);
 }
 
 namespace detail {
@@ -347,7 +354,9 @@ Tensor Tensor::grad() const {
         "grad: there must have been a backward() that reaches this {} tensor, but "
         "its grad is empty",
         is_leaf() ? "leaf" : "intermediate");
-  return static_cast<const Leaf*>(impl().node.get())->grad;
+  auto* leaf = static_cast<Leaf*>(impl().node.get());
+  detail::gradient_stays(*leaf);
+  return leaf->grad;
 }
 void Tensor::clear_grad() const {
   if (has_grad()) static_cast<Leaf*>(impl().node.get())->grad = Tensor();

@@ -17,20 +17,22 @@ Generator::Generator(uint64_t seed, std::string_view name) {
 }
 
 RandomKey Generator::next() {
-  if (owner_ != std::thread::id() && owner_ != std::this_thread::get_id())
+  if (!is_ours())
     throw GraphError(
         "random: the ambient generator belongs to the thread that first used or last seeded it, "
         "but another drew; give that thread a Generator of its own");
-  return {state_.key, state_.call, state_.ordinal++};
+  return {state_.key, call_word_ ? 0 : state_.call, state_.ordinal++, call_word_};
 }
 
-void Generator::begin_call() {
+void Generator::begin_call(const uint32_t* word) {
+  call_word_ = word;
   outer_ordinal_ = state_.ordinal;
   state_.call = ++state_.calls;
   state_.ordinal = 0;
 }
 
 void Generator::end_call() {
+  call_word_ = nullptr;
   state_.call = 0;
   state_.ordinal = outer_ordinal_;
 }

@@ -5,6 +5,8 @@
 #include <set>
 #include <string>
 
+#include "norma/core/captured_call.h"
+
 namespace norma {
 namespace {
 thread_local constinit Observer* current_observer = nullptr;
@@ -28,6 +30,10 @@ std::string_view current_op() { return running ? running->name : "norma"; }
 Observer::Observer() : outer_(current_observer) { current_observer = this; }
 Observer::~Observer() { current_observer = outer_; }
 Observer* Observer::current() { return current_observer; }
+
+void notify_write(std::string_view name, const Tensor& target, const Tensor& source, double value) {
+  for (Observer* o = Observer::current(); o; o = o->outer()) o->wrote(name, target, source, value);
+}
 
 void OptionsRef::throw_wrong_type() {
   throw GraphError("options: must be read as the type that the op was applied with");
@@ -278,11 +284,13 @@ void apply_op(const OpInfo& op, Call& call) {
     run_definition(op, call);
   } else if (!is_grad_enabled() || !any_requires_grad(call)) {
     Context ctx(op, &call, nullptr, false);
+    const detail::KernelScope kernels;
     op.forward(ctx, call);
   } else {
     Context ctx(op, &call, nullptr, true);
     {
       const NoGrad kernels_are_not_recorded;
+      const detail::KernelScope kernels;
       op.forward(ctx, call);
     }
     separate_from_inputs(call);

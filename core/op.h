@@ -99,6 +99,10 @@ class Observer {
 
   virtual void applied(const OpInfo& op, const Call& call) = 0;
   virtual void differentiated(const Node& node, const Node::Gradients& gradients) = 0;
+  /// A write in place (fill_(value), copy_(source), add_(source), an optimizer's), or values from
+  /// the host by a factory: the number, or a hash of them.
+  virtual void wrote(std::string_view /*name*/, const Tensor& /*target*/, const Tensor& /*source*/,
+                     double /*value*/) {}
 
   static Observer* current();
   Observer* outer() const { return outer_; }
@@ -106,6 +110,10 @@ class Observer {
  private:
   Observer* outer_;
 };
+
+/// Tells the observers of such a write; what writes with a kernel of its own calls it.
+void notify_write(std::string_view name, const Tensor& target, const Tensor& source = {},
+                  double value = 0);
 
 /// Runs an op: the only place for checks, recording, tracing and the NaN watch.
 void apply_op(const OpInfo& op, Call& call);

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <vector>
 
+#include "norma/core/captured_call.h"
 #include "norma/core/tensor.h"
 
 namespace norma {
@@ -83,6 +84,7 @@ class Printer {
 }  // namespace
 
 std::string to_string(const Tensor& tensor, std::string_view spec) {
+  detail::forbid_host_read("print", tensor);
   return Printer(tensor, spec).text();
 }
 

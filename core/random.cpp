@@ -29,10 +29,11 @@ struct Tile {
 template <size_t... kRound>
 void draw(Tile& tile, const RandomKey& key, uint64_t group, std::index_sequence<kRound...>) {
   const auto k0 = static_cast<uint32_t>(key.key), k1 = static_cast<uint32_t>(key.key >> 32);
+  const uint32_t call = key.resolved().call;
   for (uint32_t i = 0; i < kLanes; ++i) {
     std::array<uint32_t, 4> c = {
         static_cast<uint32_t>(group) + i,  // kLanes divides group: no carry
-        static_cast<uint32_t>(group >> 32), key.ordinal, key.call};
+        static_cast<uint32_t>(group >> 32), key.ordinal, call};
     ((c = philox_round(c, k0 + uint32_t{kRound} * kPhiloxStep0,
                        k1 + uint32_t{kRound} * kPhiloxStep1)),
      ...);

@@ -19,6 +19,12 @@ struct RandomKey {
   uint64_t key = 0;
   uint32_t call = 0;
   uint32_t ordinal = 0;
+  /// In a captured call (core/capture.h) the place that holds `call`, on the capture's device: what
+  /// is replayed must not hold the number itself. A kernel that uses `call` by itself or often
+  /// begins with `key = key.resolved()`; random_words and uniform_at do it for themselves.
+  const uint32_t* call_word = nullptr;
+
+  constexpr RandomKey resolved() const { return {key, call_word ? *call_word : call, ordinal}; }
   bool operator==(const RandomKey&) const = default;
 };
 
@@ -44,8 +50,9 @@ constexpr std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, uint64
 
 /// The four words of elements 4·group … 4·group + 3.
 constexpr std::array<uint32_t, 4> random_words(const RandomKey& key, uint64_t group) {
+  const uint32_t call = key.call_word ? *key.call_word : key.call;
   return philox(
-      {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), key.ordinal, key.call},
+      {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), key.ordinal, call},
       key.key);
 }
 
@@ -67,8 +74,14 @@ class Generator {
  public:
   Generator(uint64_t seed, std::string_view name);
   RandomKey next();
-  void begin_call();
+  /// Takes the next call number, with ordinals from 0. Keys hold it, or with `word` the place where
+  /// the caller writes it.
+  void begin_call(const uint32_t* word = nullptr);
   void end_call();
+  /// Whether next() may be called here: the ambient generator belongs to one thread.
+  bool is_ours() const {
+    return owner_ == std::thread::id() || owner_ == std::this_thread::get_id();
+  }
   const GeneratorState& state() const { return state_; }
   void set_state(const GeneratorState& state) { state_ = state; }
 
@@ -77,6 +90,7 @@ class Generator {
   friend Generator& ambient_generator();
   friend void manual_seed(uint64_t seed);
   uint32_t outer_ordinal_ = 0;
+  const uint32_t* call_word_ = nullptr;
   std::thread::id owner_;  // of the ambient generator; no thread: any may draw
 };
 

@@ -1,6 +1,8 @@
 #include "norma/core/storage.h"
 
+#include <mutex>
 #include <new>
+#include <utility>
 
 #include "norma/core/allocator.h"
 #include "norma/core/cuda/allocator.h"
@@ -11,18 +13,54 @@ namespace {
 // 64-byte aligned.
 constexpr size_t kHeader = 64;
 static_assert(sizeof(Storage) <= kHeader);
+
+thread_local constinit StorageWatch* current_watch = nullptr;
+
+// A storage may end on one thread while its watch ends on another. Never destroyed: static tensors
+// die late.
+std::mutex& watch_mutex() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
 }  // namespace
 
+void StorageWatch::begin() { current_watch = this; }
+void StorageWatch::end() { current_watch = nullptr; }
+StorageWatch* StorageWatch::exchange(StorageWatch* watch) {
+  return std::exchange(current_watch, watch);
+}
+StorageWatch::~StorageWatch() {
+  const std::lock_guard lock(watch_mutex());
+  for (Storage* storage : storages_)
+    if (storage) storage->watch_.store(nullptr, std::memory_order_relaxed);
+}
+void StorageWatch::add(Storage* storage) {
+  const std::lock_guard lock(watch_mutex());
+  storage->birth_ = static_cast<uint32_t>(storages_.size());
+  storage->watch_.store(this, std::memory_order_relaxed);
+  storages_.push_back(storage);
+}
+void StorageWatch::ended(Storage* storage) {
+  const std::lock_guard lock(watch_mutex());
+  if (StorageWatch* watch = storage->watch()) watch->storages_[storage->birth_] = nullptr;
+}
+
 Ref<Storage> Storage::allocate(int64_t bytes, Device device) {
+  Ref<Storage> storage;
   if (device.is_cpu()) {
     auto* block = static_cast<std::byte*>(norma::allocate(kHeader + static_cast<size_t>(bytes)));
-    return Ref<Storage>(new (block) Storage(block + kHeader, bytes, device, Place::behind_header));
+    storage =
+        Ref<Storage>(new (block) Storage(block + kHeader, bytes, device, Place::behind_header));
+  } else {
+    require_available(device);
+    void* data = nullptr;
+    if constexpr (kBuiltWithCuda) data = detail::cuda_allocate(bytes, device);
+    storage = Ref<Storage>(new (norma::allocate(kHeader)) Storage(static_cast<std::byte*>(data),
+                                                                  bytes, device, Place::on_device));
   }
-  require_available(device);
-  void* data = nullptr;
-  if constexpr (kBuiltWithCuda) data = detail::cuda_allocate(bytes, device);
-  return Ref<Storage>(new (norma::allocate(kHeader))
-                          Storage(static_cast<std::byte*>(data), bytes, device, Place::on_device));
+  if (current_watch) [[unlikely]]
+    current_watch->add(storage.get());
+  return storage;
 }
 
 Ref<Storage> Storage::allocate_pinned(int64_t bytes) {
@@ -34,6 +72,8 @@ Ref<Storage> Storage::allocate_pinned(int64_t bytes) {
 }
 
 void Storage::destroy(Storage* storage) {
+  if (storage->watch()) [[unlikely]]
+    StorageWatch::ended(storage);
   size_t bytes = kHeader;
   if (storage->place_ == Place::behind_header) {
     bytes += static_cast<size_t>(storage->bytes_);

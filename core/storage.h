@@ -1,12 +1,16 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "norma/core/device.h"
 #include "norma/core/ref.h"
 
 namespace norma {
+
+class StorageWatch;
 
 /// Reference-counted bytes on one device, shared by every view of them. The version counts
 /// in-place changes, so that autograd can tell that what it saved is no longer what it was.
@@ -21,10 +25,14 @@ class Storage : public RefCounted {
   Device device() const { return device_; }
   uint32_t version() const { return version_; }
   void bump_version() { ++version_; }
+  /// The watch it was made under, while both live, and the how manyth there it was.
+  StorageWatch* watch() const { return watch_.load(std::memory_order_relaxed); }
+  uint32_t birth() const { return birth_; }
 
   static void destroy(Storage* storage);
 
  private:
+  friend class StorageWatch;
   enum class Place : uint8_t { behind_header, on_device, pinned };
   Storage(std::byte* data, int64_t bytes, Device device, Place place)
       : data_(data), bytes_(bytes), device_(device), place_(place) {}
@@ -33,6 +41,33 @@ class Storage : public RefCounted {
   uint32_t version_ = 0;
   Device device_;
   Place place_;
+  uint32_t birth_ = 0;
+  std::atomic<StorageWatch*> watch_{nullptr};
+};
+
+/// Knows which of the storages that its thread made between begin() and end() still live: what a
+/// captured call asks of its own (core/capture.h). A storage may end on another thread.
+class StorageWatch {
+ public:
+  StorageWatch() = default;
+  virtual ~StorageWatch();
+  StorageWatch(const StorageWatch&) = delete;
+  StorageWatch& operator=(const StorageWatch&) = delete;
+
+  void begin();
+  void end();
+  static StorageWatch* exchange(StorageWatch* watch);  ///< the thread's current one for another
+  bool made(const Storage& storage) const { return storage.watch() == this; }
+
+ protected:
+  /// In order of birth; null where it has ended.
+  const std::vector<Storage*>& storages() const { return storages_; }
+
+ private:
+  friend class Storage;
+  void add(Storage* storage);
+  static void ended(Storage* storage);
+  std::vector<Storage*> storages_;
 };
 
 }  // namespace norma

@@ -2,9 +2,11 @@
 
 #include "norma/core/allocator.h"
 #include "norma/core/autograd.h"
+#include "norma/core/captured_call.h"
 #include "norma/core/copy.h"
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/dispatch.h"
+#include "norma/core/op.h"
 
 namespace norma {
 
@@ -42,6 +44,17 @@ void require_constant(std::string_view where, const Tensor& value) {
         where);
 }
 
+/// Tells observers of values that come from the host.
+void wrote_values(std::string_view name, const Tensor& t) {
+  if (!Observer::current()) return;
+  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
+  const auto* bytes = static_cast<const unsigned char*>(t.data());
+  for (int64_t i = 0; i < t.numel() * size_of(t.dtype()); ++i)
+    hash = (hash ^ bytes[i]) * 0x100000001B3u;
+  const auto value = static_cast<double>(hash >> 11);  // 53 bits: exact
+  notify_write(name, t, {}, value);
+}
+
 /// t with stride 0 where its size 1 must serve all of `shape`.
 Tensor broadcast_view(std::string_view where, const Tensor& t, const Shape& shape) {
   if (broadcast_shapes(where, t.shape(), shape) != shape)
@@ -68,6 +81,7 @@ bool Tensor::is_dense() const {
 }
 
 void Tensor::require_span(DType wanted) const {
+  detail::forbid_host_read("span", *this);
   if (dtype() != wanted)
     throw DTypeError("span: the tensor must be {}, but is {}", to_string(wanted),
                      to_string(dtype()));
@@ -80,6 +94,7 @@ void Tensor::require_span(DType wanted) const {
 }
 
 double Tensor::item_as_double() const {
+  detail::forbid_host_read("item", *this);
   if (numel() != 1)
     throw ShapeError("item: the tensor must have one element, but has shape {}", shape());
   Tensor out = empty(shape(), float64);
@@ -89,6 +104,7 @@ double Tensor::item_as_double() const {
 
 template <class T>
 std::vector<T> Tensor::to_vector() const {
+  detail::forbid_host_read("to_vector", *this);
   Tensor out = empty(shape(), dtype_of<T>);
   detail::copy_elements(*this, out);
   const T* values = static_cast<const T*>(out.data());
@@ -103,6 +119,7 @@ const Tensor& Tensor::fill_(double value) const {
   require_writable("fill_", *this);
   dispatch(device(), FillArgs{.target = *this, .value = value});
   storage()->bump_version();
+  notify_write("fill_", *this, {}, value);
   return *this;
 }
 
@@ -111,6 +128,7 @@ const Tensor& Tensor::copy_(const Tensor& source) const {
   require_constant("copy_", source);
   detail::copy_elements(broadcast_view("copy_", source, shape()), *this);
   storage()->bump_version();
+  notify_write("copy_", *this, source);
   return *this;
 }
 
@@ -127,6 +145,7 @@ const Tensor& Tensor::add_(const Tensor& other) const {
                       other.device());
   dispatch(device(), AddIntoArgs{.source = other, .target = *this});
   storage()->bump_version();
+  notify_write("add_", *this, other);
   return *this;
 }
 
@@ -148,6 +167,7 @@ Tensor empty_pinned(const Shape& shape, DType dtype) {
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
   dispatch(device, FillArgs{.target = t, .value = value});
+  notify_write("full", t, {}, value);
   return t;
 }
 Tensor full_like(const Tensor& t, double value) {
@@ -168,7 +188,9 @@ template <class F>
 Tensor from_formula(int64_t n, DType dtype, Device device, const F& value) {
   using T = decltype(value(int64_t{0}));
   Tensor exact = empty({n}, dtype_of<T>);
-  for (int64_t i = 0; i < n; ++i) exact.span<T>()[static_cast<size_t>(i)] = value(i);
+  T* values = static_cast<T*>(exact.data());
+  for (int64_t i = 0; i < n; ++i) values[i] = value(i);
+  wrote_values("arange", exact);
   Tensor out = empty({n}, dtype, device);
   detail::copy_elements(exact, out);
   return out;
@@ -197,7 +219,8 @@ Tensor from_span(std::span<const T> values, std::optional<Shape> shape) {
   if (wanted.numel() != n)
     throw ShapeError("from_span: shape {} needs {} values, but came {}", wanted, wanted.numel(), n);
   Tensor t = empty(wanted, dtype_of<T>);
-  std::copy(values.begin(), values.end(), t.span<T>().begin());
+  std::copy(values.begin(), values.end(), static_cast<T*>(t.data()));
+  wrote_values("from_span", t);
   return t.to(default_device());
 }
 template Tensor from_span(std::span<const float>, std::optional<Shape>);

@@ -6,8 +6,9 @@
 #include <numbers>
 
 #include "norma/core/autograd.h"
+#include "norma/core/captured_call.h"
 #include "norma/core/dispatch.h"
-#include "norma/ops/optim/kernels.h"
+#include "norma/core/op.h"
 
 namespace norma::nn {
 
@@ -34,8 +35,32 @@ Tensor Optimizer::zero_state(const Tensor& p) {
   return zeros(p.shape(), stats_dtype(p.dtype()), p.device());
 }
 
+void Optimizer::step(double lr) {
+  if (norma::detail::is_replayed())
+    throw GraphError(
+        "step: a captured function must find the learning rate in the optimizer, since its replays "
+        "would repeat a number, but {} came; call set_lr() before it and step() inside",
+        lr);
+  set_lr(lr);
+  step();
+}
+
 void Optimizer::zero_grad() {
-  for (const Slot& slot : slots_) slot.parameter.tensor.clear_grad();
+  using norma::detail::in_captured_call, norma::detail::made_in_captured_call;
+  const NoGrad plain;
+  for (const Slot& slot : slots_) {
+    const Tensor& p = slot.parameter.tensor;
+    if (in_captured_call() && p.has_grad() && !made_in_captured_call(p.grad()))
+      p.grad().zero_();
+    else
+      p.clear_grad();
+  }
+}
+
+Optimizer::Numbers Optimizer::next_numbers() {
+  const std::function<StepNumbers()> next = [this] { return StepNumbers{lr_, ++steps_}; };
+  if (const auto* place = norma::detail::value_each_call<StepNumbers>(next)) return {{}, place};
+  return {next()};
 }
 
 std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
@@ -73,11 +98,13 @@ void Optimizer::load_state(const std::vector<std::pair<std::string, Tensor>>& te
 }
 
 AdamW::AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& options)
-    : Optimizer(groups, {"m", "v"}), options_(options) {}
+    : Optimizer(groups, {"m", "v"}), options_(options) {
+  set_lr(options.lr);
+}
 
-void AdamW::step(double lr) {
+void AdamW::step() {
   const NoGrad plain;
-  ++steps_;
+  const Numbers numbers = next_numbers();
   for (Slot& slot : slots_) {
     const Tensor& p = slot.parameter.tensor;
     if (!p.requires_grad() || !p.has_grad()) continue;
@@ -87,24 +114,28 @@ void AdamW::step(double lr) {
                                    .grad = g,
                                    .m = slot.states[0],
                                    .v = slot.states[1],
-                                   .lr = lr,
+                                   .numbers = numbers.values,
+                                   .on_device = numbers.on_device,
                                    .beta1 = options_.beta1,
                                    .beta2 = options_.beta2,
                                    .eps = options_.eps,
-                                   .weight_decay = slot.weight_decay,
-                                   .step = steps_});
+                                   .weight_decay = slot.weight_decay});
     p.storage()->bump_version();
+    notify_write("adamw", p, slot.states[0]);
+    notify_write("adamw", p, slot.states[1]);
   }
 }
 
 Sgd::Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options)
     : Optimizer(groups, options.momentum > 0 ? std::vector<std::string>{"velocity"}
                                              : std::vector<std::string>{}),
-      options_(options) {}
+      options_(options) {
+  set_lr(options.lr);
+}
 
-void Sgd::step(double lr) {
+void Sgd::step() {
   const NoGrad plain;
-  ++steps_;
+  const Numbers numbers = next_numbers();
   for (Slot& slot : slots_) {
     const Tensor& p = slot.parameter.tensor;
     if (!p.requires_grad() || !p.has_grad()) continue;
@@ -113,11 +144,13 @@ void Sgd::step(double lr) {
     dispatch(p.device(), SgdArgs{.p = p,
                                  .grad = g,
                                  .velocity = slot.states.empty() ? Vec() : Vec(slot.states[0]),
-                                 .lr = lr,
+                                 .numbers = numbers.values,
+                                 .on_device = numbers.on_device,
                                  .momentum = options_.momentum,
                                  .weight_decay = slot.weight_decay,
                                  .nesterov = options_.nesterov});
     p.storage()->bump_version();
+    notify_write("sgd", p, slot.states.empty() ? Tensor() : slot.states[0]);
   }
 }
 
@@ -137,9 +170,11 @@ Tensor clip_grad_norm(const std::vector<Tensor>& parameters, double limit) {
       if (!p.has_grad()) continue;
       const Tensor g = norma::detail::dense(p.grad());
       dispatch(p.device(), ScaleArgs{.x = g, .factor = limit / norm});
-      p.set_grad(g);
+      if (!g.is_same(p.grad())) p.set_grad(g);
     }
-  return scalar(norm);
+  const Tensor result = empty(Shape{});
+  *static_cast<float*>(result.data()) = static_cast<float>(norm);  // a result, no given number
+  return result;
 }
 
 double Schedule::at(int64_t step) const {

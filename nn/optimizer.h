@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "norma/nn/module.h"
+#include "norma/ops/optim/kernels.h"
 
 namespace norma::nn {
 
@@ -22,9 +23,16 @@ std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& paramet
 class Optimizer {
  public:
   virtual ~Optimizer() = default;
-  /// One step at that learning rate; state of a parameter is made at its first step.
-  virtual void step(double lr) = 0;
-  /// Every gradient goes: the next sweep begins with new ones.
+  /// The learning rate of the steps that follow.
+  void set_lr(double lr) { lr_ = lr; }
+  double lr() const { return lr_; }
+  /// One step; state of a parameter is made at its first.
+  virtual void step() = 0;
+  /// One step at that learning rate. GraphError inside a captured function, whose replays would
+  /// repeat the number: set_lr() before its call and step() inside.
+  void step(double lr);
+  /// Every gradient goes: the next sweep begins with new ones. In a captured function those that
+  /// were there before its call stay and become zero, since a replay finds them by their address.
   void zero_grad();
   /// What the next step depends on, by name, beside the parameters: for checkpoints.
   std::vector<std::pair<std::string, Tensor>> state() const;
@@ -42,13 +50,21 @@ class Optimizer {
   Optimizer(const std::vector<ParameterGroup>& groups, std::vector<std::string> state_names);
   /// A zero state beside a parameter, in the dtype of statistics.
   static Tensor zero_state(const Tensor& parameter);
+  /// Counts the step. Inside a captured call on a GPU the numbers stand at `on_device` alone.
+  struct Numbers {
+    StepNumbers values = {};
+    const StepNumbers* on_device = nullptr;
+  };
+  Numbers next_numbers();
 
+  double lr_ = 1e-3;
   std::vector<std::string> state_names_;
   std::vector<Slot> slots_;
   int64_t steps_ = 0;
 };
 
 struct AdamwOptions {
+  double lr = 1e-3;
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
 };
 /// AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101):
@@ -57,13 +73,15 @@ struct AdamwOptions {
 class AdamW final : public Optimizer {
  public:
   explicit AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& options = {});
-  void step(double lr) override;
+  using Optimizer::step;
+  void step() override;
 
  private:
   AdamwOptions options_;
 };
 
 struct SgdOptions {
+  double lr = 1e-3;
   double momentum = 0;
   bool nesterov = false;
 };
@@ -72,7 +90,8 @@ struct SgdOptions {
 class Sgd final : public Optimizer {
  public:
   explicit Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options = {});
-  void step(double lr) override;
+  using Optimizer::step;
+  void step() override;
 
  private:
   SgdOptions options_;

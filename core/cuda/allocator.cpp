@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "norma/core/cuda/check.h"
+#include "norma/core/cuda/graph.h"
 #include "norma/core/error.h"
 #include "norma/core/op.h"
 
@@ -301,6 +302,10 @@ int64_t MemoryPool::reserved() const { return pool_->reserved; }
 MemoryPool::Scope::Scope(MemoryPool& pool)
     : before_(std::exchange(thread_pool, pool.pool_.get())) {}
 MemoryPool::Scope::~Scope() { thread_pool = before_; }
+
+void* exchange_pool(void* pool) {
+  return std::exchange(thread_pool, static_cast<BlockPool*>(pool));
+}
 
 }  // namespace detail
 

@@ -7,12 +7,20 @@ namespace norma {
 
 // In place, all dense, of one length. m, v and velocity are float32, float64 for float64.
 
+/// What changes from step to step. A GPU kernel works out all that follows from them itself, so
+/// that captured and plain steps have the same bits.
+struct StepNumbers {
+  double lr = 0;
+  int64_t step = 0;  ///< from 1
+};
+
 struct AdamwArgs {
   Vec p;
   ConstVec grad;
   Vec m, v;
-  double lr, beta1, beta2, eps, weight_decay;
-  int64_t step;  ///< from 1
+  StepNumbers numbers;
+  const StepNumbers* on_device;  ///< where they stand instead in a captured call on a GPU, or null
+  double beta1, beta2, eps, weight_decay;
 };
 void run(Cpu, const AdamwArgs&);
 void run(Cuda, const AdamwArgs&);
@@ -21,7 +29,9 @@ struct SgdArgs {
   Vec p;
   ConstVec grad;
   Vec velocity;  ///< none without momentum
-  double lr, momentum, weight_decay;
+  StepNumbers numbers;
+  const StepNumbers* on_device;  ///< as for AdamW
+  double momentum, weight_decay;
   bool nesterov;
 };
 void run(Cpu, const SgdArgs&);

@@ -19,11 +19,12 @@ void for_blocks(int64_t n, const F& f) {
 void run(Cpu, const AdamwArgs& k) {
   visit_floating(k.p.dtype, [&]<class T>() {
     using Acc = stats_t<T>;
-    const auto step = static_cast<double>(k.step);
+    const auto step = static_cast<double>(k.numbers.step);
     const Acc b1 = static_cast<Acc>(k.beta1), b2 = static_cast<Acc>(k.beta2);
-    const Acc size = static_cast<Acc>(k.lr / (1 - std::pow(k.beta1, step)));
+    const Acc size = static_cast<Acc>(k.numbers.lr / (1 - std::pow(k.beta1, step)));
     const Acc correction = static_cast<Acc>(1 / std::sqrt(1 - std::pow(k.beta2, step)));
-    const Acc keep = static_cast<Acc>(1 - k.lr * k.weight_decay), eps = static_cast<Acc>(k.eps);
+    const Acc keep = static_cast<Acc>(1 - k.numbers.lr * k.weight_decay),
+              eps = static_cast<Acc>(k.eps);
     for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
       T* __restrict__ p = k.p.as<T>();
       const T* __restrict__ g = k.grad.as<T>();
@@ -43,8 +44,8 @@ void run(Cpu, const AdamwArgs& k) {
 void run(Cpu, const SgdArgs& k) {
   visit_floating(k.p.dtype, [&]<class T>() {
     using Acc = stats_t<T>;
-    const Acc lr = static_cast<Acc>(k.lr), momentum = static_cast<Acc>(k.momentum);
-    const Acc keep = static_cast<Acc>(1 - k.lr * k.weight_decay);
+    const Acc lr = static_cast<Acc>(k.numbers.lr), momentum = static_cast<Acc>(k.momentum);
+    const Acc keep = static_cast<Acc>(1 - k.numbers.lr * k.weight_decay);
     for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         Acc d = static_cast<Acc>(k.grad.at<T>(i));
