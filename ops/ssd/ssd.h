@@ -37,6 +37,10 @@ struct SsdResult {
 SsdResult ssd(const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
               const SsdInputs& more = {}, const SsdOptions& options = {});
 
+struct SsdGrads {
+  Tensor dx, ddt, da, db, dc;
+  std::optional<Tensor> dd, ddt_bias, dstate;
+};
 struct Ssd {
   using Options = SsdOptions;
   static constexpr std::string_view name = "ssd";
@@ -48,6 +52,32 @@ struct Ssd {
                           const Tensor& c, const std::optional<Tensor>& d,
                           const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
                           const Options&);
+  static SsdResult forward(Context&, const Tensor& x, const Tensor& dt, const Tensor& a,
+                           const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
+                           const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
+                           const Options&);
+  static bool runs_on(Device, DType);
+  static SsdGrads backward(Context&, const std::optional<Tensor>& dy,
+                           const std::optional<Tensor>& dlast_state);
+};
+/// With G_t = dy_t c_tᵀ + exp(Δ_{t+1} a) G_{t+1}:
+///   dc_t = S_tᵀ dy_t,  db_t = G_tᵀ Δ_t x_t,  d(Δx)_t = G_t b_t,  d(Δa)_t = exp(Δ_t a) ⟨G_t,
+///   S_{t−1}⟩, dx = Δ d(Δx) + d dy,  dΔ = ⟨d(Δx), x⟩ + a d(Δa),  da = Σ Δ d(Δa)
+/// db and dc are summed over the heads of a group; dΔ reaches dt where it was not clamped.
+struct SsdBackward {
+  using Options = SsdOptions;
+  static constexpr std::string_view name = "ssd_backward";
+  static SsdGrads define(const Tensor& dy, const std::optional<Tensor>& dlast_state,
+                         const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
+                         const Tensor& c, const std::optional<Tensor>& d,
+                         const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
+                         const Options&);
+  static SsdGrads forward(Context&, const Tensor& dy, const std::optional<Tensor>& dlast_state,
+                          const Tensor& x, const Tensor& dt, const Tensor& a, const Tensor& b,
+                          const Tensor& c, const std::optional<Tensor>& d,
+                          const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
+                          const Options&);
+  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

@@ -6,6 +6,7 @@
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/golden.h"
 
 namespace norma {
 namespace {
@@ -115,6 +116,33 @@ TEST(CausalConv1d, PiecesOfASequenceGiveTheWhole) {
         causal_conv1d(x.slice(1, first, last), w, {.b = b, .state = state}, {.final_state = true});
     EXPECT_SAME_BITS(part.y, whole.slice(1, first, last).contiguous());
     state = part.state;
+  }
+}
+
+TEST(CausalConv1d, AgreesWithPyTorch) {
+  const testing::Golden g = testing::golden("ops/conv1d/conv1d");
+  struct Names {
+    std::string name;
+    bool bias, state;
+  };
+  for (const auto& [name, bias, state] : {Names{"plain", false, false},
+                                          {"silu", true, false},
+                                          {"silu3", true, true},
+                                          {"silu2", false, true}}) {
+    SCOPED_TRACE(name);
+    const auto at = [&, name = name](const char* what) { return g[name + "." + what]; };
+    const auto activation = name == "plain" ? Conv1dActivation::identity : Conv1dActivation::silu;
+    std::vector<std::pair<const char*, Tensor>> leaves{{"dx", at("x")}, {"dw", at("w")}};
+    Conv1dInputs more;
+    if (bias) leaves.emplace_back("db", *(more.b = at("b")));
+    if (state) leaves.emplace_back("dstate", *(more.state = at("state")));
+    std::vector<Tensor> wanted;
+    for (auto& [key, leaf] : leaves) wanted.push_back(leaf.requires_grad_());
+    const Tensor y = causal_conv1d(wanted[0], wanted[1], more, {.activation = activation}).y;
+    EXPECT_CLOSE(y.detach(), at("y"), {.absolute = 1e-14});
+    const auto grads = grad({y}, wanted, {at("dy")});
+    for (size_t i = 0; i < grads.size(); ++i)
+      EXPECT_CLOSE(grads[i], at(leaves[i].first), {.absolute = 1e-13});
   }
 }
 

@@ -9,6 +9,7 @@
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/golden.h"
 
 namespace norma {
 namespace {
@@ -221,6 +222,33 @@ TEST(SelectiveScan, PiecesOfASequenceGiveTheWhole) {
     part.more.state = result.state;
   }
   EXPECT_SAME_BITS(*part.more.state, *expected.state);
+}
+
+TEST(SelectiveScan, AgreesWithPyTorch) {
+  const testing::Golden g = testing::golden("ops/scan/scan");
+  for (const std::string name : {"full", "bare"}) {
+    SCOPED_TRACE(name);
+    const auto at = [&](const char* what) { return g[name + "." + what]; };
+    const bool full = name == "full";
+    const ScanOptions o{.dt_softplus = full, .final_state = true, .chunk = 4};
+    Arguments k(1, 1, 1, 1);
+    k.x = at("x"), k.dt = at("dt"), k.a = at("a"), k.b = at("b"), k.c = at("c"), k.more = {};
+    if (full) k.more = {at("d"), at("z"), at("dt_bias"), at("state")};
+    const ScanResult r = k(o);
+    EXPECT_CLOSE(r.y, at("y"), {.absolute = 1e-14});
+    EXPECT_CLOSE(*r.state, at("last"), {.absolute = 1e-14});
+    const Grads grads = k.gradients(at("dy"), at("dlast"), o);
+    EXPECT_CLOSE(grads.dx, at("dx"), {.absolute = 1e-13});
+    EXPECT_CLOSE(grads.ddt, at("ddt"), {.absolute = 1e-13});
+    EXPECT_CLOSE(grads.da, at("da"), {.absolute = 1e-13});
+    EXPECT_CLOSE(grads.db, at("db"), {.absolute = 1e-13});
+    EXPECT_CLOSE(grads.dc, at("dc"), {.absolute = 1e-13});
+    if (!full) continue;
+    EXPECT_CLOSE(*grads.dd, at("dd"), {.absolute = 1e-13});
+    EXPECT_CLOSE(*grads.dz, at("dz"), {.absolute = 1e-13});
+    EXPECT_CLOSE(*grads.ddt_bias, at("ddt_bias"), {.absolute = 1e-13});
+    EXPECT_CLOSE(*grads.dstate, at("dstate"), {.absolute = 1e-13});
+  }
 }
 
 TEST(SelectiveScan, MistakesAreNamed) {

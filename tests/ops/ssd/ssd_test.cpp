@@ -1,13 +1,19 @@
 #include "norma/ops/ssd/ssd.h"
 
+#include <cmath>
+
+#include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/golden.h"
 
 namespace norma {
 namespace {
+
+using Maybe = std::optional<Tensor>;
 
 struct Sizes {
   int64_t batch, length, heads, head_dim, groups, n;
@@ -30,6 +36,24 @@ struct Arguments {
             .state = randn({s.batch, s.heads, s.head_dim, s.n}, float64).to(stats)};
   }
   SsdResult operator()(const SsdOptions& o = {}) const { return ssd(x, dt, a, b, c, more, o); }
+  SsdResult operator()(const SsdOptions& o, decltype(Ssd::define)* run) const {
+    return run(x, dt, a, b, c, more.d, more.dt_bias, more.state, o);
+  }
+  Arguments in(DType dtype) const {
+    const auto cast = [&](const Maybe& t) { return t ? Maybe(t->to(dtype)) : none; };
+    Arguments k = *this;
+    k.x = x.to(dtype), k.dt = dt.to(dtype), k.a = a.to(dtype), k.b = b.to(dtype);
+    k.c = c.to(dtype);
+    k.more = {cast(more.d), cast(more.dt_bias), cast(more.state)};
+    return k;
+  }
+  SsdGrads gradients(const Tensor& dy, const Maybe& dlast, const SsdOptions& o) const {
+    return apply<SsdBackward>(dy, dlast, x, dt, a, b, c, more.d, more.dt_bias, more.state, o);
+  }
+  SsdGrads gradients_defined(const Tensor& dy, const Tensor& dlast, const SsdOptions& o) const {
+    return SsdBackward::define(dy.to(x.dtype()), dlast.to(x.dtype()), x, dt, a, b, c, more.d,
+                               more.dt_bias, more.state, o);
+  }
   GradcheckReport gradcheck(const SsdOptions& o) const {
     return norma::gradcheck<Ssd>(x, dt, a, b, c, more.d, more.dt_bias, more.state, o);
   }
@@ -37,6 +61,149 @@ struct Arguments {
     return norma::gradgradcheck<Ssd>(x, dt, a, b, c, more.d, more.dt_bias, more.state, o);
   }
 };
+
+struct Case {
+  Sizes sizes;
+  int64_t chunk;
+  const char* why;
+};
+const Case kCases[] = {
+    {{2, 5, 2, 3, 1, 2}, 2, "small, an odd last chunk"},
+    {{1, 1, 1, 1, 1, 1}, 0, "one element"},
+    {{1, 150, 4, 5, 2, 3}, 0, "several chunks, two groups"},
+    {{2, 64, 3, 8, 1, 16}, 64, "exactly one chunk"},
+    {{1, 33, 8, 4, 8, 5}, 16, "a group a head"},
+    {{1, 40, 40, 2, 2, 4}, 0, "several tasks a group"},
+    {{1, 300, 1, 2, 1, 2}, 300, "a long chunk"},
+    {{0, 4, 2, 3, 1, 2}, 0, "no batch"},
+};
+
+template <class T>
+class SsdTest : public ::testing::Test {};
+TYPED_TEST_SUITE(SsdTest, testing::FloatingTypes);
+
+TYPED_TEST(SsdTest, KernelIsItsDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const double round = unit_roundoff(dtype), stats = unit_roundoff(stats_dtype(dtype));
+  for (const auto& [sizes, chunk, why] : kCases)
+    for (bool full : {true, false}) {
+      SCOPED_TRACE(why);
+      const SsdOptions o{.dt_min = 0.05, .dt_max = 2.5, .final_state = true, .chunk = chunk};
+      Arguments k(sizes, dtype);
+      if (!full) k.more = {};
+      const Shape state{sizes.batch, sizes.heads, sizes.head_dim, sizes.n};
+      const Tensor dy = randn(k.x.shape(), float64).to(dtype);
+      const Tensor dlast = randn(state, float64).to(stats_dtype(dtype));
+      const Arguments exact = k.in(float64);
+      const auto kernel = k(o), formula = exact(o, Ssd::define);
+      // The running sum of Δ a in a chunk reaches Q Δ_max |a| and is rounded once; a difference of
+      // two, and with it every exponential, errs by two such roundings. A state is a sum over
+      // fading steps, y adds N of them.
+      const auto in_chunk =
+          static_cast<double>(std::min<int64_t>(sizes.length, chunk ? chunk : 64));
+      const double drift = 2 * in_chunk * o.dt_max * (-k.a).max().item();
+      // The terms of y are about as large as the largest y.
+      const double terms = formula.y.numel() == 0 ? 1 : abs(formula.y).max().item();
+      const double one =
+          (64 + drift) * std::max(std::sqrt(static_cast<double>(sizes.n)), terms) * stats;
+      const double tiny = 0x1p-24 * (round > stats);
+      EXPECT_CLOSE(kernel.y, formula.y, {.relative = round, .absolute = one + tiny});
+      EXPECT_CLOSE(*kernel.state, *formula.state, {.relative = stats, .absolute = one});
+      const auto grads = k.gradients(dy, dlast, o),
+                 expected = exact.gradients_defined(dy, dlast, o);
+      // Gradients are products of three such sums; those of b, c and dt add over heads or columns,
+      // those of the parameters over B · T · P.
+      const double each = 16 * one + tiny;
+      const double across = each * static_cast<double>(sizes.heads * sizes.head_dim);
+      const double along = 4 * across * static_cast<double>(sizes.batch * sizes.length + 1);
+      EXPECT_CLOSE(grads.dx, expected.dx, {.relative = round, .absolute = each});
+      EXPECT_CLOSE(grads.ddt, expected.ddt, {.relative = round, .absolute = across});
+      EXPECT_CLOSE(grads.db, expected.db, {.relative = round, .absolute = across});
+      EXPECT_CLOSE(grads.dc, expected.dc, {.relative = round, .absolute = across});
+      EXPECT_CLOSE(grads.da, expected.da, {.relative = stats, .absolute = along});
+      if (!full) continue;
+      EXPECT_CLOSE(*grads.dd, *expected.dd, {.relative = stats, .absolute = along});
+      EXPECT_CLOSE(*grads.ddt_bias, *expected.ddt_bias, {.relative = stats, .absolute = along});
+      EXPECT_CLOSE(*grads.dstate, *expected.dstate, {.relative = stats, .absolute = each});
+    }
+}
+
+TEST(Ssd, ChunksAreIndependent) {
+  const Arguments k({2, 50, 4, 3, 2, 5});
+  const Tensor dy = randn(k.x.shape(), float64);
+  const SsdResult expected = k({.final_state = true, .chunk = 50});
+  const auto grads = k.gradients(dy, none, {.chunk = 50});
+  for (int64_t chunk : {1, 7, 16, 0}) {
+    SCOPED_TRACE(chunk);
+    const SsdResult result = k({.final_state = true, .chunk = chunk});
+    const auto g = k.gradients(dy, none, {.chunk = chunk});
+    const double bound = 1e4 * unit_roundoff(float64);  // 50 steps, sums up to 150
+    EXPECT_CLOSE(result.y, expected.y, {.absolute = bound});
+    EXPECT_CLOSE(*result.state, *expected.state, {.absolute = bound});
+    EXPECT_CLOSE(g.dx, grads.dx, {.absolute = bound});
+    EXPECT_CLOSE(g.ddt, grads.ddt, {.absolute = 8 * bound});
+    EXPECT_CLOSE(g.da, grads.da, {.absolute = 100 * bound});
+    EXPECT_CLOSE(g.db, grads.db, {.absolute = 8 * bound});
+    EXPECT_CLOSE(*g.dstate, *grads.dstate, {.absolute = bound});
+  }
+}
+
+TEST(Ssd, PiecesOfASequenceGiveTheWhole) {
+  const Arguments whole({2, 90, 4, 5, 2, 3});
+  const SsdResult expected = whole({.final_state = true});
+  Arguments part = whole;
+  for (auto [first, last] : {std::pair{0, 1}, {1, 2}, {2, 70}, {70, 90}}) {
+    const auto cut = [first = first, last = last](const Tensor& t) {
+      return t.slice(1, first, last);
+    };
+    part.x = cut(whole.x), part.dt = cut(whole.dt), part.b = cut(whole.b), part.c = cut(whole.c);
+    const SsdResult result = part({.final_state = true});
+    const double bound = 1e4 * unit_roundoff(float64);  // as between chunks
+    EXPECT_CLOSE(result.y, cut(expected.y), {.absolute = bound});
+    part.more.state = result.state;
+  }
+  EXPECT_CLOSE(*part.more.state, *expected.state, {.absolute = 1e4 * unit_roundoff(float64)});
+}
+
+TEST(Ssd, GrowingStatesAreMaskedBeforeTheExponential) {
+  Arguments k({1, 64, 1, 2, 1, 2}, float32);
+  k.more = {};
+  k.a = full({1}, -30), k.dt = full({1, 64, 1}, 10);  // exp(s_j − s_i) overflows above the diagonal
+  const SsdResult result = k({.final_state = true});
+  EXPECT_CLOSE(result.y, k({}, Ssd::define).y, {.absolute = 1e-4});
+  EXPECT_CLOSE(k.gradients(ones_like(k.x), none, {}).dx,
+               k.gradients_defined(ones_like(k.x), zeros({1, 1, 2, 2}), {}).dx, {.absolute = 1e-4});
+}
+
+TEST(Ssd, PartsOfAProjectionAreReadWhereTheyLie) {
+  const Tensor joint = randn({2, 6, 60});
+  Arguments k({2, 6, 4, 5, 2, 3}, float32);
+  k.more = {};
+  k.x = joint.slice(2, 0, 20).reshape({2, 6, 4, 5});
+  k.b = joint.slice(2, 20, 26).reshape({2, 6, 2, 3}),
+  k.c = joint.slice(2, 26, 38, 2).reshape({2, 6, 2, 3});
+  k.dt = abs(joint.slice(2, 40, 44));
+  Arguments dense = k;
+  dense.x = k.x.contiguous(), dense.b = k.b.contiguous(), dense.c = k.c.contiguous();
+  EXPECT_SAME_BITS(k().y, dense().y);
+  const Tensor dy = randn({2, 6, 5, 4}).transpose(2, 3);
+  EXPECT_SAME_BITS(k.gradients(dy, none, {}).db, dense.gradients(dy.contiguous(), none, {}).db);
+}
+
+TEST(Ssd, BitsDoNotDependOnThreads) {
+  const int before = num_threads();
+  const Arguments k({3, 100, 6, 16, 2, 32}, float32);
+  const Tensor dy = randn(k.x.shape());
+  std::vector<Tensor> first;
+  for (int threads : {1, 3}) {
+    set_num_threads(threads);
+    const auto g = k.gradients(dy, none, {});
+    const std::vector<Tensor> all{k().y, g.dx, g.ddt, g.da, g.db, g.dc, *g.dd};
+    if (first.empty()) first = all;
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_SAME_BITS(all[i], first[i]);
+  }
+  set_num_threads(before);
+}
 
 TEST(Ssd, GradientIsTheDerivative) {
   for (int64_t groups : {1, 2}) {
@@ -62,6 +229,33 @@ TEST(Ssd, SecondDerivativeIsTheDerivativeOfTheFirst) {
   EXPECT_OK(full.gradgradcheck({.final_state = true}));
   EXPECT_OK(bare.gradgradcheck({.dt_softplus = false}));
   EXPECT_OK(wide.gradgradcheck({.dt_min = 0.3, .dt_max = 1.1}));
+}
+
+TEST(Ssd, AgreesWithPyTorch) {
+  const testing::Golden g = testing::golden("ops/ssd/ssd");
+  for (const std::string name : {"one", "two", "eight"}) {
+    SCOPED_TRACE(name);
+    const auto at = [&](const char* what) { return g[name + "." + what]; };
+    const bool full = name != "one";
+    SsdOptions o{.final_state = true, .chunk = 5};
+    if (name == "two") o.dt_min = 0.4, o.dt_max = 1.2;
+    Arguments k({1, 1, 1, 1, 1, 1});
+    k.x = at("x"), k.dt = at("dt"), k.a = at("a"), k.b = at("b"), k.c = at("c"), k.more = {};
+    if (full) k.more = {at("d"), at("dt_bias"), at("state")};
+    const SsdResult r = k(o);
+    EXPECT_CLOSE(r.y, at("y"), {.absolute = 1e-13});
+    EXPECT_CLOSE(*r.state, at("last"), {.absolute = 1e-13});
+    const SsdGrads grads = k.gradients(at("dy"), at("dlast"), o);
+    EXPECT_CLOSE(grads.dx, at("dx"), {.absolute = 1e-12});
+    EXPECT_CLOSE(grads.ddt, at("ddt"), {.absolute = 1e-12});
+    EXPECT_CLOSE(grads.da, at("da"), {.absolute = 1e-12});
+    EXPECT_CLOSE(grads.db, at("db"), {.absolute = 1e-12});
+    EXPECT_CLOSE(grads.dc, at("dc"), {.absolute = 1e-12});
+    if (!full) continue;
+    EXPECT_CLOSE(*grads.dd, at("dd"), {.absolute = 1e-12});
+    EXPECT_CLOSE(*grads.ddt_bias, at("ddt_bias"), {.absolute = 1e-12});
+    EXPECT_CLOSE(*grads.dstate, at("dstate"), {.absolute = 1e-12});
+  }
 }
 
 TEST(Ssd, MistakesAreNamed) {

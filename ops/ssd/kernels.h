@@ -1,0 +1,35 @@
+#pragma once
+
+#include "norma/core/device.h"
+#include "norma/core/view.h"
+
+namespace norma {
+
+// x, dy (B, T, H, P), dt (B, T, H), b, c (B, T, G, N) have one dtype and are dense beyond T: any
+// strides for B and T. a, dt_bias (H), d (H, P), state, last_state and their gradients (B, H, P, N)
+// are dense and in float32, or float64 for float64. Absent tensors are null views.
+
+struct SsdForwardArgs {
+  bool dt_softplus;
+  double dt_min, dt_max;
+  int64_t chunk;  // 0: the kernel's own
+  ConstView x, dt, b, c;
+  ConstVec a, d, dt_bias, state;
+  View y;
+  Vec last_state;
+};
+void run(Cpu, const SsdForwardArgs&);
+
+/// dx, ddt, db, dc dense, like x, dt, b, c; da, ddt_bias (H), dd (H, P).
+struct SsdBackwardArgs {
+  bool dt_softplus;
+  double dt_min, dt_max;
+  int64_t chunk;
+  ConstView dy, x, dt, b, c;
+  ConstVec a, d, dt_bias, state, dlast_state;
+  View dx, ddt, db, dc;
+  Vec da, dd, ddt_bias, dstate;
+};
+void run(Cpu, const SsdBackwardArgs&);
+
+}  // namespace norma
