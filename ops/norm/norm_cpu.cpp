@@ -214,15 +214,16 @@ void finish_rows(const GradientRow<T, Acc>* rows, const Acc* w, Acc* dw, Acc* db
 }
 
 /// partial[0] += the other blocks' rows, one after another: the same order for any thread count.
+/// A block's sums are `stride` apart.
 template <class Acc>
-void add_blocks(Acc* partial, int64_t blocks, int64_t cols, const Vec& out) {
+void add_blocks(Acc* partial, int64_t blocks, int64_t stride, int64_t cols, const Vec& out) {
   if (!out) return;
   const Split tiles = split(cols, 256);
   visit_floating(out.dtype, [&]<class W>() {
     parallel_for(tiles.blocks, [&](int64_t t) {
       for (int64_t b = 1; b < blocks; ++b)
         for (int64_t c = tiles.begin(t); c < tiles.end(t); ++c)
-          partial[c] += partial[b * 2 * cols + c];
+          partial[c] += partial[b * stride + c];
       for (int64_t c = tiles.begin(t); c < tiles.end(t); ++c)
         out.at<W>(c) = static_cast<W>(partial[c]);
     });
@@ -237,7 +238,12 @@ void backward(const NormBackwardArgs& k) {
   const Affine<Acc> affine(k.w, k.b, o, cols);
   const Split blocks = row_blocks(k.h.rows, cols);
   const int64_t parts = std::max<int64_t>(1, blocks.blocks);
-  const Tensor partial = empty({parts, 2, cols}, dtype_of<Acc>);
+  // Long blocks sum every kSubRows rows by themselves: a million terms in one sum would lose
+  // digits.
+  constexpr int64_t kSubRows = 256;
+  const bool long_blocks = blocks.size > kSubRows;
+  const int64_t stride = (long_blocks ? 4 : 2) * cols;
+  const Tensor partial = empty({parts, stride}, dtype_of<Acc>);
   Acc* sums = partial.span<Acc>().data();
   if (blocks.blocks == 0) std::fill_n(sums, 2 * cols, Acc(0));
   const Rows& dx = k.dx ? k.dx : k.dresidual;
@@ -291,8 +297,9 @@ void backward(const NormBackwardArgs& k) {
   parallel_for(blocks.blocks, [&](int64_t block) {
     Acc* buffers =
         buffered ? scratch.span<Acc>().data() + block * together * kBuffers * group : nullptr;
-    Acc *dw = sums + block * 2 * cols, *db = dw + cols;
-    std::fill_n(dw, 2 * cols, Acc(0));
+    Acc *totals = sums + block * stride, *dw = totals + (long_blocks ? 2 * cols : 0);
+    Acc* db = dw + cols;
+    std::fill_n(totals, stride, Acc(0));
     int64_t i = blocks.begin(block);
     while (i < blocks.end(block)) {
       const int rows = i + together <= blocks.end(block) ? together : 1;
@@ -307,11 +314,16 @@ void backward(const NormBackwardArgs& k) {
         finish(ready, affine.w() + j * group, dw + j * group, db + j * group, group);
       }
       i += rows;
+      const int64_t done = i - blocks.begin(block);
+      if (long_blocks && (i == blocks.end(block) || done / kSubRows > (done - rows) / kSubRows)) {
+        for (int64_t c = 0; c < 2 * cols; ++c) totals[c] += dw[c];
+        std::fill_n(dw, 2 * cols, Acc(0));
+      }
     }
     if (stream) detail::end_streams();
   });
-  add_blocks(sums, parts, cols, k.dw);
-  add_blocks(sums + cols, parts, cols, k.db);
+  add_blocks(sums, parts, stride, cols, k.dw);
+  add_blocks(sums + cols, parts, stride, cols, k.db);
 }
 
 /// Whether the loops here do it all: the members that most models use, of one dtype.

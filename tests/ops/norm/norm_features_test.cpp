@@ -245,10 +245,11 @@ TEST(NormPrecise, WeightGradientsOfManyRowsLoseNothing) {
     const Tensor w = ones({4}, dtype).requires_grad_(), b = zeros({4}, dtype).requires_grad_();
     return grad({layer_norm(x.to(dtype), w, b, {.precise = precise})}, {w, b}, {dy.to(dtype)});
   };
-  const auto exact = dw(float64, false), precise = dw(float32, true);
+  const auto exact = dw(float64, false), precise = dw(float32, true), plain = dw(float32, false);
   const Tensor terms = (dy.to(float64) * layer_norm(x.to(float64))).square().sum(0);
   const double bound = 4 * 0x1p-23 * std::sqrt(terms.max().item());
   EXPECT_CLOSE(precise[0], exact[0], {.absolute = bound});
+  EXPECT_CLOSE(plain[0], exact[0], {.absolute = 8 * bound});
   // Sums of 100,000 ones and more: half a unit of the sum itself is left.
   EXPECT_CLOSE(precise[1], exact[1], {.relative = 2 * kUnit32, .absolute = bound});
 }
