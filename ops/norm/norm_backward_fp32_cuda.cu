@@ -1,0 +1,5 @@
+#include "norma/ops/norm/backward.cuh"
+
+namespace norma::norm_cuda {
+template void backward<float>(const Cuda&, const NormBackwardArgs&);
+}  // namespace norma::norm_cuda

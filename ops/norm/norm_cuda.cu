@@ -1,0 +1,23 @@
+#include "norma/ops/norm/plans.cuh"
+
+namespace norma {
+namespace {
+
+/// x's dtype, by whatever a backward has of it; the statistics' where only they are left.
+DType dtype_of_x(const NormBackwardArgs& k) {
+  for (const ConstRows* t : {&k.z, &k.x_hat, &k.x})
+    if (*t) return t->dtype;
+  if (k.dx) return k.dx.dtype;
+  return k.options.casting == Casting::rounded ? k.x_dtype : k.h.dtype;
+}
+
+}  // namespace
+
+void run(Cuda on, const NormForwardArgs& k) {
+  visit_floating(k.x.dtype, [&]<class T>() { norm_cuda::forward<T>(on, k); });
+}
+void run(Cuda on, const NormBackwardArgs& k) {
+  visit_floating(dtype_of_x(k), [&]<class T>() { norm_cuda::backward<T>(on, k); });
+}
+
+}  // namespace norma

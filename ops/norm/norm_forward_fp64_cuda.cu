@@ -1,0 +1,5 @@
+#include "norma/ops/norm/forward.cuh"
+
+namespace norma::norm_cuda {
+template void forward<double>(const Cuda&, const NormForwardArgs&);
+}  // namespace norma::norm_cuda
