@@ -257,7 +257,6 @@ class CapturedCall final : public StorageWatch {
 
   void applied(const OpInfo& op, const Call& call) {
     bool on_cpu = false;
-    for (const Tensor* t : call.inputs) on_cpu = on_cpu || (t->defined() && t->device().is_cpu());
     for (const Tensor& y : call.outputs) {
       if (!y.defined()) continue;
       if (y.device().is_cuda() && !is_replayed()) entry_.device = y.device();
@@ -272,6 +271,18 @@ class CapturedCall final : public StorageWatch {
           op.copy_options(call.options),
           [&op](const void* options) { op.free_options(const_cast<void*>(options)); });
     take(std::move(event), call.options);
+  }
+  void require_capturable(std::string_view name, std::span<const Tensor* const> inputs) const {
+    for (const Tensor* t : inputs)
+      if (t->defined() && t->device().is_cpu()) require_no_gpu(name);
+  }
+  void require_drawable(std::string_view where) const {
+    if (entry_.on_device.defined())
+      throw GraphError(
+          "{}: a function captured on {} must work there alone, but random tensors are made on "
+          "cpu; "
+          "draw before the call and pass the tensor, or use dropout()",
+          where, entry_.device);
   }
   void wrote(std::string_view name, const Tensor& target, const Tensor& source, double value) {
     if (target.device().is_cpu() || (source.defined() && source.device().is_cpu()))
@@ -464,6 +475,13 @@ void forbid_host_read_slow(std::string_view where, const Tensor& t) {
       "it "
       "and read the copy",
       where, described(t.spec()), maker.empty() ? "from outside" : "made by ", maker);
+}
+
+void require_capturable(std::string_view name, std::span<const Tensor* const> inputs) {
+  captured_call->require_capturable(name, inputs);
+}
+void require_drawable(std::string_view where) {
+  if (captured_call) captured_call->require_drawable(where);
 }
 
 bool gradient_stays(Leaf& leaf) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <span>
 #include <string_view>
 #include <type_traits>
 
@@ -36,6 +37,11 @@ inline void forbid_host_read(std::string_view where, const Tensor& t) {
   if (captured_call) [[unlikely]]
     forbid_host_read_slow(where, t);
 }
+
+/// GraphError where an op is about to run on the processor inside a function captured on a GPU.
+void require_capturable(std::string_view name, std::span<const Tensor* const> inputs);
+/// GraphError where a tensor is about to be drawn on the processor inside one.
+void require_drawable(std::string_view where);
 
 /// Whether the gradient of this leaf stays where it is during the running captured call, since it
 /// was there before: what is added to it is added in place.

@@ -5,7 +5,7 @@
 
 namespace norma {
 
-// The three kernels that core needs itself; everything else is an op.
+// The four kernels that core needs itself; everything else is an op.
 
 /// target = value, converted to the target's dtype.
 struct FillArgs {
@@ -23,6 +23,11 @@ struct AddIntoArgs {
   ConstView source;
   View target;
 };
+/// target[i] = first + step · i, rounded once in double, then converted; one dense dimension.
+struct RampArgs {
+  View target;
+  double first, step;
+};
 
 void run(Cpu, const FillArgs&);
 void run(Cuda, const FillArgs&);
@@ -30,5 +35,7 @@ void run(Cpu, const CopyArgs&);
 void run(Cuda, const CopyArgs&);
 void run(Cpu, const AddIntoArgs&);
 void run(Cuda, const AddIntoArgs&);
+void run(Cpu, const RampArgs&);
+void run(Cuda, const RampArgs&);
 
 }  // namespace norma

@@ -1,3 +1,4 @@
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -66,6 +67,14 @@ void run(Cpu, const AddIntoArgs& k) {
       for (int64_t i = 0; i < n; ++i)
         target[i * to] = static_cast<T>(target[i * to] + source[i * from]);
     });
+  });
+}
+
+void run(Cpu, const RampArgs& k) {
+  visit_all(k.target.dtype, [&]<class T>() {
+    T* target = k.target.as<T>();
+    for (int64_t i = 0; i < k.target.shape.numel(); ++i)
+      target[i] = convert<T>(std::fma(k.step, static_cast<double>(i), k.first));
   });
 }
 

@@ -73,6 +73,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    ramp_kernel(T* target, int64_t n, double first, double step) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i < n) target[i] = convert<T>(fma(step, static_cast<double>(i), first));
+}
+
 /// Elements a thread: 16 bytes of the wider type.
 template <class From, class To>
 constexpr int kWidthOf = 16 / int(sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
@@ -146,6 +153,14 @@ void run(Cuda on, const AddIntoArgs& k) {
       }
     }
     for_each_element(on, index, AddOne<T>{source, target});
+  });
+}
+
+void run(Cuda on, const RampArgs& k) {
+  const int64_t n = k.target.shape.numel();
+  visit_all(k.target.dtype, [&]<class T>() {
+    launch(on, {.grid = grid_for(n, kThreads), .block = dim3(kThreads)}, ramp_kernel<T>,
+           k.target.as<T>(), n, k.first, k.step);
   });
 }
 

@@ -2,6 +2,7 @@
 #include <string_view>
 #include <thread>
 
+#include "norma/core/captured_call.h"
 #include "norma/core/error.h"
 #include "norma/core/random.h"
 #include "norma/core/tensor.h"
@@ -60,6 +61,7 @@ Tensor drawn(std::string_view where, const TensorSpec& spec, const Fill& fill) {
   if (!is_floating(spec.dtype))
     throw DTypeError("{}: the dtype must be a floating one, but is {}", where,
                      to_string(spec.dtype));
+  detail::require_drawable(where);
   Tensor t = empty(spec.shape, spec.dtype);  // drawn here, then moved: the same bits everywhere
   const RandomKey key = ambient_generator().next();
   visit_floating(spec.dtype, [&]<class T>() { fill(key, static_cast<T*>(t.data()), t.numel()); });
@@ -90,6 +92,7 @@ Tensor randint(int64_t low, int64_t high, const Shape& shape, DType dtype, Devic
   using Int32 = std::numeric_limits<int32_t>;
   if (dtype == int32 && (low < Int32::min() || high - 1 > Int32::max()))
     throw ValueError("randint: int32 does not hold [{}, {}); ask for int64", low, high);
+  detail::require_drawable("randint");
   Tensor t = empty(shape, dtype);
   const RandomKey key = ambient_generator().next();
   visit_index(dtype, [&]<class T>() {

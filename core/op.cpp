@@ -279,6 +279,8 @@ void attach(const OpInfo& op, Call& call, const Ref<Node>& node) {
 void apply_op(const OpInfo& op, Call& call) {
   const Running here(op);
   require_one_device(op, call);
+  if (detail::captured_call) [[unlikely]]
+    detail::require_capturable(op.name, call.inputs);
   if (op.check) op.check(call);
   if (!has_kernel(op, call)) {
     run_definition(op, call);

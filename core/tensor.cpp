@@ -184,27 +184,21 @@ Tensor ones_like(const Tensor& t) { return full_like(t, 1); }
 Tensor scalar(double value, DType dtype, Device device) { return full({}, value, dtype, device); }
 
 namespace {
-template <class F>
-Tensor from_formula(int64_t n, DType dtype, Device device, const F& value) {
-  using T = decltype(value(int64_t{0}));
-  Tensor exact = empty({n}, dtype_of<T>);
-  T* values = static_cast<T*>(exact.data());
-  for (int64_t i = 0; i < n; ++i) values[i] = value(i);
-  wrote_values("arange", exact);
-  Tensor out = empty({n}, dtype, device);
-  detail::copy_elements(exact, out);
-  return out;
+Tensor ramp(int64_t n, double first, double step, DType dtype, Device device) {
+  Tensor t = empty({n}, dtype, device);
+  dispatch(device, RampArgs{.target = t, .first = first, .step = step});
+  return t;
 }
 }  // namespace
 
-Tensor arange(int64_t n, DType dtype, Device device) {
-  return from_formula(n, dtype, device, [](int64_t i) { return i; });
-}
+Tensor arange(int64_t n, DType dtype, Device device) { return ramp(n, 0, 1, dtype, device); }
 Tensor linspace(double first, double last, int64_t n, DType dtype, Device device) {
   const double step = n > 1 ? (last - first) / static_cast<double>(n - 1) : 0;
-  return from_formula(n, dtype, device, [=](int64_t i) {
-    return i + 1 == n && n > 1 ? last : first + step * static_cast<double>(i);
-  });
+  Tensor t = ramp(n, first, step, dtype, device);
+  if (n > 1) detail::raw_view(t, {1}, {1}, n - 1).fill_(last);  // exactly
+  notify_write("linspace", t, {}, first);
+  notify_write("linspace", t, {}, last);
+  return t;
 }
 Tensor eye(int64_t n, DType dtype, Device device) {
   Tensor t = zeros({n, n}, dtype, device);
