@@ -56,6 +56,7 @@ struct TrainOptions {
   std::string train_only = {};
   bool decay_gains = false;
   uint64_t seed = 1;
+  std::string device = "best";
 
   // What is written down, and when.
   int64_t eval_every = 250;
@@ -113,6 +114,7 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("train_only", o.train_only, "pattern of the only parameters that are trained");
   visit("decay_gains", o.decay_gains, "decay the norms' gains too");
   visit("seed", o.seed, "of weights, data and dropout");
+  visit("device", o.device, "cpu, cuda, cuda:N, or best: a GPU where there is one");
   visit("eval_every", o.eval_every, "steps between validations");
   visit("checkpoint_every", o.checkpoint_every, "steps between checkpoints");
 }

@@ -23,6 +23,14 @@ namespace {
 
 constexpr int64_t kEvaluationRows = 64;  // a batch of them
 
+/// A batch goes to a GPU through pinned memory, so that nobody waits for what the GPU does before.
+Tensor on_device(const Tensor& t, Device device) {
+  if (device.is_cpu()) return t;
+  const Tensor pinned = empty_pinned(t.shape(), t.dtype());
+  pinned.copy_(t);
+  return pinned.to(device);
+}
+
 std::string processor_model() {
   std::ifstream file("/proc/cpuinfo");
   std::string line;
@@ -138,14 +146,15 @@ LanguageModelOptions model_options(const TrainOptions& o, const Dataset& dataset
 Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) {
   const NoGrad plain;
   eval(model);
+  const Device device = parameters(model).front().device();
   const int64_t all = dataset.validation_rows(), n = rows == 0 ? all : std::min(rows, all);
   std::vector<double> losses, counts;
   double own = 0, right = 0;
   bool has_own = true;
   for (int64_t first = 0; first < n; first += kEvaluationRows) {
     const Batch batch = dataset.validation_batch(first, std::min(kEvaluationRows, n - first));
-    const Tensor logits = model(batch.inputs);
-    const Tensor each = cross_entropy(logits, batch.targets,
+    const Tensor logits = model(batch.inputs.to(device));
+    const Tensor each = cross_entropy(logits, batch.targets.to(device),
                                       {.ignore_index = kIgnore, .reduction = LossReduction::each});
     const auto loss = each.to(float64).sum(-1).to_vector<double>();
     const auto counted = not_equal(batch.targets, kIgnore).sum(-1).to_vector<double>();
@@ -176,11 +185,24 @@ Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) 
 
 Trainer::Trainer(const TrainOptions& options) : Trainer(options, std::string()) {}
 
-Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary) : options_(options) {
+Later::operator double() const {
+  double sum = 0;
+  for (const Tensor& part : parts) sum += part.item();
+  return sum;
+}
+
+Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
+    : options_(options),
+      device_(device_from_string(options.device)),
+      gather_([this](const Batch& b, const Tensor& counted) { return gather(b, counted); }),
+      update_([this] { return update(); }),
+      gather_and_update_(
+          [this](const Batch& b, const Tensor& counted) { return gather_and_update(b, counted); }) {
   require_possible(options_);
   dataset_ = make_dataset(options_, vocabulary);
   manual_seed(options_.seed);
   model_ = std::make_unique<LanguageModel>(model_options(options_, *dataset_));
+  if (device_.is_cuda()) to(*model_, device_);
   const auto named = named_parameters(*model_);
   if (!options_.freeze.empty()) freeze(named, options_.freeze);
   if (!options_.train_only.empty()) freeze(named, options_.train_only, true);
@@ -193,28 +215,52 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary) : o
                .steps = options_.steps};
 }
 
-Tensor Trainer::batch_loss(const Batch& batch, int64_t counted) const {
+Tensor Trainer::gather(const Batch& batch, const Tensor& counted) const {
   const Tensor sum = cross_entropy((*model_)(batch.inputs), batch.targets,
                                    {.ignore_index = kIgnore, .reduction = LossReduction::sum});
-  return sum / static_cast<double>(std::max<int64_t>(1, counted));
+  const Tensor loss = sum / counted.to(sum.dtype());
+  loss.backward();
+  return loss;
+}
+
+Tensor Trainer::update() {
+  const Tensor norm = clip_grad_norm(parameters_, options_.clip);
+  optimizer_->step();
+  optimizer_->zero_grad();
+  return norm;
+}
+
+Trainer::Losses Trainer::gather_and_update(const Batch& batch, const Tensor& counted) {
+  const Tensor loss = gather(batch, counted);
+  return {loss, update()};
 }
 
 StepReport Trainer::step() {
   const Batch batch = dataset_->batch(Part::train, options_.seed, step_, options_.batch);
   const int64_t counted = counted_tokens(batch), rows = options_.batch / options_.accumulate;
   StepReport report{.lr = schedule_.at(step_), .tokens = counted};
-  optimizer_->zero_grad();
-  for (int64_t first = 0; first < options_.batch; first += rows) {
-    const Tensor loss = batch_loss(
-        {batch.inputs.slice(0, first, first + rows), batch.targets.slice(0, first, first + rows)},
-        counted);
-    loss.backward();
-    report.loss += loss.item();
+  optimizer_->set_lr(report.lr);
+  const Tensor inputs = on_device(batch.inputs, device_);
+  const Tensor targets = on_device(batch.targets, device_);
+  const Tensor divisor =
+      full({}, static_cast<double>(std::max<int64_t>(1, counted)), float32, device_);
+  if (options_.accumulate == 1) {
+    const Losses losses = gather_and_update_(Batch{inputs, targets}, divisor);
+    report.loss = {{losses.loss}};
+    report.grad_norm = {{losses.grad_norm}};
+  } else {
+    for (int64_t first = 0; first < options_.batch; first += rows)
+      report.loss.parts.push_back(gather_(
+          Batch{inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)},
+          divisor));
+    report.grad_norm = {{update_()}};
   }
-  report.grad_norm = clip_grad_norm(parameters_, options_.clip).item();
-  optimizer_->step(report.lr);
   ++step_;
   return report;
+}
+
+std::string Trainer::graph_nodes() const {
+  return gather_.graph_nodes() + update_.graph_nodes() + gather_and_update_.graph_nodes();
 }
 
 Evaluation Trainer::validate(int64_t rows) {
@@ -224,11 +270,12 @@ Evaluation Trainer::validate(int64_t rows) {
 }
 
 void Trainer::save(const std::string& checkpoint) const {
+  const NoGrad plain;
   std::vector<std::pair<std::string, Tensor>> tensors;
   for (const NamedTensor& t : state_dict(*model_))
-    tensors.emplace_back("model." + t.name, t.tensor);
+    tensors.emplace_back("model." + t.name, t.tensor.to(cpu));
   for (const auto& [name, tensor] : optimizer_->state())
-    tensors.emplace_back("optimizer." + name, tensor);
+    tensors.emplace_back("optimizer." + name, tensor.to(cpu));
   const GeneratorState& random = ambient_generator().state();
   std::map<std::string, std::string> metadata{
       {"step", std::to_string(step_)},

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "norma/core/capture.h"
 #include "norma/nn/data/dataset.h"
 #include "norma/nn/language_model.h"
 #include "norma/nn/optimizer.h"
@@ -28,8 +31,14 @@ struct Evaluation {
 /// Of the first `rows` validation rows, all of them for 0.
 Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows = 0);
 
+/// A number that may still be on its way from the GPU: reading it waits for the step.
+struct Later {
+  std::vector<Tensor> parts = {};  ///< scalars whose sum it is
+  operator double() const;         // NOLINT: reads as the number that it is
+};
 struct StepReport {
-  double loss = 0, grad_norm = 0, lr = 0;
+  Later loss = {}, grad_norm = {};
+  double lr = 0;
   int64_t tokens = 0;
 };
 
@@ -51,7 +60,8 @@ class Trainer {
   /// Goes on from a checkpoint: IOError where it does not fit.
   static std::unique_ptr<Trainer> resume(const std::string& checkpoint);
 
-  /// One optimizer step on the next batch.
+  /// One optimizer step on the next batch. On a GPU one launch of a captured graph from the third
+  /// step on, which nobody waits for until the report is read.
   StepReport step();
   int64_t steps_done() const { return step_; }
   bool finished() const { return step_ >= options_.steps; }
@@ -69,10 +79,20 @@ class Trainer {
   const TrainOptions& options() const { return options_; }
   LanguageModel& model() { return *model_; }
   const Dataset& dataset() const { return *dataset_; }
+  Device device() const { return device_; }
+  /// What the captured graphs of a step hold; empty on the processor.
+  std::string graph_nodes() const;
 
  private:
   Trainer(const TrainOptions& options, const std::string& vocabulary);
-  Tensor batch_loss(const Batch& batch, int64_t counted) const;
+  /// What a step does, the parts that are captured: gradients of a part of a batch whose loss is
+  /// divided by `counted` tokens; the optimizer's step; both.
+  Tensor gather(const Batch& batch, const Tensor& counted) const;
+  Tensor update();
+  struct Losses {
+    Tensor loss, grad_norm;
+  };
+  Losses gather_and_update(const Batch& batch, const Tensor& counted);
 
   TrainOptions options_;
   std::unique_ptr<Dataset> dataset_;
@@ -80,6 +100,10 @@ class Trainer {
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Tensor> parameters_;
   Schedule schedule_;
+  Device device_ = cpu;
+  Captured<std::function<Tensor(const Batch&, const Tensor&)>> gather_;
+  Captured<std::function<Tensor()>> update_;
+  Captured<std::function<Losses(const Batch&, const Tensor&)>> gather_and_update_;
   int64_t step_ = 0;
   std::optional<int64_t> best_step_ = none;
   double best_loss_ = 0;

@@ -71,14 +71,18 @@ class Progress {
 
   void step(const StepReport& report) {
     tokens_ += report.tokens;
-    smoothed_ = smoothed_ < 0 ? report.loss : 0.95 * smoothed_ + 0.05 * report.loss;
+    unread_.push_back(report);  // until something is printed nobody waits for a GPU
     const Clock::time_point now = Clock::now();
     const double since = seconds(shown_, now);
     if (since > 0) rate_ = rate_ > 0 && since < 0.1 ? rate_ : static_cast<double>(tokens_) / since;
     if (since < (live_ ? 0.2 : 5) && !trainer_.finished()) return;
-    rate_ = static_cast<double>(tokens_) / since;
-    show(report, now);
-    shown_ = now;
+    for (const StepReport& r : unread_)
+      smoothed_ = smoothed_ < 0 ? r.loss : 0.95 * smoothed_ + 0.05 * r.loss;
+    unread_.clear();
+    // On a GPU the step is done now, after the wait for its loss.
+    rate_ = static_cast<double>(tokens_) / seconds(shown_, Clock::now());
+    show(report, Clock::now());
+    shown_ = Clock::now();
     tokens_ = 0;
   }
   void validated(const Evaluation& e) {
@@ -109,7 +113,7 @@ class Progress {
     std::string line = format("step {:>6}/{}  loss {:.4f}", done, all, smoothed_);
     if (best_) line += format(" (best possible {:.4f})", *best_);
     if (last_validation_ > 0) line += format("  validation {:.4f}", last_validation_);
-    line += format("  gradient {:.2f}  {:.0f} tokens/s  {} left", report.grad_norm, rate_,
+    line += format("  gradient {:.2f}  {:.0f} tokens/s  {} left", double{report.grad_norm}, rate_,
                    duration(a_step * static_cast<double>(all - done)));
     clear();
     std::printf("%s%s", line.c_str(), live_ ? "" : "\n");
@@ -121,6 +125,7 @@ class Progress {
   bool live_;
   Clock::time_point begin_, shown_;
   int64_t first_step_, tokens_ = 0;
+  std::vector<StepReport> unread_;
   double smoothed_ = -1, rate_ = 0, last_validation_ = 0;
 };
 
@@ -138,11 +143,11 @@ void describe(Trainer& trainer, const RunFolder& run) {
           .c_str());
   if (const auto best = data.best_loss())
     std::printf("%s", format("; the best possible is {:.4f}", *best).c_str());
-  std::printf("%s",
-              format("\n{} layers of {} norm, placement {}: {} parameters, {} threads\nrun {}\n",
-                     o.n_layers, o.norm, o.placement, count_parameters(trainer.model()),
-                     num_threads(), run.path())
-                  .c_str());
+  std::printf(
+      "%s", format("\n{} layers of {} norm, placement {}: {} parameters, {}, {} threads\nrun {}\n",
+                   o.n_layers, o.norm, o.placement, count_parameters(trainer.model()),
+                   trainer.device(), num_threads(), run.path())
+                .c_str());
   std::fflush(stdout);  // whoever watches a file sees that it has begun
 }
 
@@ -172,8 +177,20 @@ void draw(const Trainer& trainer, const RunFolder& run) {
   }
 }
 
-void save(const Trainer& trainer, const RunFolder& run, std::vector<Metrics>& lines) {
-  run.append(lines);
+/// A step's line of metrics, once its loss is read.
+struct Line {
+  StepReport report;
+  Metrics metrics;
+};
+
+void save(const Trainer& trainer, const RunFolder& run, std::vector<Line>& lines) {
+  std::vector<Metrics> read;
+  for (Line& line : lines) {
+    line.metrics.loss = line.report.loss;
+    line.metrics.grad_norm = line.report.grad_norm;
+    read.push_back(line.metrics);
+  }
+  run.append(read);
   lines.clear();
   trainer.save(run.checkpoint_path(trainer.steps_done()));
   run.keep_last_two_and(trainer.best_step());
@@ -181,23 +198,19 @@ void save(const Trainer& trainer, const RunFolder& run, std::vector<Metrics>& li
 
 void train_until_done(Trainer& trainer, const RunFolder& run) {
   Progress progress(trainer);
-  std::vector<Metrics> lines;
+  std::vector<Line> lines;
   const TrainOptions& o = trainer.options();
   while (!trainer.finished() && !interrupted) {
     const StepReport report = trainer.step();
     const int64_t step = trainer.steps_done();
     progress.step(report);
-    Metrics line{.step = step,
-                 .loss = report.loss,
-                 .grad_norm = report.grad_norm,
-                 .lr = report.lr,
-                 .tokens_per_second = progress.tokens_per_second()};
+    Metrics line{.step = step, .lr = report.lr, .tokens_per_second = progress.tokens_per_second()};
     if (step % o.eval_every == 0 || trainer.finished()) {
       const Evaluation e = trainer.validate(trainer.finished() ? 0 : kValidationRows);
       line.validation = e.loss;
       progress.validated(e);
     }
-    lines.push_back(line);
+    lines.push_back({report, line});
     if (step % o.checkpoint_every == 0 || trainer.finished()) save(trainer, run, lines);
   }
   progress.clear();
