@@ -1,7 +1,5 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -184,27 +182,17 @@ void store32(const Lanes32<Acc>& lanes, T* to, Count n) {
 
 /// f(c, count) for each 32 of n elements, count an All32 but for the last ones.
 template <class F>
-void for_each32(int64_t n, const F& f) {
+[[gnu::always_inline]] inline void for_each32(int64_t n, const F& f) {
   int64_t c = 0;
   for (; c + kLanes32 <= n; c += kLanes32) f(c, All32{});
   if (c < n) f(c, n - c);
 }
 
-/// Asks for the lines of 32 elements, to be read a row later.
+/// Asks for the lines of 32 elements, to be read some rows later.
 template <class T>
 void prefetch32(const T* from) {
   for (size_t byte = 0; byte < kLanes32 * sizeof(T); byte += 64)
     __builtin_prefetch(reinterpret_cast<const char*>(from) + byte, 0, 2);
-}
-
-/// Bytes of the last cache: results of ops that move more than this leave the caches anyway, and
-/// streaming them saves reading their lines first.
-inline int64_t last_cache_bytes() {
-  static const int64_t bytes = [] {
-    const long found = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return found > 0 ? int64_t{found} : int64_t{32} << 20;
-  }();
-  return bytes;
 }
 
 }  // namespace norma::detail

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "norma/core/cache.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/elementwise/operands_cpu.h"
@@ -85,19 +86,93 @@ bool streams(const Rows& out, int64_t group, int64_t tensors) {
          whole_lines(group);
 }
 
-/// y = x̂ ⊙ w + b, times the gate where there is one. kStream: past the caches, while what the next
-/// row needs comes from memory.
+constexpr int kTogether = 4;
+
+/// Rows whose sums take turns, so that none waits for another's. More than 512 elements at a time
+/// push each other out of the first cache.
+int rows_together(int64_t group, bool buffered) {
+  return buffered || group > 256 ? 1 : group > 128 ? 2 : kTogether;
+}
+template <int kRows>
+using RowCount = std::integral_constant<int, kRows>;
+/// f(RowCount<count>{}): the compiler knows how many.
+template <class F>
+auto visit_count(int count, const F& f) {
+  return count == kTogether ? f(RowCount<kTogether>{})
+         : count == 2       ? f(RowCount<2>{})
+                            : f(RowCount<1>{});
+}
+
+template <int kRows, class Acc>
+void totals_of(const Lanes32<Acc> (&sums)[kRows], Acc* out) {
+  for (int r = 0; r + 1 < kRows; r += 2) {
+    const Totals<Acc> two = totals(sums[r], sums[r + 1]);
+    out[r] = two.a, out[r + 1] = two.b;
+  }
+  if (kRows % 2) out[kRows - 1] = sums[kRows - 1].total();
+}
+
+/// What detail::moments finds, of rows of at most a leaf.
+template <int kRows, class Acc>
+void moments_of_rows(const Acc* const* u, int64_t n, NormKind kind, detail::Moments<Acc>* m) {
+  Lanes32<Acc> sums[kRows];
+  Acc total[kRows];
+  if (kind == NormKind::rms) {
+    for_each32(
+        n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+          for (int r = 0; r < kRows; ++r) {
+            const Lanes32<Acc> v = load32(u[r] + c, count);
+            sums[r] += v * v;
+          }
+        });
+    totals_of(sums, total);
+    for (int r = 0; r < kRows; ++r) m[r] = {0, 0, total[r]};
+    return;
+  }
+  for_each32(
+      n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+        for (int r = 0; r < kRows; ++r) sums[r] += load32(u[r] + c, count);
+      });
+  totals_of(sums, total);
+  const Acc size = static_cast<Acc>(n);
+  for (int r = 0; r < kRows; ++r) m[r].mean = total[r] / size;
+  Lanes32<Acc> rests[kRows], squares[kRows];
+  for_each32(
+      n, [&](int64_t i, auto count) __attribute__((always_inline)) {
+        for (int r = 0; r < kRows; ++r) {
+          const Lanes32<Acc> c = load32(u[r] + i, count, m[r].mean) - m[r].mean;
+          rests[r] += c;
+          squares[r] += c * c;
+        }
+      });
+  for (int r = 0; r < kRows; ++r) {
+    const Totals<Acc> about = totals(rests[r], squares[r]);
+    m[r].mean_rest = about.a / size;
+    m[r].squares = std::max(about.b - about.a * m[r].mean_rest, about.b * 0);  // keeps NaN
+  }
+}
+
+/// What the second pass over a row needs.
+template <class T, class Acc>
+struct ForwardRow {
+  const Acc *u, *gate = nullptr;  // the gate where it comes last
+  Stats<Acc> s;
+  T* y;
+  const T* next = nullptr;  // the same columns of the next row, where that should be fetched
+};
+
+/// y = x̂ ⊙ w + b, times the gate where there is one.
 template <bool kStream, class T, class Acc>
-void normalize(const Acc* u, const Stats<Acc>& s, const Acc* w, const Acc* b, const Acc* gate,
-               int64_t n, T* y, const T* next) {
-  const Lanes32<Acc> mean = s.mean, rest = s.mean_rest, rstd = s.rstd;
-  for_each32(n, [&](int64_t c, auto count) {
-    if (kStream) detail::prefetch32(next + c);
-    const Lanes32<Acc> x_hat = (load32(u + c, count) - mean - rest) * rstd;
-    Lanes32<Acc> v = x_hat * load32(w + c, count) + load32(b + c, count);
-    if (gate) v = v * load32(gate + c, count);
-    store32<kStream>(v, y + c, count);
-  });
+void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t n) {
+  const Lanes32<Acc> mean = row.s.mean, rest = row.s.mean_rest, rstd = row.s.rstd;
+  for_each32(
+      n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+        if (kStream && row.next) detail::prefetch32(row.next + c);
+        const Lanes32<Acc> x_hat = (load32(row.u + c, count) - mean - rest) * rstd;
+        Lanes32<Acc> v = x_hat * load32(w + c, count) + load32(b + c, count);
+        if (row.gate) v = v * load32(row.gate + c, count);
+        store32<kStream>(v, row.y + c, count);
+      });
 }
 
 template <class T>
@@ -111,106 +186,149 @@ void forward(const NormForwardArgs& k) {
   const bool stream = streams<T>(k.y, group, k.z || k.residual ? 3 : 2);
   constexpr int kBuffers = 3;
   const bool buffered = !std::is_same_v<T, Acc> || k.z;
+  const bool short_rows = group <= detail::kLeaf && o.variance == Variance::two_pass;
+  const int together = rows_together(group, buffered);
   const Tensor scratch = empty({buffered ? blocks.blocks : 0, kBuffers, group}, dtype_of<Acc>);
-  parallel_for(blocks.blocks, [&](int64_t block) {
-    Acc* u_buffer = scratch.span<Acc>().data() + block * kBuffers * group;
+
+  /// All of group j of row i but its statistics. Written in place: copying what was just written in
+  /// parts makes the processor wait.
+  const auto begin_row = [&](int64_t i, int64_t j, Acc* u_buffer, ForwardRow<T, Acc>& row) {
     Acc *z_buffer = u_buffer + group, *gate = z_buffer + group;
-    for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
-      for (int64_t j = 0; j < groups; ++j) {
-        const int64_t at = j * group;
-        const T* x = k.x.row<T>(i) + at;
-        if (k.residual) {
-          const T* residual = k.residual.row<T>(i) + at;
-          T* h = k.h.row<T>(i) + at;
-          for (int64_t c = 0; c < group; ++c)
-            h[c] = static_cast<T>(static_cast<Acc>(x[c]) + static_cast<Acc>(residual[c]));
-          x = h;  // rounded: the backward starts from it too
-        }
-        const Acc* u = converted<Acc>(x, group, u_buffer);
-        if (k.z)
-          gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, nullptr);
-        if (o.gate == GateOrder::gate_then_norm) {
-          for (int64_t c = 0; c < group; ++c) u_buffer[c] = u[c] * gate[c];
-          u = u_buffer;
-        }
-        const detail::Moments<Acc> m = detail::moments(u, group, o);
-        if (detail::out_of_range(m.squares, o.eps)) {
-          detail::run_general(detail::one_row(k, i));
-          break;
-        }
-        const Stats<Acc> s = detail::statistics_of(m, group, o);
-        if (k.mean) k.mean.at<Acc>(i * groups + j) = s.mean;
-        if (k.mean_rest) k.mean_rest.at<Acc>(i * groups + j) = s.mean_rest;
-        k.rstd.at<Acc>(i * groups + j) = s.rstd;
-        const Acc *w = affine.w() + at, *b = affine.b() + at;
-        T* y = k.y.row<T>(i) + at;
-        const Acc* last_gate = o.gate == GateOrder::norm_then_gate ? gate : nullptr;
-        if (stream)
-          normalize<true>(u, s, w, b, last_gate, group, y,
-                          k.x.row<T>(std::min(i + 1, k.x.rows - 1)) + at);
-        else
-          normalize<false>(u, s, w, b, last_gate, group, y, y);
-      }
+    const int64_t at = j * group;
+    const T* x = k.x.row<T>(i) + at;
+    if (k.residual) {
+      const T* residual = k.residual.row<T>(i) + at;
+      T* h = k.h.row<T>(i) + at;
+      for (int64_t c = 0; c < group; ++c)
+        h[c] = static_cast<T>(static_cast<Acc>(x[c]) + static_cast<Acc>(residual[c]));
+      x = h;  // rounded: the backward starts from it too
+    }
+    row.u = converted<Acc>(x, group, u_buffer);
+    row.y = k.y.row<T>(i) + at;
+    // The processor itself looks ahead a page or so: a row of 1024.
+    if (group > 1024) row.next = k.x.row<T>(std::min(i + 1, k.x.rows - 1)) + at;
+    if (k.z)
+      gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, nullptr);
+    if (o.gate == GateOrder::norm_then_gate) row.gate = gate;
+    if (o.gate == GateOrder::gate_then_norm) {
+      for (int64_t c = 0; c < group; ++c) u_buffer[c] = row.u[c] * gate[c];
+      row.u = u_buffer;
+    }
+  };
+  /// Group j of `count` rows; whether the statistics of all of them are within range.
+  const auto run_rows = [&](int64_t i, int count, int64_t j, Acc* buffer) {
+    ForwardRow<T, Acc> rows[kTogether];
+    const Acc* u[kTogether];
+    detail::Moments<Acc> m[kTogether];
+    for (int r = 0; r < count; ++r) {
+      begin_row(i + r, j, buffer, rows[r]);
+      u[r] = rows[r].u;
+    }
+    if (short_rows)
+      visit_count(count, [&](auto rows_now) { moments_of_rows<rows_now>(u, group, o.kind, m); });
+    else
+      for (int r = 0; r < count; ++r) m[r] = detail::moments(u[r], group, o);
+    bool in_range = true;
+    for (int r = 0; r < count; ++r) {
+      in_range &= !detail::out_of_range(m[r].squares, o.eps);
+      rows[r].s = detail::statistics_of(m[r], group, o);
+      const int64_t at = (i + r) * groups + j;
+      if (k.mean) k.mean.at<Acc>(at) = rows[r].s.mean;
+      if (k.mean_rest) k.mean_rest.at<Acc>(at) = rows[r].s.mean_rest;
+      k.rstd.at<Acc>(at) = rows[r].s.rstd;
+    }
+    const Acc *w = affine.w() + j * group, *b = affine.b() + j * group;
+    for (int r = 0; r < count; ++r)
+      stream ? normalize<true>(rows[r], w, b, group) : normalize<false>(rows[r], w, b, group);
+    return in_range;
+  };
+
+  parallel_for(blocks.blocks, [&](int64_t block) {
+    Acc* buffer = buffered ? scratch.span<Acc>().data() + block * kBuffers * group : nullptr;
+    int count = 1;
+    for (int64_t i = blocks.begin(block); i < blocks.end(block); i += count) {
+      count = i + together <= blocks.end(block) ? together : 1;
+      bool in_range = true;
+      for (int64_t j = 0; j < groups; ++j) in_range &= run_rows(i, count, j, buffer);
+      for (int r = 0; r < count && !in_range; ++r) detail::run_general(detail::one_row(k, i + r));
     }
     if (stream) detail::end_streams();
   });
 }
 
-/// What the gradient of a row needs in its second pass.
+/// What the second pass over a row's gradient needs.
 template <class T, class Acc>
 struct GradientRow {
   const Acc *u, *dn;
   const Acc *h = nullptr, *gate = nullptr, *slope = nullptr;  // where the gate comes first
-  Acc mean, mean_rest, rstd, mean_g = 0, mean_gx = 0;
+  Acc mean = 0, mean_rest = 0, rstd, mean_g = 0, mean_gx = 0;
   const T* dh = nullptr;
   T *dx, *dz = nullptr;
-  const T *next_h, *next_dy;  // the same columns of the row to be read after this one
+  const T *later_h, *later_dy;  // the same columns of the row to be read some rows later
 };
 
-/// Σ g and Σ g x̂.
+/// Σ g and Σ g x̂ over columns first … first + n − 1 of at most a leaf.
+template <int kRows, class T, class Acc>
+void gradient_sums_of_leaf(const GradientRow<T, Acc>* rows, const Acc* w, int64_t first, int64_t n,
+                           Totals<Acc>* out) {
+  Lanes32<Acc> sum_g[kRows], sum_gx[kRows];
+  for_each32(
+      n, [&](int64_t i, auto count) __attribute__((always_inline)) {
+        const int64_t c = first + i;
+        const Lanes32<Acc> weight = load32(w + c, count);
+        for (int r = 0; r < kRows; ++r) {
+          const GradientRow<T, Acc>& row = rows[r];
+          const Lanes32<Acc> x_hat =
+              (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
+          const Lanes32<Acc> g = load32(row.dn + c, count) * weight;
+          sum_g[r] += g;
+          sum_gx[r] += g * x_hat;
+        }
+      });
+  for (int r = 0; r < kRows; ++r) out[r] = totals(sum_g[r], sum_gx[r]);
+}
 template <class T, class Acc>
-Totals<Acc> gradient_sums(const GradientRow<T, Acc>& row, const Acc* w, int64_t n) {
-  return sum_of_leaves(n, [&](int64_t first, int64_t count) {
-    const Lanes32<Acc> mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
-    Lanes32<Acc> sum_g, sum_gx;
-    for_each32(count, [&](int64_t i, auto some) {
-      const int64_t c = first + i;
-      const Lanes32<Acc> x_hat = (load32(row.u + c, some, row.mean) - mean - rest) * rstd;
-      const Lanes32<Acc> g = load32(row.dn + c, some) * load32(w + c, some);
-      sum_g += g;
-      sum_gx += g * x_hat;
-    });
-    return totals(sum_g, sum_gx);
-  });
+void gradient_sums(const GradientRow<T, Acc>* rows, int count, const Acc* w, int64_t n,
+                   Totals<Acc>* out) {
+  if (n <= detail::kLeaf)
+    visit_count(count, [&](auto rows_now) { gradient_sums_of_leaf<rows_now>(rows, w, 0, n, out); });
+  else
+    for (int r = 0; r < count; ++r)
+      out[r] = sum_of_leaves(n, [&](int64_t first, int64_t leaf) {
+        Totals<Acc> sums;
+        gradient_sums_of_leaf<1>(rows + r, w, first, leaf, &sums);
+        return sums;
+      });
 }
 
-/// The gradients of kRows rows, added to dw and db in the order of the rows: together, so that dw
-/// and db are read and written once for all of them.
+/// The gradients of kRows rows, added to dw and db in the order of the rows. kStream: past the
+/// caches, while what a later row needs comes from memory.
 template <bool kStream, int kRows, class T, class Acc>
 void finish_rows(const GradientRow<T, Acc>* rows, const Acc* w, Acc* dw, Acc* db, int64_t n) {
-  for_each32(n, [&](int64_t c, auto count) {
-    const Lanes32<Acc> weight = load32(w + c, count);
-    Lanes32<Acc> sum_w = load32(dw + c, count), sum_b = load32(db + c, count);
-    for (int r = 0; r < kRows; ++r) {
-      const GradientRow<T, Acc>& row = rows[r];
-      if (kStream) detail::prefetch32(row.next_h + c), detail::prefetch32(row.next_dy + c);
-      const Lanes32<Acc> x_hat =
-          (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
-      const Lanes32<Acc> dn = load32(row.dn + c, count);
-      sum_w += dn * x_hat;
-      sum_b += dn;
-      Lanes32<Acc> d = (dn * weight - row.mean_g - x_hat * row.mean_gx) * row.rstd;
-      if (row.gate) {
-        const Lanes32<Acc> dz = d * load32(row.h + c, count) * load32(row.slope + c, count);
-        store32<kStream>(dz, row.dz + c, count);
-        d = d * load32(row.gate + c, count);
-      }
-      if (row.dh) d += detail::load32_as<Acc>(row.dh + c, count);
-      store32<kStream>(d, row.dx + c, count);
-    }
-    store32<false>(sum_w, dw + c, count);
-    store32<false>(sum_b, db + c, count);
-  });
+  for_each32(
+      n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+        const Lanes32<Acc> weight = load32(w + c, count);
+        Lanes32<Acc> sum_w = load32(dw + c, count), sum_b = load32(db + c, count);
+        for (int r = 0; r < kRows; ++r) {
+          const GradientRow<T, Acc>& row = rows[r];
+          if (kStream) detail::prefetch32(row.later_h + c), detail::prefetch32(row.later_dy + c);
+          const Lanes32<Acc> x_hat =
+              (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
+          const Lanes32<Acc> dn = load32(row.dn + c, count);
+          sum_w += dn * x_hat;
+          sum_b += dn;
+          Lanes32<Acc> d = (dn * weight - row.mean_g - x_hat * row.mean_gx) * row.rstd;
+          if (row.gate) {
+            const Lanes32<Acc> dz = d * load32(row.h + c, count) * load32(row.slope + c, count);
+            store32<kStream>(dz, row.dz + c, count);
+            d = d * load32(row.gate + c, count);
+          }
+          if (row.dh) d += detail::load32_as<Acc>(row.dh + c, count);
+          store32<kStream>(d, row.dx + c, count);
+        }
+        store32<false>(sum_w, dw + c, count);
+        store32<false>(sum_b, db + c, count);
+      });
 }
 
 /// partial[0] += the other blocks' rows, one after another: the same order for any thread count.
@@ -248,31 +366,31 @@ void backward(const NormBackwardArgs& k) {
   if (blocks.blocks == 0) std::fill_n(sums, 2 * cols, Acc(0));
   const Rows& dx = k.dx ? k.dx : k.dresidual;
   constexpr int kBuffers = 7;
-  // Several short rows at once; the buffers of gated ones would not stay in the first caches.
-  constexpr int kTogether = 4;
-  const int together = group <= 8192 && !k.z ? kTogether : 1;
   const bool buffered = !std::is_same_v<T, Acc> || k.z || !dx;
+  const int together = rows_together(group, buffered);
   const bool stream = streams<T>(dx, group, 3) && (!k.z || streams<T>(k.dz, group, 5));
-  const Tensor scratch = empty({buffered ? parts : 0, together * kBuffers, group}, dtype_of<Acc>);
+  constexpr int64_t kAhead = 8 << 10;  // bytes of one operand: less arrives late, more is evicted
+  const int64_t later =
+      std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T))));
+  const Tensor scratch = empty({buffered ? parts : 0, kBuffers, group}, dtype_of<Acc>);
 
-  /// First pass over group j of row i: the gate's own gradient where it comes last, and the sums.
-  const auto begin_row = [&](int64_t i, int64_t j, Acc* h_buffer) {
+  /// All of group j of row i but its sums: the gate's own gradient where it comes last.
+  const auto begin_row = [&](int64_t i, int64_t j, Acc* h_buffer, GradientRow<T, Acc>& row) {
     Acc *dy_buffer = h_buffer + group, *z_buffer = dy_buffer + group, *gate = z_buffer + group;
     Acc *slope = gate + group, *product = slope + group;
     T* unwanted = reinterpret_cast<T*>(product + group);
-    const int64_t at = j * group, next = std::min(i + together, k.h.rows - 1);
+    const int64_t at = j * group, next = std::min(i + later, k.h.rows - 1);
     const Acc* h = converted<Acc>(k.h.row<T>(i) + at, group, h_buffer);
     const Acc* dy = converted<Acc>(k.dy.row<T>(i) + at, group, dy_buffer);
     const Acc *w = affine.w() + at, *b = affine.b() + at;
-    GradientRow<T, Acc> row{.u = h,
-                            .dn = dy,
-                            .mean = k.mean ? k.mean.at<Acc>(i * groups + j) : Acc(0),
-                            .mean_rest = k.mean_rest ? k.mean_rest.at<Acc>(i * groups + j) : Acc(0),
-                            .rstd = k.rstd.at<Acc>(i * groups + j),
-                            .dh = k.dh ? k.dh.row<T>(i) + at : nullptr,
-                            .dx = dx ? dx.row<T>(i) + at : unwanted,
-                            .next_h = k.h.row<T>(next) + at,
-                            .next_dy = k.dy.row<T>(next) + at};
+    row.u = h, row.dn = dy;
+    if (k.mean) row.mean = k.mean.at<Acc>(i * groups + j);
+    if (k.mean_rest) row.mean_rest = k.mean_rest.at<Acc>(i * groups + j);
+    row.rstd = k.rstd.at<Acc>(i * groups + j);
+    if (k.dh) row.dh = k.dh.row<T>(i) + at;
+    row.dx = dx ? dx.row<T>(i) + at : unwanted;
+    row.later_h = k.h.row<T>(next) + at;
+    row.later_dy = k.dy.row<T>(next) + at;
     if (k.z) gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, slope);
     if (o.gate == GateOrder::gate_then_norm) {
       for (int64_t c = 0; c < group; ++c) product[c] = h[c] * gate[c];
@@ -288,34 +406,38 @@ void backward(const NormBackwardArgs& k) {
       for (int64_t c = 0; c < group; ++c) product[c] = dy[c] * gate[c];
       row.dn = product;
     }
-    const auto s = gradient_sums(row, w, group);
-    if (o.kind == NormKind::layer) row.mean_g = s.a / static_cast<Acc>(group);
-    row.mean_gx = s.b / static_cast<Acc>(group);
-    return row;
+  };
+  /// Group j of `count` rows.
+  const auto run_rows = [&](int64_t i, int count, int64_t j, Acc* buffers, Acc* dw, Acc* db) {
+    GradientRow<T, Acc> rows[kTogether];
+    Totals<Acc> s[kTogether];
+    const Acc* w = affine.w() + j * group;
+    for (int r = 0; r < count; ++r) begin_row(i + r, j, buffers, rows[r]);
+    gradient_sums(rows, count, w, group, s);
+    for (int r = 0; r < count; ++r) {
+      if (o.kind == NormKind::layer) rows[r].mean_g = s[r].a / static_cast<Acc>(group);
+      rows[r].mean_gx = s[r].b / static_cast<Acc>(group);
+    }
+    dw += j * group, db += j * group;
+    // Several streams past the caches at once are slower than one after another.
+    if (stream)
+      for (int r = 0; r < count; ++r) finish_rows<true, 1>(rows + r, w, dw, db, group);
+    else
+      visit_count(count,
+                  [&](auto rows_now) { finish_rows<false, rows_now>(rows, w, dw, db, group); });
   };
 
   parallel_for(blocks.blocks, [&](int64_t block) {
-    Acc* buffers =
-        buffered ? scratch.span<Acc>().data() + block * together * kBuffers * group : nullptr;
+    Acc* buffers = buffered ? scratch.span<Acc>().data() + block * kBuffers * group : nullptr;
     Acc *totals = sums + block * stride, *dw = totals + (long_blocks ? 2 * cols : 0);
     Acc* db = dw + cols;
     std::fill_n(totals, stride, Acc(0));
-    int64_t i = blocks.begin(block);
-    while (i < blocks.end(block)) {
-      const int rows = i + together <= blocks.end(block) ? together : 1;
-      for (int64_t j = 0; j < groups; ++j) {
-        GradientRow<T, Acc> ready[kTogether];
-        for (int r = 0; r < rows; ++r)
-          ready[r] = begin_row(i + r, j, buffers + r * kBuffers * group);
-        const auto finish =
-            rows == 1 ? (stream ? finish_rows<true, 1, T, Acc> : finish_rows<false, 1, T, Acc>)
-                      : (stream ? finish_rows<true, kTogether, T, Acc>
-                                : finish_rows<false, kTogether, T, Acc>);
-        finish(ready, affine.w() + j * group, dw + j * group, db + j * group, group);
-      }
-      i += rows;
-      const int64_t done = i - blocks.begin(block);
-      if (long_blocks && (i == blocks.end(block) || done / kSubRows > (done - rows) / kSubRows)) {
+    int count = 1;
+    for (int64_t i = blocks.begin(block); i < blocks.end(block); i += count) {
+      count = i + together <= blocks.end(block) ? together : 1;
+      for (int64_t j = 0; j < groups; ++j) run_rows(i, count, j, buffers, dw, db);
+      const int64_t before = i - blocks.begin(block), done = before + count;
+      if (long_blocks && (i + count == blocks.end(block) || done / kSubRows > before / kSubRows)) {
         for (int64_t c = 0; c < 2 * cols; ++c) totals[c] += dw[c];
         std::fill_n(dw, 2 * cols, Acc(0));
       }

@@ -3,11 +3,11 @@
 #include <cmath>
 #include <limits>
 
+#include "norma/core/cache.h"
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
-#include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/rms_norm.h"
