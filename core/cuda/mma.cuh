@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "norma/core/cuda/numeric.cuh"
+
+namespace norma {
+
+// Products of small matrices of bf16 or fp16, summed in float32, by one warp on the tensor cores
+// (every GPU since sm_80). How the lanes hold a matrix of 16 rows: lane l has of each 8 columns
+// those 2 (l % 4) and the next one, in rows l / 4 and l / 4 + 8. Hopper's products by four warps
+// (wgmma.cuh) hold theirs in the same way, 16 rows a warp.
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+/// Four 8 × 8 matrices of 16-bit elements; lane l points to row l % 8 of matrix l / 8, 16 bytes
+/// aligned to 16. A lane gets of matrix m in r[m] the elements 2 (l % 4) and the next, of row l
+/// / 4.
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+/// The same matrices transposed.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+/// Two floats rounded to T, the first in the lower half.
+template <class T>
+__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  } else {
+    const __half2 v = __floats2half2_rn(low, high);
+    return *reinterpret_cast<const uint32_t*>(&v);
+  }
+}
+
+/// c += a b for a (16 × 16), b (16 × 8), c (16 × 8). a: rows l / 4 and l / 4 + 8 of columns 0 … 7
+/// in a[0] and a[1], of columns 8 … 15 in a[2] and a[3]. b is held by columns as a is by rows: its
+/// rows 0 … 7 in b0, 8 … 15 in b1. c: row l / 4 in c0 and c1, row l / 4 + 8 in c2 and c3.
+template <class T>
+__device__ __forceinline__ void mma(float& c0, float& c1, float& c2, float& c3,
+                                    const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace norma
