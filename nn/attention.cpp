@@ -64,7 +64,7 @@ Tensor SelfAttention::operator()(const Tensor& x, MixerState* state) const {
     k = append(state->keys, k, before, context), v = append(state->values, v, before, context);
     state->length += length;
   }
-  const Tensor y = scaled_dot_product_attention(q, k, v);
+  const Tensor y = scaled_dot_product_attention(q, k, v, {.p = dropout.training ? dropout.p : 0});
   return dropout(c_proj(y.transpose(1, 2).reshape({batch, length, n_heads * head_dim})));
 }
 

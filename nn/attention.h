@@ -7,7 +7,7 @@
 namespace norma::nn {
 
 /// Causal self-attention, several heads, optionally grouped queries (see
-/// scaled_dot_product_attention).
+/// scaled_dot_product_attention), with dropout on its probabilities too.
 struct SelfAttention {
   explicit SelfAttention(const LanguageModelOptions& o);
   /// (B, T, d_model) both ways. With a state the tokens follow those that it has seen; together

@@ -2,9 +2,12 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "norma/core/dispatch.h"
 #include "norma/ops/attention/kernels.h"
+#include "norma/ops/attention/path.h"
+#include "norma/ops/dropout/dropout.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"
 #include "norma/ops/matmul/matmul.h"
@@ -17,6 +20,10 @@ namespace {
 
 double scale_of(const Tensor& q, const AttentionOptions& o) {
   return o.scale != 0 ? o.scale : 1 / std::sqrt(static_cast<double>(q.size(-1)));
+}
+
+AttentionSettings settings(const Tensor& q, const AttentionOptions& o) {
+  return {.causal = o.causal, .scale = scale_of(q, o), .p = o.p, .key = o.key};
 }
 
 /// Keys or values with each head repeated for the queries that share it.
@@ -42,15 +49,21 @@ Tensor scores(const Tensor& q, const Tensor& k, const AttentionOptions& o) {
   return where(arange(keys, int64, q.device()) > row, -std::numeric_limits<double>::infinity(), s);
 }
 
-/// In a dtype with products and with the last stride 1.
-Tensor ready(const Tensor& t) {
-  const Tensor u = t.to(stats_dtype(t.dtype()));
-  return u.strides()[3] == 1 ? u : detail::dense(u);
+/// p ⊙ m, the probabilities that dropout leaves. The mask is that of rows padded to fours, so that
+/// a kernel draws whole groups wherever a row begins.
+Tensor dropped(const Tensor& p, const AttentionOptions& o) {
+  if (o.p == 0) return p;
+  const Shape& s = p.shape();
+  const Tensor padded = ones({s[0], s[1], s[2], (s[3] + 3) / 4 * 4}, p.dtype(), p.device());
+  return p * apply<Dropout>(padded, {.p = o.p, .key = o.key}).slice(3, 0, s[3]);
 }
+
+Tensor with_dense_rows(const Tensor& t) { return t.strides()[3] == 1 ? t : detail::dense(t); }
+
 /// Uninitialized (B, H, T, D) that lies in memory as (B, T, H, D).
-Tensor by_rows(const Tensor& like, DType dtype) {
+Tensor by_rows(const Tensor& like) {
   const Shape& s = like.shape();
-  const Tensor t = empty({s[0], s[2], s[1], s[3]}, dtype, like.device());
+  const Tensor t = empty({s[0], s[2], s[1], s[3]}, like.dtype(), like.device());
   return detail::raw_view(t, s, {s[1] * s[2] * s[3], s[3], s[1] * s[3], 1}, 0);
 }
 
@@ -71,32 +84,31 @@ void Attention::check(const Tensor& q, const Tensor& k, const Tensor& v, const O
   if (o.causal && q.size(2) > k.size(2))
     throw ShapeError("{}: causal queries must not outnumber the keys, but q is {} and k {}", name,
                      q.shape(), k.shape());
+  if (!(o.p >= 0 && o.p < 1))
+    throw ValueError("{}: p must be from 0 to below 1, but is {}", name, o.p);
 }
 
 AttentionResult Attention::define(const Tensor& q, const Tensor& k, const Tensor& v,
                                   const Options& o) {
   const DType dtype = stats_dtype(q.dtype());
   const Tensor s = scores(q.to(dtype), for_each_query_head(k.to(dtype), q.size(1)), o);
-  const Tensor y = matmul(softmax(s, -1), for_each_query_head(v.to(dtype), q.size(1)));
+  const Tensor y = matmul(dropped(softmax(s, -1), o), for_each_query_head(v.to(dtype), q.size(1)));
   return {y.to(q.dtype()), logsumexp(s, -1)};
 }
 
 AttentionResult Attention::forward(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Options& o) {
-  const DType dtype = stats_dtype(q.dtype());
-  const Tensor y = by_rows(q, dtype),
-               lse = empty({q.size(0), q.size(1), q.size(2)}, dtype, q.device());
-  const Tensor queries = ready(q), keys = ready(k), values = ready(v);
-  dispatch(q.device(), AttentionForwardArgs{.causal = o.causal,
-                                            .scale = scale_of(q, o),
+  const Tensor queries = with_dense_rows(q), keys = with_dense_rows(k), values = with_dense_rows(v);
+  AttentionResult result{
+      by_rows(q), empty({q.size(0), q.size(1), q.size(2)}, stats_dtype(q.dtype()), q.device())};
+  dispatch(q.device(), AttentionForwardArgs{.settings = settings(q, o),
                                             .q = queries,
                                             .k = keys,
                                             .v = values,
-                                            .y = y,
-                                            .lse = lse});
-  AttentionResult result{y.to(q.dtype()), lse};
+                                            .y = result.y,
+                                            .lse = result.lse.value});
   ctx.save(q, k, v, result.y);
-  ctx.save_constant(lse);
+  ctx.save_constant(result.lse.value);
   return result;
 }
 AttentionGrads Attention::backward(Context& ctx, const std::optional<Tensor>& dy,
@@ -112,37 +124,45 @@ AttentionGrads AttentionBackward::define(const Tensor& dy_, const Tensor& q_, co
   const Tensor dy = dy_.to(dtype), q = q_.to(dtype);
   const Tensor k = for_each_query_head(k_.to(dtype), q.size(1));
   const Tensor v = for_each_query_head(v_.to(dtype), q.size(1));
-  const Tensor p = softmax(scores(q, k, o), -1), dp = matmul(dy, v.t());
+  const Tensor p = softmax(scores(q, k, o), -1), dp = dropped(matmul(dy, v.t()), o);
   const Tensor ds = p * (dp - (p * dp).sum(-1, keepdim)) * scale_of(q, o);
   return {matmul(ds, k).to(q_.dtype()),
           over_sharing_heads(matmul(ds.t(), q), k_.size(1)).to(k_.dtype()),
-          over_sharing_heads(matmul(p.t(), dy), v_.size(1)).to(v_.dtype())};
+          over_sharing_heads(matmul(dropped(p, o).t(), dy), v_.size(1)).to(v_.dtype())};
 }
 
 AttentionGrads AttentionBackward::forward(Context&, const Tensor& dy, const Tensor& q,
                                           const Tensor& k, const Tensor& v, const Tensor& y,
                                           const Tensor& lse, const Options& o) {
-  const DType dtype = stats_dtype(q.dtype());
-  const Tensor dq = by_rows(q, dtype), dk = by_rows(k, dtype), dv = by_rows(v, dtype);
-  const Tensor d = ready(dy), queries = ready(q), keys = ready(k), values = ready(v),
-               out = ready(y);
-  dispatch(q.device(), AttentionBackwardArgs{.causal = o.causal,
-                                             .scale = scale_of(q, o),
+  const Tensor dq = by_rows(q), dk = by_rows(k), dv = by_rows(v), delta = empty_like(lse);
+  const Tensor d = with_dense_rows(dy), queries = with_dense_rows(q), keys = with_dense_rows(k),
+               values = with_dense_rows(v), out = with_dense_rows(y);
+  dispatch(q.device(), AttentionBackwardArgs{.settings = settings(q, o),
                                              .dy = d,
                                              .q = queries,
                                              .k = keys,
                                              .v = values,
                                              .y = out,
                                              .lse = lse,
+                                             .delta = delta,
                                              .dq = dq,
                                              .dk = dk,
                                              .dv = dv});
-  return {dq.to(q.dtype()), dk.to(k.dtype()), dv.to(v.dtype())};
+  return {dq, dk, dv};
 }
+
+bool& attention::only_portable() {
+  static thread_local constinit bool only = false;
+  return only;
+}
+PortableAttention::PortableAttention() : before_(std::exchange(attention::only_portable(), true)) {}
+PortableAttention::~PortableAttention() { attention::only_portable() = before_; }
 
 Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                     const AttentionOptions& options) {
-  return apply<Attention>(q, k, v, options).y;
+  AttentionOptions o = options;
+  if (o.p > 0) o.key = ambient_generator().next();
+  return apply<Attention>(q, k, v, o).y;
 }
 
 }  // namespace norma

@@ -1,5 +1,7 @@
 #include "norma/ops/attention/attention.h"
 
+#include <cmath>
+
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
@@ -14,6 +16,7 @@ struct Case {
   Shape q, k;
   bool causal;
   const char* why;
+  double p = 0;
 };
 const Case kCases[] = {
     {{2, 3, 5, 4}, {2, 3, 5, 4}, true, "small"},
@@ -26,6 +29,9 @@ const Case kCases[] = {
     {{1, 2, 90, 4}, {1, 2, 70, 4}, false, "everything seen"},
     {{0, 2, 4, 4}, {0, 2, 4, 4}, true, "no batch"},
     {{1, 2, 0, 4}, {1, 2, 3, 4}, true, "no queries"},
+    {{1, 2, 3, 4}, {1, 2, 0, 4}, false, "no keys"},
+    {{2, 2, 5, 4}, {2, 2, 7, 4}, true, "dropout, rows of no whole fours", 0.3},
+    {{1, 4, 70, 6}, {1, 2, 130, 6}, true, "dropout, shared keys, several blocks", 0.5},
 };
 
 template <class T>
@@ -36,9 +42,9 @@ TYPED_TEST(AttentionTest, KernelIsItsDefinition) {
   constexpr DType dtype = dtype_of<TypeParam>;
   // Scores of size √D in D products, exp, sums over up to 130 keys.
   const double stats = 512 * unit_roundoff(stats_dtype(dtype)), round = unit_roundoff(dtype);
-  for (const auto& [q_shape, k_shape, causal, why] : kCases) {
+  for (const auto& [q_shape, k_shape, causal, why, p] : kCases) {
     SCOPED_TRACE(why);
-    const AttentionOptions o{.causal = causal};
+    const AttentionOptions o{.causal = causal, .p = p, .key = {.key = 7, .ordinal = 3}};
     const Tensor q = randn(q_shape, float64).to(dtype), k = randn(k_shape, float64).to(dtype);
     const Tensor v = randn(k_shape, float64).to(dtype), dy = randn(q_shape, float64).to(dtype);
     const auto kernel = apply<Attention>(q, k, v, o);
@@ -57,13 +63,15 @@ TYPED_TEST(AttentionTest, KernelIsItsDefinition) {
 }
 
 TEST(Attention, GradientIsTheDerivative) {
-  for (const auto& [q_shape, k_shape, causal, why] : kCases) {
+  for (const auto& [q_shape, k_shape, causal, why, p] : kCases) {
     if (q_shape.numel() > 200 || k_shape.numel() > 800) continue;
     SCOPED_TRACE(why);
     const Tensor q = randn(q_shape, float64), k = randn(k_shape, float64),
                  v = randn(k_shape, float64);
-    EXPECT_OK(gradcheck<Attention>(q, k, v, AttentionOptions{.causal = causal, .scale = 0.7}));
-    EXPECT_OK(gradgradcheck<Attention>(q, k, v, AttentionOptions{.causal = causal}));
+    AttentionOptions o{.causal = causal, .scale = 0.7, .p = p, .key = {.key = 5}};
+    EXPECT_OK(gradcheck<Attention>(q, k, v, o));
+    o.scale = 0;
+    EXPECT_OK(gradgradcheck<Attention>(q, k, v, o));
   }
 }
 
@@ -111,6 +119,16 @@ TEST(Attention, AgreesWithPyTorch) {
   }
 }
 
+TEST(Attention, DropoutKeepsTheMeanAndDrawsAnew) {
+  const Tensor q = randn({4, 2, 64, 8}), v = ones({4, 2, 64, 8});
+  const AttentionOptions o{.causal = false, .p = 0.25};
+  const Tensor y = scaled_dot_product_attention(q, q, v, o);
+  // Without dropout each of 512 rows is 1; with it its variance is ⅓ Σ p² ≤ ⅓.
+  EXPECT_NEAR(y.mean().item(), 1, 5 / std::sqrt(3. * 512));
+  EXPECT_GT((y - 1).square().mean().item(), 1e-3);
+  EXPECT_GT((scaled_dot_product_attention(q, q, v, o) - y).square().mean().item(), 1e-3);
+}
+
 TEST(Attention, MistakesAreNamed) {
   const Tensor q = ones({1, 3, 4, 2}), k = ones({1, 2, 4, 2});
   EXPECT_THROW_MSG(
@@ -121,6 +139,8 @@ TEST(Attention, MistakesAreNamed) {
       scaled_dot_product_attention(q, q.slice(2, 0, 2), q.slice(2, 0, 2)), ShapeError,
       "attention: causal queries must not outnumber the keys, but q is (1, 3, 4, 2) and "
       "k (1, 3, 2, 2)");
+  EXPECT_THROW_MSG(scaled_dot_product_attention(q, q, q, {.p = 1}), ValueError,
+                   "attention: p must be from 0 to below 1, but is 1");
 }
 
 }  // namespace
