@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "norma/core/cuda/mma.cuh"
+
+namespace norma {
+
+// Hopper's copy engine and the barriers in shared memory by which it says that it is done.
+
+/// Counts arrivals, and bytes that were announced and have come; a phase ends when both are
+/// complete. The first phase has parity 0.
+struct SharedBarrier {
+  uint64_t state;
+
+  __device__ uint32_t address() const { return shared_address(this); }
+  __device__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address()), "r"(arrivals));
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address()) : "memory");
+  }
+  /// Arrives, and announces bytes of copies.
+  __device__ void expect(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(address()),
+                 "r"(bytes)
+                 : "memory");
+  }
+  /// Until the phase of that parity has ended.
+  __device__ void wait(uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra ready;\n"
+        "bra again;\n"
+        "ready:\n"
+        "}\n" ::"r"(address()),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+/// Lets the copy engine see barriers that ordinary stores made; then a barrier of the block.
+__device__ __forceinline__ void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];\n" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
+}
+
+/// One thread asks for a box of a four-dimensional tensor, fastest dimension first; elements
+/// outside of the tensor come as zeros. `done` gets the bytes.
+__device__ __forceinline__ void copy_box(void* to, const CUtensorMap& map, SharedBarrier& done,
+                                         int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(done.address()), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
+/// A barrier of `threads` threads of the block, by number; 0 is __syncthreads().
+__device__ __forceinline__ void named_sync(int number, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+/// Counts for it without waiting.
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(number), "r"(threads) : "memory");
+}
+
+/// This warpgroup's registers a thread from here on (a multiple of 8); all its warps call it.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+}  // namespace norma
