@@ -1,0 +1,192 @@
+#pragma once
+
+#include <algorithm>
+
+#include "norma/core/cuda/tensor_map.h"
+#include "norma/core/cuda/tma.cuh"
+#include "norma/core/cuda/wgmma.cuh"
+#include "norma/ops/attention/tiles.cuh"
+
+namespace norma::attention {
+
+// What Hopper's kernels share (after FlashAttention-3, Shah et al. 2024, arXiv:2407.08608). A block
+// is three warpgroups: the first loads, by one thread and the copy engine, through a ring of
+// stages; the others compute, 64 rows of a tile of 128 each, and take turns: while one waits for
+// tensor cores the other has its probabilities to make. One block a multiprocessor stays for the
+// whole grid's work, so that the next tile's loads come under the end of the one before.
+
+inline constexpr int kGroup = 128;  // threads of a warpgroup
+inline constexpr int kHopperThreads = 3 * kGroup, kTileRows = 128, kComputingWarps = 8;
+
+/// A computing thread's rows are MmaTile's: the loading warpgroup comes first, therefore less 64.
+using Lanes = MmaTile<BFloat16, 64>;
+inline constexpr int kLoaderRows = 64;
+__device__ __forceinline__ int tile_row(int i) { return Lanes::row(i) - kLoaderRows; }
+/// The first row of this thread's warpgroup.
+__device__ __forceinline__ int group_row() { return threadIdx.x / kGroup * 64 - kLoaderRows; }
+
+/// A place in a ring of kStages buffers, and the parity of its phase.
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+template <int kStages>
+struct Barriers {
+  SharedBarrier full[kStages], empty[kStages];
+  __device__ void init(int loaders) {
+    for (int s = 0; s < kStages; ++s) full[s].init(loaders), empty[s].init(kComputingWarps);
+  }
+  /// The loader's side: until the stage is free.
+  __device__ SharedBarrier& acquire(const Ring<kStages>& at) {
+    empty[at.stage].wait(at.parity ^ 1);
+    return full[at.stage];
+  }
+  __device__ void wait(const Ring<kStages>& at) { full[at.stage].wait(at.parity); }
+  /// Each computing warp's word that it has read the stage.
+  __device__ void release(const Ring<kStages>& at) {
+    if (threadIdx.x % kWarpSize == 0) empty[at.stage].arrive();
+  }
+};
+
+/// The order of a grid's tiles: those that take longest first, within as many heads as the second
+/// cache holds; every other round of blocks runs backwards, so that no block has all the long ones.
+struct Schedule {
+  int heads, tiles, section;  ///< section: heads that share the cache
+
+  struct Item {
+    int head, level;  ///< level 0 takes longest
+  };
+  __device__ int64_t count() const { return int64_t{heads} * tiles; }
+  __device__ int64_t index(int turn) const {
+    const int64_t round = int64_t{turn} * gridDim.x;
+    return round + (turn % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+  }
+  __device__ Item item(int64_t index) const {
+    const int whole = section * tiles, first = static_cast<int>(index / whole) * section;
+    const int here = min(section, heads - first), rest = static_cast<int>(index % whole);
+    return {first + rest % here, rest / here};
+  }
+};
+inline Schedule schedule(int64_t heads, int64_t length, int64_t bytes_of_head) {
+  constexpr int64_t kCache = 24 << 20;
+  const int64_t section =
+      std::clamp<int64_t>(kCache / std::max<int64_t>(bytes_of_head, 1), 1, heads);
+  return {int(heads), int(ceil_div(length, int64_t{kTileRows})), int(section)};
+}
+
+__device__ __forceinline__ float fast_exp2(float v) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+/// 64 columns of v, or all, as the left operand of a product: 16 columns an array.
+template <class T, int kColumns>
+__device__ __forceinline__ void to_operand(uint32_t (&p)[kColumns / 16][4],
+                                           const float (&v)[kColumns / 2]) {
+#pragma unroll
+  for (int k = 0; k < kColumns / 16; ++k)
+#pragma unroll
+    for (int r = 0; r < 4; ++r) p[k][r] = pack_halves<T>(v[8 * k + 2 * r], v[8 * k + 2 * r + 1]);
+}
+
+/// d = a bᵀ over kHead columns: 64 rows of a from `row`, kN rows of b.
+template <class T, int kN, int kHead>
+__device__ __forceinline__ void multiply_rows(float (&d)[kN / 2], const T* a, int a_rows, int row,
+                                              const T* b) {
+#pragma unroll
+  for (int c = 0; c < kHead; c += 16)
+    wgmma_rows<T, kN>(d, rows_of(a, a_rows, row, c), rows_of(b, kN, 0, c), c > 0);
+}
+/// d += p b for kK rows of b, or d = p b.
+template <class T, int kHead, int kK>
+__device__ __forceinline__ void add_product(float (&d)[kHead / 2], uint32_t (&p)[kK / 16][4],
+                                            const T* b, bool add = true) {
+#pragma unroll
+  for (int k = 0; k < kK; k += 16)
+    wgmma_registers<T, kHead, true>(d, p[k / 16], columns_of(b, kK, k), add || k > 0);
+}
+
+/// Copies kRows rows of one head, in panels of 64 columns.
+template <int kRows, int kHead, class T>
+__device__ __forceinline__ void copy_rows(T* to, const CUtensorMap& map, SharedBarrier& done,
+                                          int first, int head, int batch) {
+#pragma unroll
+  for (int c = 0; c < kHead; c += 64) copy_box(to + c * kRows, map, done, c, first, head, batch);
+}
+
+/// Lane q of four gets word q of each of their arrays, in the lanes' order.
+__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
+  const int lane = threadIdx.x;
+#pragma unroll
+  for (int step = 1; step < 4; step *= 2) {
+    const bool upper = lane & step;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & step) continue;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + step], step);
+      if (upper)
+        w[i] = got;
+      else
+        w[i + step] = got;
+    }
+  }
+}
+
+/// Writes row i of a thread's sums, times `factor`, 16 bytes at a time. All lanes of a warp call
+/// it.
+template <class T, int kHead>
+__device__ void store_sums(T* to, const float (&v)[kHead / 2], int i, float factor, int dim,
+                           bool inside) {
+#pragma unroll
+  for (int c = 0; c < kHead / 8; c += 4) {
+    uint32_t w[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int at = 4 * (c + j) + 2 * i;
+      w[j] = pack_halves<T>(v[at] * factor, v[at + 1] * factor);
+    }
+    transpose_quad(w);
+    const int column = 8 * (c + static_cast<int>(threadIdx.x % 4));
+    if (inside && column < dim)
+      *reinterpret_cast<uint4*>(to + column) = make_uint4(w[0], w[1], w[2], w[3]);
+  }
+}
+
+/// Shared memory from the first multiple of 1024 bytes, which the swizzle counts from.
+template <class Shared>
+__device__ Shared& shared_memory() {
+  extern __shared__ unsigned char memory[];
+  const uint32_t off = (1024 - shared_address(memory) % 1024) % 1024;
+  return *reinterpret_cast<Shared*>(memory + off);
+}
+template <class Shared>
+constexpr size_t kSharedBytes = sizeof(Shared) + 1024;
+
+template <class Byte>
+CUtensorMap map_of(const BasicView<Byte>& v, int box_rows) {
+  return detail::tensor_map(v.dtype, v.data, {v.shape[3], v.shape[2], v.shape[1], v.shape[0]},
+                            {1, v.strides[2], v.strides[1], v.strides[0]}, box_rows);
+}
+
+/// Whether Hopper's kernels can run: where they are compiled for and what the copy engine reads.
+template <class... Views>
+bool fits_hopper(const AttentionSettings& settings, const ConstView& q, const ConstView& k,
+                 const Views&... views) {
+  const auto is_steady = [](const auto& v) {
+    for (int d = 0; d < 3; ++d)
+      if (v.shape[d] > 1 && v.strides[d] <= 0) return false;
+    return true;
+  };
+  return size_of(q.dtype) == 2 && detail::properties().major == 9 && q.shape[3] <= 128 &&
+         q.shape[3] % 8 == 0 && q.shape.numel() > 0 && k.shape.numel() > 0 && settings.scale > 0 &&
+         have_wide_rows(q, k, views...) && is_steady(q) && is_steady(k) &&
+         (is_steady(views) && ...);
+}
+
+}  // namespace norma::attention

@@ -1,0 +1,172 @@
+#pragma once
+
+#include "norma/ops/attention/portable_forward.cuh"
+
+namespace norma::attention {
+
+// Two passes, so that every sum has one owner and one order: the first makes dq (and delta) for a
+// tile of queries, the second dk and dv for a tile of keys. Each makes the probabilities again.
+
+template <class Tile, class T = typename Tile::Element>
+__global__ void __launch_bounds__(Tile::kThreads)
+    attention_dq_kernel(const __grid_constant__ BackwardProblem<T> k) {
+  using Acc = typename Tile::Acc;
+  extern __shared__ __align__(16) unsigned char shared[];
+  T *queries = reinterpret_cast<T*>(shared), *dys = queries + Tile::kElements,
+    *keys = dys + Tile::kElements, *values = keys + Tile::kElements;
+  const Tile tile(values + Tile::kElements);
+  const Sizes& n = k.sizes;
+  const auto [batch, head, first] = query_tile(n, Tile::kTile, blockIdx.x);
+  const int kv_head = head / n.shared(), length = min(Tile::kTile, n.queries - first);
+  const auto load = [&](T* to, const Heads& from, int h, int at, int rows) {
+    load_tile<Tile>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  };
+  load(queries, k.q, head, first, length);
+  load(dys, k.dy, head, first, length);
+  load(values, k.y, head, first, length);
+  __syncthreads();
+
+  Acc lse_log2[Tile::kRows], delta[Tile::kRows];
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int t = tile.row(i);
+    const T *dy = dys + t * Tile::kPitch, *y = values + t * Tile::kPitch;
+    Acc sum = 0;
+    for (int c = tile.lane_of_row(); c < n.dim; c += Tile::kRowLanes)
+      sum += convert<Acc>(dy[c]) * convert<Acc>(y[c]);
+    delta[i] = warp_sum<Tile::kRowLanes>(sum);
+    lse_log2[i] = 0;
+    if (t >= length) continue;
+    const int64_t row = n.row(batch, head, first + t);
+    lse_log2[i] = k.lse[row] * Acc(kLog2E);
+    if (tile.lane_of_row() == 0) k.delta[row] = delta[i];
+  }
+
+  typename Tile::Out dq;
+  const int end = n.end_of_keys(first + length);
+  for (int first_key = 0; first_key < end; first_key += Tile::kTile) {
+    const int rows = min(Tile::kTile, n.keys - first_key);
+    __syncthreads();
+    load(keys, k.k, kv_head, first_key, rows);
+    load(values, k.v, kv_head, first_key, rows);
+    __syncthreads();
+    typename Tile::Scores p, dy_v;
+    tile.multiply_rows(p, queries, keys);
+    tile.multiply_rows(dy_v, dys, values);
+    uint32_t kept = ~0u;
+    if (k.dropout) kept = tile.kept(k.dropout, n.row(batch, head, first), first_key);
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i) {
+      const int seen = n.end_of_keys(first + tile.row(i) + 1) - first_key;
+#pragma unroll
+      for (int j = 0; j < Tile::kCols; ++j) {
+        const Acc dp = bit(kept, i * Tile::kCols + j) ? dy_v.v[i][j] * k.rescale : 0;
+        const Acc probability = exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[i]);
+        p.v[i][j] = tile.col(j) < seen ? probability * (dp - delta[i]) : 0;
+      }
+    }
+    tile.add_product(dq, p, keys);
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int t = tile.row(i);
+    if (t < length)
+      store_row<Tile>(k.dq.template at<T>(batch, head, first + t), dq.v[i], k.scale, n.dim, k.wide);
+  }
+}
+
+/// Rows are keys and columns queries. blockIdx.y: which kOut columns of dk and dv.
+template <class Tile, class T = typename Tile::Element>
+__global__ void __launch_bounds__(Tile::kThreads)
+    attention_dkv_kernel(const __grid_constant__ BackwardProblem<T> k) {
+  using Acc = typename Tile::Acc;
+  extern __shared__ __align__(16) unsigned char shared[];
+  T *keys = reinterpret_cast<T*>(shared), *values = keys + Tile::kElements,
+    *queries = values + Tile::kElements, *dys = queries + Tile::kElements;
+  const Tile tile(dys + Tile::kElements);
+  Acc *lse_log2 = reinterpret_cast<Acc*>(dys + Tile::kElements + Tile::kScratch),
+      *delta = lse_log2 + Tile::kTile;
+  const Sizes& n = k.sizes;
+  const int kv_heads = n.batches * n.kv_heads, kv = static_cast<int>(blockIdx.x % kv_heads);
+  const int batch = kv / n.kv_heads, kv_head = kv % n.kv_heads;
+  const int first_key = static_cast<int>(blockIdx.x / kv_heads) * Tile::kTile;
+  const int length = min(Tile::kTile, n.keys - first_key), from_column = blockIdx.y * Tile::kOut;
+  const auto load = [&](T* to, const Heads& from, int h, int at, int rows) {
+    load_tile<Tile>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  };
+  load(keys, k.k, kv_head, first_key, length);
+  load(values, k.v, kv_head, first_key, length);
+
+  typename Tile::Out dk, dv;
+  const int start = n.first_query(first_key) / Tile::kTile * Tile::kTile;
+  for (int head = kv_head * n.shared(); head < (kv_head + 1) * n.shared(); ++head)
+    for (int first = start; first < n.queries; first += Tile::kTile) {
+      const int rows = min(Tile::kTile, n.queries - first);
+      __syncthreads();
+      load(queries, k.q, head, first, rows);
+      load(dys, k.dy, head, first, rows);
+      if (const int t = threadIdx.x; t < Tile::kTile) {
+        const int64_t row = n.row(batch, head, first + t);
+        lse_log2[t] = t < rows ? k.lse[row] * Acc(kLog2E) : Acc(INFINITY);  // probability 0
+        delta[t] = t < rows ? k.delta[row] : 0;
+      }
+      __syncthreads();
+      typename Tile::Scores p, ds;
+      tile.multiply_rows(p, keys, queries);
+      tile.multiply_rows(ds, values, dys);
+#pragma unroll
+      for (int j = 0; j < Tile::kCols; ++j) {
+        const int t = tile.col(j), seen = n.end_of_keys(first + t + 1) - first_key;
+#pragma unroll
+        for (int i = 0; i < Tile::kRows; ++i)
+          p.v[i][j] = tile.row(i) < seen ? exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[t]) : Acc(0);
+      }
+      uint32_t kept = ~0u;
+      if (k.dropout) kept = tile.kept_transposed(k.dropout, n.row(batch, head, first), first_key);
+#pragma unroll
+      for (int i = 0; i < Tile::kRows; ++i)
+#pragma unroll
+        for (int j = 0; j < Tile::kCols; ++j) {
+          const bool keep = bit(kept, i * Tile::kCols + j);
+          const Acc dp = keep ? ds.v[i][j] * k.rescale : 0;
+          ds.v[i][j] = p.v[i][j] * (dp - delta[tile.col(j)]);
+          p.v[i][j] = keep ? p.v[i][j] : 0;
+        }
+      tile.add_product(dv, p, dys + from_column);
+      tile.add_product(dk, ds, queries + from_column);
+    }
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int s = tile.row(i), dim = n.dim - from_column;
+    if (s >= length) continue;
+    store_row<Tile>(k.dk.template at<T>(batch, kv_head, first_key + s) + from_column, dk.v[i],
+                    k.scale, dim, k.wide);
+    store_row<Tile>(k.dv.template at<T>(batch, kv_head, first_key + s) + from_column, dv.v[i],
+                    k.rescale, dim, k.wide);
+  }
+}
+
+template <class T>
+void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
+  const BackwardProblem<T> k(a);
+  visit_head(k.sizes.dim, [&]<int kHead>() {
+    using Tile = TileOf<T, kHead>;
+    const int64_t blocks = a.q.shape[0] * a.q.shape[1] * ceil_div(a.q.shape[2], Tile::kTile);
+    launch(on,
+           {.grid = dim3(static_cast<unsigned>(blocks)),
+            .block = dim3(Tile::kThreads),
+            .shared = shared_bytes<Tile>(4)},
+           attention_dq_kernel<Tile>, k);
+    // The sums of wide heads in parts: two of 256 columns would take all registers.
+    constexpr int kParts = kHead > 128 ? 2 : 1;
+    using Part = TileOf<T, kHead, kHead / kParts>;
+    const int64_t key_blocks = a.k.shape[0] * a.k.shape[1] * ceil_div(a.k.shape[2], Part::kTile);
+    launch(on,
+           {.grid = dim3(static_cast<unsigned>(key_blocks), kParts),
+            .block = dim3(Part::kThreads),
+            .shared = shared_bytes<Part>(4, 2)},
+           attention_dkv_kernel<Part>, k);
+  });
+}
+
+}  // namespace norma::attention
