@@ -13,6 +13,7 @@ struct TrainOptions {
   // What to learn from: a file, or a generated task; with neither, the grammar.
   std::string text = {};
   std::string task = {};
+  int64_t task_length = 0, task_symbols = 0, task_items = 0;  ///< 0: the task's own
   int64_t context = 0;  ///< 0: 64 for a text, what a row takes for a task
 
   // The model.
@@ -69,7 +70,12 @@ struct TrainOptions {
 template <class Options, class Visit>
 void visit_fields(Options& o, const Visit& visit) {
   visit("text", o.text, "a file to learn, byte by byte; its last tenth validates");
-  visit("task", o.task, "a generated task: copying, modular, parity, dyck");
+  visit("task", o.task,
+        "a generated task: addition, copying, dyck, induction-heads, modular, mqar, parity, "
+        "selective-copying");
+  visit("task_length", o.task_length, "tokens that the task draws; 0: the task's own");
+  visit("task_symbols", o.task_symbols, "different tokens of the task; 0: the task's own");
+  visit("task_items", o.task_items, "letters, pairs or digits of the task; 0: the task's own");
   visit("context", o.context, "tokens a row; 0: 64 for a text, what a row takes for a task");
   visit("model", o.model,
         "what a layer is: transformer, mamba1, mamba2, hybrid, or runs of sub-layers as in "

@@ -103,7 +103,9 @@ std::unique_ptr<Dataset> make_dataset(const TrainOptions& o, const std::string& 
     return std::make_unique<TextDataset>(TextDataset::open(
         o.text, {.context = o.context == 0 ? 64 : o.context, .vocabulary = vocabulary}));
   if (!o.task.empty() && o.task != "grammar") {
-    auto task = make_task(o.task);
+    TaskOptions settings{.length = o.task_length, .items = o.task_items};
+    if (o.task_symbols > 0) settings.symbols = o.task_symbols;
+    auto task = make_task(o.task, settings);
     if (o.context != 0 && o.context != task->context())
       throw ValueError(
           "context: the task {} takes {} tokens a row, but context is {}; leave it out", o.task,
@@ -149,7 +151,7 @@ Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) 
   const Device device = parameters(model).front().device();
   const int64_t all = dataset.validation_rows(), n = rows == 0 ? all : std::min(rows, all);
   std::vector<double> losses, counts;
-  double own = 0, right = 0;
+  double own = 0, exact = 0, right = 0;
   bool has_own = true;
   for (int64_t first = 0; first < n; first += kEvaluationRows) {
     const Batch batch = dataset.validation_batch(first, std::min(kEvaluationRows, n - first));
@@ -164,8 +166,11 @@ Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) 
       own += *ideal * static_cast<double>(counted_tokens(batch));
     else
       has_own = false;
-    if (dataset.has_answers())
-      right += exact_answers(batch, argmax(logits, -1)) * static_cast<double>(loss.size());
+    if (dataset.has_answers()) {
+      const Tensor predicted = argmax(logits, -1);
+      exact += exact_answers(batch, predicted) * static_cast<double>(loss.size());
+      right += right_tokens(batch, predicted);
+    }
   }
   train(model);
   Evaluation e;
@@ -179,7 +184,10 @@ Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) 
   e.error = std::sqrt(squares) / tokens;
   e.tokens = static_cast<int64_t>(tokens);
   if (has_own) e.gap = e.loss - own / tokens;
-  if (dataset.has_answers()) e.exact = right / static_cast<double>(losses.size());
+  if (dataset.has_answers()) {
+    e.exact = exact / static_cast<double>(losses.size());
+    e.right = right / tokens;
+  }
   return e;
 }
 

@@ -26,6 +26,7 @@ struct Evaluation {
   double error = 0;                    ///< standard error of the loss, rows taken as independent
   std::optional<double> gap = none;    ///< loss less that of the true distribution on the same rows
   std::optional<double> exact = none;  ///< share of rows answered right, for tasks with answers
+  std::optional<double> right = none;  ///< share of counted tokens right, for tasks with answers
   int64_t tokens = 0;
 };
 /// Of the first `rows` validation rows, all of them for 0.

@@ -7,3 +7,4 @@ void add_train(CLI::App& app);
 void add_sample(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_curves(CLI::App& app);
+void add_tasks(CLI::App& app);

@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   add_sample(app);
   add_eval(app);
   add_curves(app);
+  add_tasks(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ExtrasError& error) {

@@ -37,8 +37,8 @@ Dataset::Dataset(std::string name, Vocabulary vocabulary, int64_t context)
 
 template <class F>
 Batch Dataset::rows(int64_t size, const F& write) const {
-  Batch batch{.inputs = zeros({size, context_}, int32),
-              .targets = full({size, context_}, kIgnore, int32)};
+  Batch batch{.inputs = zeros({size, context_}, int32, cpu),
+              .targets = full({size, context_}, kIgnore, int32, cpu)};
   const auto inputs = batch.inputs.span<int32_t>(), targets = batch.targets.span<int32_t>();
   const auto width = static_cast<size_t>(context_);
   for (int64_t i = 0; i < size; ++i) {
@@ -73,6 +73,15 @@ Baselines Dataset::baselines() const {
       if (targets[t] != kIgnore) counts.add(inputs[t], targets[t]);
   }
   return counts.entropies();
+}
+
+double right_tokens(const Batch& batch, const Tensor& predictions) {
+  const auto targets = batch.targets.span<const int32_t>();
+  const std::vector<int64_t> predicted = predictions.to_vector<int64_t>();
+  int64_t right = 0;
+  for (size_t t = 0; t < targets.size(); ++t)
+    right += targets[t] != kIgnore && targets[t] == predicted[t];
+  return static_cast<double>(right);
 }
 
 double exact_answers(const Batch& batch, const Tensor& predictions) {

@@ -100,6 +100,8 @@ class Dataset {
 /// integer dtype; where targets are ignored anything goes. A row without counted targets is right.
 /// Throws ShapeError where the shapes differ.
 double exact_answers(const Batch& batch, const Tensor& predictions);
+/// How many counted targets are predicted; shapes as exact_answers takes them.
+double right_tokens(const Batch& batch, const Tensor& predictions);
 
 /// Counts how often each target follows each input.
 class PairCounts {

@@ -7,6 +7,7 @@
 #include "norma/core/error.h"
 #include "norma/nn/data/answers.h"
 #include "norma/nn/data/dyck.h"
+#include "norma/nn/data/recall.h"
 
 namespace norma::nn {
 namespace {
@@ -18,10 +19,11 @@ std::unique_ptr<Dataset> make(const TaskOptions& options) {
 
 struct Table {
   std::mutex mutex;
-  std::map<std::string, TaskFactory, std::less<>> tasks = {{"copying", make<Copying>},
-                                                           {"dyck", make<Dyck>},
-                                                           {"modular", make<Modular>},
-                                                           {"parity", make<Parity>}};
+  std::map<std::string, TaskFactory, std::less<>> tasks = {
+      {"addition", make<Addition>}, {"copying", make<Copying>},
+      {"dyck", make<Dyck>},         {"induction-heads", make<InductionHeads>},
+      {"modular", make<Modular>},   {"mqar", make<Mqar>},
+      {"parity", make<Parity>},     {"selective-copying", make<SelectiveCopying>}};
 };
 
 Table& table() {

@@ -38,6 +38,61 @@ TEST(Tasks, CopyingAsksForTheLettersAgain) {
   }
 }
 
+TEST(Tasks, SelectiveCopyingAsksForTheLettersAmongTheNoise) {
+  const auto data = make_task("selective-copying", {.length = 20, .symbols = 8, .items = 5});
+  EXPECT_EQ(data->context(), 25);
+  EXPECT_EQ(data->vocab_size(), 10);
+  for (const auto& [input, answer] : texts(*data, data->batch(Part::train, 1, 0, 100))) {
+    std::string letters = input.substr(0, 20);
+    std::erase(letters, '.');
+    EXPECT_EQ(answer, letters);
+    EXPECT_EQ(input.substr(20), "|||||");
+  }
+}
+
+TEST(Tasks, InductionHeadsAskForWhatStoodBehindTheMark) {
+  const auto data = make_task("induction-heads", {.length = 32, .symbols = 16});
+  EXPECT_EQ(data->vocab_size(), 17);
+  for (const auto& [input, answer] : texts(*data, data->batch(Part::train, 1, 0, 100))) {
+    EXPECT_EQ(std::count(input.begin(), input.end(), '$'), 2);
+    EXPECT_EQ(input.back(), '$');
+    EXPECT_EQ(answer, std::string(1, input[input.find('$') + 1]));
+  }
+}
+
+TEST(Tasks, MqarAsksForValuesByTheirKeys) {
+  const auto data = make_task("mqar", {.length = 64, .symbols = 256, .items = 6});
+  const Batch batch = data->batch(Part::train, 1, 0, 50);
+  const auto inputs = batch.inputs.span<const int32_t>(),
+             targets = batch.targets.span<const int32_t>();
+  for (size_t row = 0; row < 50; ++row) {
+    std::map<int32_t, int32_t> value_of;
+    int asked = 0;
+    for (size_t i = 0; i < 12; i += 2) value_of[inputs[row * 64 + i]] = inputs[row * 64 + i + 1];
+    EXPECT_EQ(value_of.size(), 6u);
+    for (size_t t = 0; t < 64; ++t) {
+      const int32_t key = inputs[row * 64 + t], answer = targets[row * 64 + t];
+      if (answer == kIgnore) continue;
+      ++asked;
+      EXPECT_GE(t, 12u);
+      EXPECT_EQ(value_of.at(key), answer);
+    }
+    EXPECT_EQ(asked, 6);
+  }
+}
+
+TEST(Tasks, AdditionAsksForTheSumFromItsLastDigit) {
+  const auto data = make_task("addition", {.items = 2});
+  for (const auto& [input, answer] : texts(*data, data->batch(Part::train, 1, 0, 100))) {
+    const int sum = std::stoi(input.substr(0, 2)) + std::stoi(input.substr(3, 2));
+    std::string digits = std::to_string(1000 + sum).substr(1);
+    std::reverse(digits.begin(), digits.end());
+    EXPECT_EQ(answer, digits);
+    EXPECT_EQ(input.substr(2, 1) + input.substr(5, 1), "+=");
+    EXPECT_EQ(input.substr(6), digits.substr(0, 2));
+  }
+}
+
 TEST(Tasks, ParityAsksForTheSumOfTheBits) {
   const auto data = make_task("parity", {.length = 11});
   std::map<std::string, int> answers;
@@ -153,7 +208,8 @@ TEST(Tasks, TasksOfOnesOwnStandInTheTable) {
   static const auto mine = [](const TaskOptions& o) { return make_task("parity", o); };
   register_task("my-parity", mine);
   EXPECT_EQ(make_task("my-parity", {.length = 20})->context(), 21);
-  EXPECT_THAT(task_names(), ElementsAre("copying", "dyck", "modular", "my-parity", "parity"));
+  EXPECT_THAT(task_names(), ElementsAre("addition", "copying", "dyck", "induction-heads", "modular",
+                                        "mqar", "my-parity", "parity", "selective-copying"));
   EXPECT_THAT([] { register_task("dyck", mine); },
               ThrowsMessage<ValueError>("register_task: a name must be new, but dyck is taken"));
 }
@@ -175,10 +231,10 @@ TEST(Tasks, MistakesAreNamed) {
   expect("dyck", {.kinds = 5}, "dyck: there must be 1 to 4 kinds of brackets, but there are 5");
   expect("dyck", {.length = 7}, "dyck: the length must be even, but is 7");
   expect("dyck", {.depth = 0}, "dyck: the depth must be at least 1, but is 0");
-  EXPECT_THAT([] { make_task("sorting"); },
-              ThrowsMessage<ValueError>(testing::MatchesRegex(
-                  "task: the name must be one of copying, dyck, modular, .*parity, but is "
-                  "sorting")));
+  EXPECT_THAT([] { make_task("sorting"); }, ThrowsMessage<ValueError>(testing::MatchesRegex(
+                                                "task: the name must be one of addition, copying, "
+                                                "dyck, .*parity, selective-copying, but is "
+                                                "sorting")));
 }
 }  // namespace
 }  // namespace norma::nn
