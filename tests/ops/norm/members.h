@@ -1,5 +1,7 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <random>
 #include <set>
 #include <string>
@@ -121,7 +123,7 @@ struct NormArguments {
     if (m.b) in.b = random(weight, weights);
     if (m.options.gate != GateOrder::no_gate) in.z = random(shape, dtype);
     if (m.residual) in.residual = random(shape, m.residual == 2 ? stats_dtype(dtype) : dtype);
-    if (m.row_scale) in.row_scale = random(rows, weights);
+    if (m.row_scale) in.row_scale = random(rows, float64).abs().to(weights) + 0.5;
     if (m.second) in.w2 = random(weight, weights);
     if (m.second == 2) in.b2 = random(weight, weights);
     if (m.other_out) options.out_dtype = dtype == float32 ? bfloat16 : stats_dtype(dtype);
@@ -142,5 +144,89 @@ struct NormArguments {
     return Norm::define(x, in.w, in.b, in.z, in.residual, in.row_scale, in.w2, in.b2, options);
   }
 };
+
+inline std::optional<Tensor> present(const Tensor& t) {
+  return t.defined() ? std::optional<Tensor>(t) : none;
+}
+
+/// Arguments of the gradient as the forward leaves them, all of it wanted.
+struct GradientCase {
+  NormArguments a;
+  NormResult result;
+  Tensor dy;
+  std::optional<Tensor> dy2, dh;
+  NormBackwardOptions wants;
+
+  GradientCase(const NormArguments& arguments)  // NOLINT: each has one
+      : a(arguments) {
+    const NoGrad plain;
+    result = a.norm();
+    const auto like = [](const Tensor& t) { return randn(t.shape(), float64).to(t.dtype()); };
+    dy = like(result.y);
+    if (result.y2) dy2 = like(*result.y2);
+    if (result.h) dh = like(*result.h);
+    const auto dtype = [](const std::optional<Tensor>& t) {
+      return t ? std::optional(t->dtype()) : std::nullopt;
+    };
+    wants = {.norm = a.options,
+             .x_dtype = a.x.dtype(),
+             .dx = a.x.dtype(),
+             .dresidual = dtype(a.in.residual),
+             .dw = dtype(a.in.w),
+             .db = dtype(a.in.b),
+             .dz = dtype(a.in.z),
+             .drow_scale = dtype(a.in.row_scale),
+             .dw2 = dtype(a.in.w2),
+             .db2 = dtype(a.in.b2)};
+  }
+  NormGrads kernel() const {
+    return call(apply<NormBackward>, [](const auto& t) { return t; });
+  }
+  NormGrads formula() const {
+    return call(NormBackward::define, [](const auto& t) { return t; });
+  }
+  /// The formula on the same values in float64.
+  NormGrads exact() const {
+    GradientCase wide = *this;
+    wide.a = a.to(float64);
+    for (auto* d : {&wide.wants.dx, &wide.wants.dresidual, &wide.wants.dw, &wide.wants.db,
+                    &wide.wants.dz, &wide.wants.drow_scale, &wide.wants.dw2, &wide.wants.db2})
+      if (*d) *d = float64;
+    return wide.call(NormBackward::define,
+                     [](const std::optional<Tensor>& t) -> std::optional<Tensor> {
+                       if (!t) return none;
+                       return t->to(float64);
+                     });
+  }
+
+ private:
+  template <class F, class To>
+  NormGrads call(const F& f, const To& to) const {
+    const NoGrad plain;
+    return f(*to(std::optional<Tensor>(dy)), to(dy2), to(dh),
+             to(result.h ? result.h : std::optional<Tensor>(a.x)), none,
+             to(std::optional<Tensor>(a.x)), to(a.in.z), to(a.in.row_scale), to(a.in.w), to(a.in.b),
+             to(a.in.w2), to(present(result.mean.value)), to(present(result.mean_rest.value)),
+             *to(std::optional<Tensor>(result.rstd.value)), wants);
+  }
+};
+
+template <class Check>
+void for_each_gradient(const NormGrads& actual, const NormGrads& expected, const Check& check) {
+  const auto one = [&](const char* what, const std::optional<Tensor>& a,
+                       const std::optional<Tensor>& e) {
+    SCOPED_TRACE(what);
+    ASSERT_EQ(a.has_value(), e.has_value());
+    if (a) check(*a, *e);
+  };
+  one("dx", actual.dx, expected.dx);
+  one("dresidual", actual.dresidual, expected.dresidual);
+  one("dw", actual.dw, expected.dw);
+  one("db", actual.db, expected.db);
+  one("dz", actual.dz, expected.dz);
+  one("drow_scale", actual.drow_scale, expected.drow_scale);
+  one("dw2", actual.dw2, expected.dw2);
+  one("db2", actual.db2, expected.db2);
+}
 
 }  // namespace norma::testing

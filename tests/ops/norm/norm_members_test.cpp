@@ -10,12 +10,13 @@
 namespace norma {
 namespace {
 
+using testing::for_each_gradient;
+using testing::GradientCase;
 using testing::Member;
 using testing::NormArguments;
 using testing::pairwise_members;
 
 using Maybe = std::optional<Tensor>;
-Maybe of(const Tensor& t) { return t.defined() ? Maybe(t) : none; }
 
 TEST(NormMembers, ThereAreEnoughOfThem) {
   const auto members = pairwise_members();
@@ -69,81 +70,6 @@ TEST(NormMembers, SecondDerivativeToo) {
     EXPECT_OK(gradgradcheck<Norm>(a.x, a.in.w, a.in.b, a.in.z, a.in.residual, a.in.row_scale,
                                   a.in.w2, a.in.b2, a.options));
   }
-}
-
-/// Arguments of the gradient as the forward leaves them, all of it wanted.
-struct GradientCase {
-  NormArguments a;
-  NormResult result;
-  Tensor dy;
-  Maybe dy2, dh;
-  NormBackwardOptions wants;
-
-  GradientCase(const NormArguments& arguments)  // NOLINT: each has one
-      : a(arguments) {
-    const NoGrad plain;
-    result = a.norm();
-    const auto like = [](const Tensor& t) { return randn(t.shape(), float64).to(t.dtype()); };
-    dy = like(result.y);
-    if (result.y2) dy2 = like(*result.y2);
-    if (result.h) dh = like(*result.h);
-    const auto dtype = [](const Maybe& t) { return t ? std::optional(t->dtype()) : std::nullopt; };
-    wants = {.norm = a.options,
-             .x_dtype = a.x.dtype(),
-             .dx = a.x.dtype(),
-             .dresidual = dtype(a.in.residual),
-             .dw = dtype(a.in.w),
-             .db = dtype(a.in.b),
-             .dz = dtype(a.in.z),
-             .drow_scale = dtype(a.in.row_scale),
-             .dw2 = dtype(a.in.w2),
-             .db2 = dtype(a.in.b2)};
-  }
-  NormGrads kernel() const {
-    return call(apply<NormBackward>, [](const auto& t) { return t; });
-  }
-  NormGrads formula() const {
-    return call(NormBackward::define, [](const auto& t) { return t; });
-  }
-  /// The formula on the same values in float64.
-  NormGrads exact() const {
-    GradientCase wide = *this;
-    wide.a = a.to(float64);
-    for (auto* d : {&wide.wants.dx, &wide.wants.dresidual, &wide.wants.dw, &wide.wants.db,
-                    &wide.wants.dz, &wide.wants.drow_scale, &wide.wants.dw2, &wide.wants.db2})
-      if (*d) *d = float64;
-    return wide.call(NormBackward::define, [](const Maybe& t) -> Maybe {
-      if (!t) return none;
-      return t->to(float64);
-    });
-  }
-
- private:
-  template <class F, class To>
-  NormGrads call(const F& f, const To& to) const {
-    const NoGrad plain;
-    return f(*to(Maybe(dy)), to(dy2), to(dh), to(result.h ? result.h : Maybe(a.x)), none,
-             to(Maybe(a.x)), to(a.in.z), to(a.in.row_scale), to(a.in.w), to(a.in.b), to(a.in.w2),
-             to(of(result.mean.value)), to(of(result.mean_rest.value)),
-             *to(Maybe(result.rstd.value)), wants);
-  }
-};
-
-template <class Check>
-void for_each_gradient(const NormGrads& actual, const NormGrads& expected, const Check& check) {
-  const auto one = [&](const char* what, const Maybe& a, const Maybe& e) {
-    SCOPED_TRACE(what);
-    ASSERT_EQ(a.has_value(), e.has_value());
-    if (a) check(*a, *e);
-  };
-  one("dx", actual.dx, expected.dx);
-  one("dresidual", actual.dresidual, expected.dresidual);
-  one("dw", actual.dw, expected.dw);
-  one("db", actual.db, expected.db);
-  one("dz", actual.dz, expected.dz);
-  one("drow_scale", actual.drow_scale, expected.drow_scale);
-  one("dw2", actual.dw2, expected.dw2);
-  one("db2", actual.db2, expected.db2);
 }
 
 TEST(NormMembers, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
