@@ -10,6 +10,7 @@
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/golden.h"
 
 namespace norma::nn {
 namespace {
@@ -110,6 +111,46 @@ TEST(Mamba, GradientOfTheWholeModelIsTheDerivative) {
       EXPECT_NEAR((upper - lower) / (2 * h), slope, 1e-7 * (1 + std::abs(slope)));
     }
   }
+}
+
+/// Output and every gradient of a block of width 8 against PyTorch's.
+template <class Block>
+void expect_golden(const std::string& name, const MambaOptions& mamba) {
+  SCOPED_TRACE(name);
+  const testing::Golden g = testing::golden("nn/mamba");
+  const auto at = [&](const std::string& what) { return g[name + "." + what]; };
+  Block block({.n_layers = 1, .d_model = 8, .mamba = mamba});
+  to(block, float64);
+  const auto named = named_parameters(block);
+  for (const NamedTensor& p : named) {
+    const NoGrad plain;
+    ASSERT_EQ(p.tensor.shape(), at(p.name).shape()) << p.name;
+    p.tensor.copy_(at(p.name));
+  }
+  const Tensor u = at("u").requires_grad_(), y = block(u);
+  y.backward(at("dy"));
+  // Thirteen steps of a recurrence, each a few roundings of sums of at most 40 products.
+  const double few = 8192 * unit_roundoff(float64);
+  EXPECT_CLOSE(y.detach(), at("y"), {.relative = few, .absolute = few});
+  EXPECT_CLOSE(u.grad(), at("du"), {.relative = few, .absolute = few});
+  for (const NamedTensor& p : named) {
+    SCOPED_TRACE(p.name);
+    EXPECT_CLOSE(p.tensor.grad(), at("d." + p.name), {.relative = few, .absolute = few});
+  }
+}
+
+TEST(Mamba, BlocksAgreeWithPyTorch) {
+  const auto two = [](int64_t groups, int64_t head_dim) {
+    return MambaOptions{.d_state = 3, .head_dim = head_dim, .n_groups = groups};
+  };
+  expect_golden<Mamba1>("mamba1", {.d_state = 3});
+  expect_golden<Mamba2>("mamba2", two(1, 4));
+  MambaOptions first = two(2, 4), layer = two(2, 4);
+  first.gate = GateOrder::norm_then_gate;
+  layer.norm = "layer";
+  expect_golden<Mamba2>("mamba2_first", first);
+  expect_golden<Mamba2>("mamba2_groups", two(8, 2));
+  expect_golden<Mamba2>("mamba2_layer", layer);
 }
 
 TEST(Decoding, TokenByTokenEqualsTheWholeSequence) {

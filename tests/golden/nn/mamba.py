@@ -1,0 +1,126 @@
+"""Golden values of whole Mamba blocks in float64 PyTorch: output and every gradient. Written from the
+papers' formulas, one token at a time; where the package transformers is installed its own Mamba
+classes are run on the same weights in float32 and must agree."""
+import pathlib
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+torch.manual_seed(0)
+BATCH, LENGTH, WIDTH = 2, 13, 8
+
+
+def conv(x, weight, bias):
+    y = F.conv1d(F.pad(x.transpose(1, 2), (weight.size(-1) - 1, 0)), weight, bias, groups=x.size(-1))
+    return F.silu(y).transpose(1, 2)
+
+
+def mamba1(u, p):
+    x, z = (u @ p["in_proj.weight"].t()).chunk(2, -1)
+    x = conv(x, p["conv1d.weight"], p["conv1d.bias"])
+    rank, n = p["dt_proj.weight"].size(1), p["A_log"].size(1)
+    delta, b, c = (x @ p["x_proj.weight"].t()).split([rank, n, n], -1)
+    delta = F.softplus(delta @ p["dt_proj.weight"].t() + p["dt_proj.bias"])
+    a, h, ys = -p["A_log"].exp(), torch.zeros(BATCH, x.size(-1), n, dtype=u.dtype), []
+    for t in range(LENGTH):
+        d = delta[:, t, :, None]
+        h = torch.exp(d * a) * h + d * x[:, t, :, None] * b[:, t, None, :]
+        ys.append((h * c[:, t, None, :]).sum(-1) + p["D"] * x[:, t])
+    return (torch.stack(ys, 1) * F.silu(z)) @ p["out_proj.weight"].t()
+
+
+def mamba2(u, p, groups, head_dim, n, gate_first, layer, eps=1e-5):
+    heads, inner = p["A_log"].numel(), p["norm.weight"].numel()
+    z, xbc, dt = (u @ p["in_proj.weight"].t()).split([inner, inner + 2 * groups * n, heads], -1)
+    x, b, c = conv(xbc, p["conv1d.weight"], p["conv1d.bias"]).split([inner, groups * n, groups * n], -1)
+    x = x.unflatten(-1, (heads, head_dim))
+    b, c = (t.unflatten(-1, (groups, n)).repeat_interleave(heads // groups, 2) for t in (b, c))
+    dt = F.softplus(dt + p["dt_bias"])
+    a, s, ys = -p["A_log"].exp(), torch.zeros(BATCH, heads, head_dim, n, dtype=u.dtype), []
+    for t in range(LENGTH):
+        step = dt[:, t, :, None, None]
+        s = torch.exp(step * a[:, None, None]) * s + step * x[:, t, :, :, None] * b[:, t, :, None, :]
+        ys.append((s * c[:, t, :, None, :]).sum(-1) + p["D"][:, None] * x[:, t])
+    y = torch.stack(ys, 1).flatten(-2)
+    v = (y * F.silu(z) if gate_first else y).unflatten(-1, (groups, -1))
+    if layer:
+        v = v - v.mean(-1, keepdim=True)
+    v = (v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)).flatten(-2) * p["norm.weight"]
+    if layer:
+        v = v + p["norm.bias"]
+    return (v if gate_first else v * F.silu(z)) @ p["out_proj.weight"].t()
+
+
+def away(*shape, around=0.0, size=1.0):
+    """Weights away from ones and zeros."""
+    return (around + size * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
+
+
+def weights1():
+    inner, n, rank = 2 * WIDTH, 3, 1
+    return {
+        "A_log": away(inner, n, around=0.5, size=0.4), "D": away(inner, around=1, size=0.3),
+        "in_proj.weight": away(2 * inner, WIDTH, size=0.4), "conv1d.weight": away(inner, 1, 4, size=0.5),
+        "conv1d.bias": away(inner, size=0.3), "x_proj.weight": away(rank + 2 * n, inner, size=0.4),
+        "dt_proj.weight": away(inner, rank, size=0.5), "dt_proj.bias": away(inner, around=-1, size=0.5),
+        "out_proj.weight": away(WIDTH, inner, size=0.3),
+    }
+
+
+def weights2(groups, head_dim, n, layer):
+    inner = 2 * WIDTH
+    heads, channels = inner // head_dim, inner + 2 * groups * n
+    p = {
+        "dt_bias": away(heads, around=-1, size=0.5), "A_log": away(heads, around=0.5, size=0.4),
+        "D": away(heads, around=1, size=0.3),
+        "in_proj.weight": away(inner + channels + heads, WIDTH, size=0.4),
+        "conv1d.weight": away(channels, 1, 4, size=0.5), "conv1d.bias": away(channels, size=0.3),
+        "norm.weight": away(inner, around=1, size=0.3), "out_proj.weight": away(WIDTH, inner, size=0.3),
+    }
+    return p | ({"norm.bias": away(inner, size=0.3)} if layer else {})
+
+
+def compare_with_transformers(name, mixer, u, p, y):
+    """Their classes in float32 against the formula; the output, and the gradients by autograd."""
+    mixer.load_state_dict({key: value.detach().float() for key, value in p.items()}, strict=True)
+    theirs = mixer(u.detach().float())
+    error = ((theirs - y.float()).norm() / y.float().norm()).item()
+    print(f"{name}: transformers differs by {error:.1e}")
+    assert error < 1e-5, name
+
+
+def check_with_transformers(name, u, p, y, settings):
+    try:
+        from transformers import Mamba2Config, MambaConfig
+        from transformers.models.mamba.modeling_mamba import MambaMixer
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+    except ImportError:
+        return print(f"{name}: transformers is not installed, not compared")
+    if settings is None:
+        config = MambaConfig(hidden_size=WIDTH, state_size=3, expand=2, conv_kernel=4,
+                             time_step_rank=1, use_bias=False, use_conv_bias=True)
+        return compare_with_transformers(name, MambaMixer(config, 0), u, p, y)
+    groups, head_dim, n, gate_first, layer = settings
+    if groups > 1 or not gate_first or layer:
+        return print(f"{name}: their class has no such norm, not compared")
+    config = Mamba2Config(hidden_size=WIDTH, state_size=n, expand=2, conv_kernel=4, n_groups=groups,
+                          num_heads=2 * WIDTH // head_dim, head_dim=head_dim, chunk_size=4,
+                          use_bias=False, use_conv_bias=True, layer_norm_epsilon=1e-5)
+    compare_with_transformers(name, Mamba2Mixer(config, 0), u, p, y)
+
+
+out = {}
+cases = {"mamba1": None, "mamba2": (1, 4, 3, True, False), "mamba2_first": (2, 4, 3, False, False),
+         "mamba2_groups": (8, 2, 3, True, False), "mamba2_layer": (2, 4, 3, True, True)}
+for name, settings in cases.items():
+    u = away(BATCH, LENGTH, WIDTH)
+    p = weights1() if settings is None else weights2(settings[0], settings[1], settings[2], settings[4])
+    y = mamba1(u, p) if settings is None else mamba2(u, p, *settings)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    check_with_transformers(name, u, p, y, settings)
+    values = {"u": u, "y": y, "dy": dy, "du": u.grad}
+    values |= {key: value for key, value in p.items()} | {"d." + key: v.grad for key, v in p.items()}
+    out |= {f"{name}.{key}": value.detach().contiguous() for key, value in values.items()}
+save_file(out, pathlib.Path(__file__).with_suffix(".safetensors"))
