@@ -21,6 +21,7 @@ set(NORMA_CUDA OFF CACHE STRING "Kernels for NVIDIA GPUs: ON, OFF or AUTO (where
 set(NORMA_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize= takes them: address,undefined or thread")
 option(NORMA_WERROR "Treat warnings as errors (CI does)" OFF)
 option(NORMA_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(NORMA_FUZZ "Build the fuzzers (clang with libFuzzer; preset fuzz)" OFF)
 option(NORMA_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(NORMA_EXAMPLES "Build the examples and the program norma" ${PROJECT_IS_TOP_LEVEL})
 

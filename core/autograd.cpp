@@ -103,7 +103,8 @@ struct AddGradients {
 };
 }  // namespace
 
-Tensor add_gradients(Tensor a, const Tensor& b) {
+// By value: whether nobody else holds `a` decides.
+Tensor add_gradients(Tensor a, const Tensor& b) {  // NOLINT(performance-unnecessary-value-param)
   if (is_grad_enabled() && (a.requires_grad() || b.requires_grad()))
     return apply<AddGradients>(a, b);
   const bool ours = a.is_dense() && a.impl().use_count() == 1 && a.storage()->use_count() == 1;
