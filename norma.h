@@ -54,6 +54,7 @@
 #include "norma/ops/index/index.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/norm/dyt.h"
+#include "norma/ops/norm/explain.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/l2_norm.h"
 #include "norma/ops/norm/layer_norm.h"

@@ -6,6 +6,7 @@
 #include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/elementwise/operands_cpu.h"
 #include "norma/ops/elementwise/packets_cpu.h"
+#include "norma/ops/norm/choice.h"
 #include "norma/ops/norm/general_cpu.h"
 #include "norma/ops/norm/kernels.h"
 #include "norma/ops/norm/statistics_cpu.h"
@@ -448,34 +449,66 @@ void backward(const NormBackwardArgs& k) {
   add_blocks(sums + cols, parts, stride, cols, k.db);
 }
 
-/// Whether the loops here do it all: the members that most models use, of one dtype.
-bool plain(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t cols) {
-  return o.kind != NormKind::l2 && o.activation == GateActivation::silu &&
-         o.casting == Casting::wide && o.dropout == 0 && o.saves == NormSaves::input &&
-         !o.precise && !o.probe && (!w || w.n == cols) && (!b || b.n == cols);
+/// Why the loops here do not do it all; null for the members that most models use, of one dtype.
+const char* why_general(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t cols) {
+  if (o.kind == NormKind::l2) return "its kind is l2";
+  if (o.activation != GateActivation::silu) return "its gate is not SiLU";
+  if (o.casting == Casting::rounded) return "its x̂ is rounded before the weight";
+  if (o.dropout > 0) return "it has dropout";
+  if (o.saves == NormSaves::x_hat) return "it saves x̂";
+  if (o.precise) return "its weight gradients are compensated sums";
+  if (o.probe) return "it has a probe";
+  const bool shared = (w && w.n != cols) || (b && b.n != cols);
+  return shared ? "its groups share a weight" : nullptr;
 }
+const char* why_general(const NormForwardArgs& k) {
+  const auto other = [&](const auto& t) { return t && t.dtype != k.x.dtype; };
+  if (k.row_scale) return "it has a row scale";
+  if (k.w2) return "it has a second weight";
+  if (other(k.residual) || other(k.h) || other(k.y)) return "its tensors differ in dtype";
+  if (k.x_hat || (k.h && !k.residual)) return "it makes h or x̂ of its own";
+  return why_general(k.options, k.w, k.b, k.x.cols);
+}
+const char* why_general(const NormBackwardArgs& k) {
+  if (k.row_scale) return "it has a row scale";
+  if (k.w2 || k.dy2) return "it has a second weight";
+  if (const char* why = why_general(k.options, k.w, k.b, k.dy.cols)) return why;
+  if (!k.h) return "it saved x̂";
+  const auto other = [&](const auto& t) { return t && t.dtype != k.h.dtype; };
+  if (k.dx && k.dresidual) return "dx and dresidual differ";
+  if (other(k.dy) || other(k.dx) || other(k.dresidual) || other(k.z))
+    return "its tensors differ in dtype";
+  return nullptr;
+}
+constexpr const char* kPlain =
+    "norm_cpu: loops in vectors, statistics and results in one pass each";
+constexpr const char* kGeneral = "norm_general_cpu: a group at a time through buffers";
+constexpr const char* kWhyPlain = "a plain member whose tensors are of one dtype";
 
 }  // namespace
 
 void run(Cpu, const NormForwardArgs& k) {
-  const auto like_x = [&](const auto& t) { return !t || t.dtype == k.x.dtype; };
-  if (!plain(k.options, k.w, k.b, k.x.cols) || k.row_scale || k.w2 || k.x_hat ||
-      !like_x(k.residual) || !like_x(k.h) || !like_x(k.y) || (k.h && !k.residual))
+  if (const char* why = why_general(k)) {
+    detail::chose(kGeneral, why);
     return detail::run_general(k);
+  }
+  detail::chose(kPlain, kWhyPlain);
   visit_floating(k.x.dtype, [&]<class T>() { forward<T>(k); });
 }
 void run(Cpu, const NormBackwardArgs& k) {
-  const auto like_h = [&](const auto& t) { return !t || t.dtype == k.h.dtype; };
-  if (!plain(k.options, k.w, k.b, k.h.cols) || k.row_scale || k.w2 || k.dy2 ||
-      (k.dx && k.dresidual) || !like_h(k.dy) || !like_h(k.dx) || !like_h(k.dresidual) ||
-      !like_h(k.z))
+  if (const char* why = why_general(k)) {
+    detail::chose(kGeneral, why);
     return detail::run_general(k);
+  }
   visit_floating(k.h.dtype, [&]<class T>() {
     const auto* rstd = k.rstd.as<stats_t<T>>();
-    if (std::all_of(rstd, rstd + k.rstd.n, [](auto r) { return std::isnormal(r); }))
+    if (std::all_of(rstd, rstd + k.rstd.n, [](auto r) { return std::isnormal(r); })) {
+      detail::chose(kPlain, kWhyPlain);
       backward<T>(k);
-    else
-      detail::run_general(k);  // scales rows as the forward did
+    } else {
+      detail::chose(kGeneral, "a row's rstd left the range of its dtype: it is scaled");
+      detail::run_general(k);
+    }
   });
 }
 

@@ -71,17 +71,13 @@ NormTangents norm_jvp(const Tensor& x, const Tensor& x_dot, const NormInputs& in
   return result;
 }
 
-NormGrads norm_vjp(const Tensor& x, const Tensor& v, const NormInputs& in, const NormOptions& o) {
-  const NoGrad plain;
+NormGrads detail::gradients_of_y(const Tensor& x, const NormResult& r, const Tensor& dy,
+                                 const NormInputs& in, const NormOptions& o) {
   NormOptions from_h = o;
   from_h.saves = NormSaves::input;
-  const NormResult r =
-      apply<Norm>(x, in.w, in.b, in.z, in.residual, in.row_scale, in.w2, in.b2, from_h);
-  if (v.shape() != r.y.shape())
-    throw ShapeError("norm_vjp: v must be like y, {}, but is {}", r.y.shape(), v.shape());
   const auto present = [](const Tensor& t) { return t.defined() ? Maybe(t) : none; };
   const auto dtype = [](const Maybe& t) { return t ? std::optional(t->dtype()) : std::nullopt; };
-  return apply<NormBackward>(v, none, none, r.h ? *r.h : x, none, in.row_scale ? Maybe(x) : none,
+  return apply<NormBackward>(dy, none, none, r.h ? *r.h : x, none, in.row_scale ? Maybe(x) : none,
                              in.z, in.row_scale, in.w, in.b, none, present(r.mean.value),
                              present(r.mean_rest.value), r.rstd.value,
                              {.norm = from_h,
@@ -92,6 +88,14 @@ NormGrads norm_vjp(const Tensor& x, const Tensor& v, const NormInputs& in, const
                               .db = dtype(in.b),
                               .dz = dtype(in.z),
                               .drow_scale = dtype(in.row_scale)});
+}
+
+NormGrads norm_vjp(const Tensor& x, const Tensor& v, const NormInputs& in, const NormOptions& o) {
+  const NoGrad plain;
+  const NormResult r = apply<Norm>(x, in.w, in.b, in.z, in.residual, in.row_scale, in.w2, in.b2, o);
+  if (v.shape() != r.y.shape())
+    throw ShapeError("norm_vjp: v must be like y, {}, but is {}", r.y.shape(), v.shape());
+  return detail::gradients_of_y(x, r, v, in, o);
 }
 
 }  // namespace norma

@@ -24,4 +24,10 @@ NormTangents norm_jvp(const Tensor& x, const Tensor& x_dot, const NormInputs& in
 NormGrads norm_vjp(const Tensor& x, const Tensor& v, const NormInputs& inputs = {},
                    const NormOptions& options = {});
 
+namespace detail {
+/// The same from a forward's result; h is made from saves = input.
+NormGrads gradients_of_y(const Tensor& x, const NormResult& result, const Tensor& dy,
+                         const NormInputs& inputs, const NormOptions& options);
+}  // namespace detail
+
 }  // namespace norma
