@@ -1,4 +1,3 @@
-#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 
@@ -6,33 +5,36 @@
 #include "norma/core/parallel.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/attention/kernels.h"
+#include "norma/ops/matmul/tile_cpu.h"
 #include "norma/ops/softmax/rows_cpu.h"
 
 namespace norma {
 namespace {
 
+using detail::Band;
+using detail::multiply_alone;
+using detail::Slab;
+using detail::Target;
+
 constexpr int64_t kBlock =
     64;  // queries, and keys, at a time: scores of 16 KB stay in the first cache
 
-template <class T>
-using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class T>
-using Map = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
-template <class T>
-using ConstMap = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
-
 /// Rows first … first + n − 1 of one head.
 template <class T>
-ConstMap<T> block(const ConstView& view, int64_t batch, int64_t head, int64_t first, int64_t n) {
+Slab<T> block(const ConstView& view, int64_t batch, int64_t head, int64_t first, int64_t n) {
   const T* data =
       view.as<T>() + batch * view.strides[0] + head * view.strides[1] + first * view.strides[2];
-  return {data, n, view.shape[3], Eigen::OuterStride<>(std::max(view.strides[2], view.shape[3]))};
+  return {data, n, view.shape[3], view.strides[2], 1};
 }
 template <class T>
-Map<T> block(const View& view, int64_t batch, int64_t head, int64_t first, int64_t n) {
+Target<T> block(const View& view, int64_t batch, int64_t head, int64_t first) {
   T* data =
       view.as<T>() + batch * view.strides[0] + head * view.strides[1] + first * view.strides[2];
-  return {data, n, view.shape[3], Eigen::OuterStride<>(std::max(view.strides[2], view.shape[3]))};
+  return {data, view.shape[3], view.strides[2]};
+}
+template <class T>
+Slab<T> transposed(const Slab<T>& a) {
+  return {a.data, a.cols, a.rows, a.col_stride, a.row_stride};
 }
 
 /// What queries and keys of one pair of blocks may see of each other.
@@ -43,6 +45,12 @@ struct Visible {
 
   int64_t of_row(int64_t i) const {
     return causal ? std::clamp<int64_t>(first_query + i + shift + 1 - first_key, 0, keys) : keys;
+  }
+  /// Keys that any query of the tile from row i on sees.
+  int64_t of_tile(int64_t i) const { return of_row(std::min(i + detail::kTileRows, queries) - 1); }
+  /// The first query that sees key j.
+  int64_t first_of_key(int64_t j) const {
+    return causal ? std::clamp<int64_t>(first_key + j - shift - first_query, 0, queries) : 0;
   }
 };
 
@@ -74,7 +82,7 @@ class Kept {
   int64_t heads_, queries_, groups_;
 };
 
-/// The kernel's own scratch for one task.
+/// The kernel's own scratch for one task. Rows of s and ds are kBlock apart.
 template <class T>
 struct Scratch {
   explicit Scratch(T* data, int64_t dim)
@@ -82,13 +90,45 @@ struct Scratch {
         ds(s + kBlock * kBlock),
         acc(ds + kBlock * kBlock),
         more(acc + kBlock * dim),
-        row(more + kBlock * dim) {}
-  static int64_t size(int64_t dim) { return 2 * kBlock * kBlock + 2 * kBlock * dim + 3 * kBlock; }
-  Map<T> matrix(T* at, int64_t rows, int64_t cols) const {
-    return {at, rows, cols, Eigen::OuterStride<>(cols)};
+        row(more + kBlock * dim),
+        product(row + 3 * kBlock) {}
+  static int64_t size(int64_t dim) {
+    return 2 * kBlock * kBlock + 2 * kBlock * dim + 3 * kBlock +
+           std::max(detail::multiply_scratch<T>(kBlock, kBlock, dim),
+                    detail::multiply_scratch<T>(kBlock, dim, kBlock));
   }
-  T *s, *ds, *acc, *more, *row;
+  T *s, *ds, *acc, *more, *row, *product;
 };
+
+/// scores = a · bᵀ, where queries see keys.
+template <class T>
+void multiply_scores(const Slab<T>& a, const Slab<T>& b, const Visible& visible, T* scores,
+                     T* scratch) {
+  multiply_alone(a, transposed(b), Target<T>{scores, visible.keys, kBlock}, scratch,
+                 [&](int64_t i) {
+                   return Band{0, a.cols, visible.of_tile(i)};
+                 });
+}
+/// out += scores · b
+template <class T>
+void add_product(const T* scores, const Slab<T>& b, const Visible& visible, Target<T> out,
+                 T* scratch) {
+  out.add = true;
+  multiply_alone(Slab<T>{scores, visible.queries, visible.keys, kBlock, 1}, b, out, scratch,
+                 [&](int64_t i) {
+                   return Band{0, visible.of_tile(i), out.cols};
+                 });
+}
+/// out += scoresᵀ · b
+template <class T>
+void add_transposed_product(const T* scores, const Slab<T>& b, const Visible& visible,
+                            Target<T> out, T* scratch) {
+  out.add = true;
+  multiply_alone(Slab<T>{scores, visible.keys, visible.queries, 1, kBlock}, b, out, scratch,
+                 [&](int64_t j) {
+                   return Band{visible.first_of_key(j), visible.queries, out.cols};
+                 });
+}
 
 template <class T>
 void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t first_query,
@@ -98,20 +138,20 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
   const int64_t kv_head = head / (k.q.shape[1] / k.k.shape[1]);
   const Kept kept(k.settings, k.q, k.k);
   const auto q = block<T>(k.q, batch, head, first_query, queries);
-  auto y = scratch.matrix(scratch.acc, queries, dim);
+  T* y = scratch.acc;
   T *largest = scratch.row, *sum = largest + kBlock, *factor = sum + kBlock;
   std::fill_n(largest, queries, -std::numeric_limits<T>::infinity());
   std::fill_n(sum, queries, T(0));
-  y.setZero();
+  std::fill_n(y, queries * dim, T(0));
   const int64_t shift = n_keys - k.q.shape[2];
   const int64_t end = k.settings.causal ? std::min(n_keys, first_query + queries + shift) : n_keys;
   for (int64_t first_key = 0; first_key < end; first_key += kBlock) {
     const int64_t keys = std::min(kBlock, end - first_key);
     const Visible visible{k.settings.causal, shift, queries, keys, first_query, first_key};
-    auto s = scratch.matrix(scratch.s, queries, keys);
-    s.noalias() = q * block<T>(k.k, batch, kv_head, first_key, keys).transpose();
+    multiply_scores(q, block<T>(k.k, batch, kv_head, first_key, keys), visible, scratch.s,
+                    scratch.product);
     for (int64_t i = 0; i < queries; ++i) {
-      T* row = scratch.s + i * keys;
+      T* row = scratch.s + i * kBlock;
       const int64_t seen = visible.of_row(i);
       std::fill(row + seen, row + keys, T(0));
       factor[i] = 1;
@@ -130,14 +170,17 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
       largest[i] = next;
     }
     if (first_key > 0)
-      for (int64_t i = 0; i < queries; ++i) y.row(i) *= factor[i];
-    y.noalias() += s * block<T>(k.v, batch, kv_head, first_key, keys);
+      for (int64_t i = 0; i < queries; ++i)
+        for (int64_t c = 0; c < dim; ++c) y[i * dim + c] *= factor[i];
+    add_product(scratch.s, block<T>(k.v, batch, kv_head, first_key, keys), visible, {y, dim, dim},
+                scratch.product);
   }
-  auto out = block<T>(k.y, batch, head, first_query, queries);
+  const auto out = block<T>(k.y, batch, head, first_query);
   T* lse = k.lse.as<T>() + (batch * k.q.shape[1] + head) * k.q.shape[2] + first_query;
   const T rescale = static_cast<T>(1 / (1 - k.settings.p));
   for (int64_t i = 0; i < queries; ++i) {
-    out.row(i) = y.row(i) * (end > 0 ? rescale / sum[i] : T(0));
+    const T factor_out = end > 0 ? rescale / sum[i] : T(0);
+    for (int64_t c = 0; c < dim; ++c) out.data[i * out.stride + c] = y[i * dim + c] * factor_out;
     lse[i] = std::log(sum[i]) + (std::isinf(largest[i]) ? T(0) : largest[i]);
   }
 }
@@ -151,15 +194,17 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
   const T scale = static_cast<T>(k.settings.scale),
           rescale = static_cast<T>(1 / (1 - k.settings.p));
   const Kept kept(k.settings, k.q, k.k);
-  for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head)
-    block<T>(k.dq, batch, head, 0, n_queries).setZero();
+  T *dk = scratch.acc, *dv = scratch.more;
+  for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
+    const auto dq = block<T>(k.dq, batch, head, 0);
+    for (int64_t i = 0; i < n_queries; ++i) std::fill_n(dq.data + i * dq.stride, dim, T(0));
+  }
   for (int64_t first_key = 0; first_key < n_keys; first_key += kBlock) {
     const int64_t keys = std::min(kBlock, n_keys - first_key);
     const auto key = block<T>(k.k, batch, kv_head, first_key, keys);
     const auto value = block<T>(k.v, batch, kv_head, first_key, keys);
-    auto dk = scratch.matrix(scratch.acc, keys, dim), dv = scratch.matrix(scratch.more, keys, dim);
-    dk.setZero();
-    dv.setZero();
+    std::fill_n(dk, keys * dim, T(0));
+    std::fill_n(dv, keys * dim, T(0));
     for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
       const int64_t earliest = k.settings.causal ? std::max<int64_t>(0, first_key - shift) : 0;
       for (int64_t first = earliest / kBlock * kBlock; first < n_queries; first += kBlock) {
@@ -169,17 +214,14 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
         const auto dy = block<T>(k.dy, batch, head, first, queries);
         const auto y = block<T>(k.y, batch, head, first, queries);
         const T* lse = k.lse.as<T>() + (batch * k.q.shape[1] + head) * n_queries + first;
-        auto p = scratch.matrix(scratch.s, queries, keys),
-             ds = scratch.matrix(scratch.ds, queries, keys);
-        p.noalias() = q * key.transpose();
-        ds.noalias() = dy * value.transpose();
+        multiply_scores(q, key, visible, scratch.s, scratch.product);
+        multiply_scores(dy, value, visible, scratch.ds, scratch.product);
         for (int64_t i = 0; i < queries; ++i) {
           const int64_t seen = visible.of_row(i);
-          T *row = scratch.s + i * keys, *d = scratch.ds + i * keys;
+          T *row = scratch.s + i * kBlock, *d = scratch.ds + i * kBlock;
           std::fill(row + seen, row + keys, T(0));
           std::fill(d + seen, d + keys, T(0));
-          const T *dy_row = dy.data() + i * dy.outerStride(),
-                  *y_row = y.data() + i * y.outerStride();
+          const T *dy_row = dy.data + i * dy.row_stride, *y_row = y.data + i * y.row_stride;
           const T delta =
               detail::sum_lanes<T>(dim, [&](int64_t c) { return dy_row[c] * y_row[c]; });
           const T row_lse = lse[i];
@@ -190,17 +232,22 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
           for (int64_t j = 0; j < seen; ++j) d[j] = row[j] * (d[j] * rescale - delta) * scale;
           kept.for_dropped(batch, head, first + i, first_key, seen, [&](int64_t j) { row[j] = 0; });
         }
-        dv.noalias() += p.transpose() * dy;
-        dk.noalias() += ds.transpose() * q;
-        block<T>(k.dq, batch, head, first, queries).noalias() += ds * key;
+        add_transposed_product(scratch.s, dy, visible, {dv, dim, dim}, scratch.product);
+        add_transposed_product(scratch.ds, q, visible, {dk, dim, dim}, scratch.product);
+        add_product(scratch.ds, key, visible, block<T>(k.dq, batch, head, first), scratch.product);
       }
     }
-    block<T>(k.dk, batch, kv_head, first_key, keys) = dk;
-    block<T>(k.dv, batch, kv_head, first_key, keys) = dv * rescale;
+    const auto dk_out = block<T>(k.dk, batch, kv_head, first_key);
+    const auto dv_out = block<T>(k.dv, batch, kv_head, first_key);
+    for (int64_t j = 0; j < keys; ++j)
+      for (int64_t c = 0; c < dim; ++c) {
+        dk_out.data[j * dk_out.stride + c] = dk[j * dim + c];
+        dv_out.data[j * dv_out.stride + c] = dv[j * dim + c] * rescale;
+      }
   }
 }
 
-// Eigen has no products of half types: they are computed on float32 copies.
+// Products of half types are computed on float32 copies.
 
 bool is_half(DType dtype) { return dtype == bfloat16 || dtype == float16; }
 Tensor widened(const ConstView& view) {
