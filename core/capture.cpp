@@ -287,6 +287,7 @@ class CapturedCall final : public StorageWatch {
   void wrote(std::string_view name, const Tensor& target, const Tensor& source, double value) {
     if (target.device().is_cpu() || (source.defined() && source.device().is_cpu()))
       require_no_gpu(name);
+    if (target.device().is_cuda() && !is_replayed()) entry_.device = target.device();
     Event event{.name = name, .value = value};
     event.seen.push_back(seen(target));
     event.seen.push_back(seen(source));
