@@ -3,6 +3,7 @@
 #include <cmath>
 #include <string>
 
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/format.h"
 
 namespace norma {
@@ -11,6 +12,7 @@ namespace {
 /// What the first element is that is not finite, if there is one.
 const char* broken_value(const Tensor& t) {
   if (!t.defined() || !is_floating(t.dtype())) return nullptr;
+  if constexpr (kBuiltWithCuda) detail::join_side();
   for (double v : t.to_vector<double>())
     if (!std::isfinite(v)) return std::isnan(v) ? "NaN" : v > 0 ? "Inf" : "-Inf";
   return nullptr;

@@ -1,12 +1,14 @@
 #include "norma/core/autograd.h"
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <queue>
 #include <unordered_set>
 
 #include "norma/core/allocator.h"
 #include "norma/core/captured_call.h"
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/op.h"
 
 namespace norma {
@@ -46,17 +48,32 @@ Node::Gradients Leaf::backward(Gradients grads) {
   return {};
 }
 
+namespace {
+/// Before someone reads a gradient that a second stream may still be at work on.
+void join_side_stream() {
+  if constexpr (kBuiltWithCuda)
+    if (detail::side_pending) detail::join_side();
+}
+/// The same, where it is at work on one of the two.
+void join_side_stream_for(const Tensor& a, const Tensor& b) {
+  if constexpr (kBuiltWithCuda)
+    if (detail::side_pending) detail::join_side_for(std::array{&a, &b});
+}
+}  // namespace
+
 void Leaf::accumulate(Tensor value) {
   if (value.spec() != outputs[0])
     throw GraphError("grad: must be {} {} on {}, like its tensor, but is {} {} on {}",
                      to_string(outputs[0].dtype), outputs[0].shape, outputs[0].device,
                      to_string(value.dtype()), value.shape(), value.device());
   if (!value.requires_grad() && detail::gradient_stays(*this)) {
+    join_side_stream();
     const NoGrad plain;
     grad.add_(value);
     return;
   }
   if (grad.defined()) {
+    join_side_stream();
     grad = detail::add_gradients(std::move(grad), value);
     return;
   }
@@ -65,6 +82,7 @@ void Leaf::accumulate(Tensor value) {
   if (ours || is_grad_enabled()) {
     grad = std::move(value);
   } else {
+    join_side_stream();
     grad = empty_like(value);
     detail::copy_elements(value, grad);
   }
@@ -134,6 +152,7 @@ class Sweep {
     if (pruned_ && !needed_.contains(edge.node.get())) return;
     Entry& entry = entry_of(edge.node);
     Tensor& slot = entry.grads[edge.index];
+    if (slot.defined()) join_side_stream_for(slot, grad);
     slot = slot.defined() ? detail::add_gradients(std::move(slot), grad) : std::move(grad);
   }
 
@@ -170,6 +189,7 @@ class Sweep {
       heap_.pop();
       step(*entry);
     }
+    if (until_ != Until::cuts) join_side_stream();
   }
 
  private:
@@ -218,6 +238,7 @@ class Sweep {
     forget(entry);
     for (auto& [index, hook] : node->hooks) {
       if (!grads[index].defined()) continue;
+      join_side_stream();
       if (std::optional<Tensor> replaced = hook(grads[index])) grads[index] = *replaced;
     }
     bool cut = false;

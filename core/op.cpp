@@ -6,6 +6,7 @@
 #include <string>
 
 #include "norma/core/captured_call.h"
+#include "norma/core/cuda/side_stream.h"
 
 namespace norma {
 namespace {
@@ -281,6 +282,9 @@ void apply_op(const OpInfo& op, Call& call) {
   require_one_device(op, call);
   if (detail::captured_call) [[unlikely]]
     detail::require_capturable(op.name, call.inputs);
+  if constexpr (kBuiltWithCuda)
+    if (detail::side_pending) [[unlikely]]
+      detail::join_side_for(call.inputs);
   if (op.check) op.check(call);
   if (!has_kernel(op, call)) {
     run_definition(op, call);

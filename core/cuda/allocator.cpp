@@ -92,6 +92,7 @@ Shared& shared() {
 DeviceMemory& memory_of(Device device) { return shared().devices[device.index]; }
 
 thread_local constinit BlockPool* thread_pool = nullptr;
+thread_local constinit DeferredFrees* deferred_frees = nullptr;
 
 void release_whole_segments(DeviceMemory& memory, BlockPool& pool) {
   for (auto* blocks : {&pool.small, &pool.large}) {
@@ -241,7 +242,18 @@ void* cuda_allocate(int64_t bytes, Device device) {
   return block->data;
 }
 
+DeferredFrees::Scope::Scope(DeferredFrees& frees)
+    : before_(std::exchange(deferred_frees, &frees)) {}
+DeferredFrees::Scope::~Scope() { deferred_frees = before_; }
+void DeferredFrees::release() {
+  for (const auto& [data, device] : std::exchange(blocks_, {})) cuda_deallocate(data, device);
+}
+
 void cuda_deallocate(void* data, Device device) {
+  if (deferred_frees) {
+    deferred_frees->blocks_.emplace_back(data, device);
+    return;
+  }
   const std::lock_guard lock(shared().mutex);
   DeviceMemory& memory = memory_of(device);
   const auto found = memory.in_use.find(data);

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "norma/core/allocator.h"
 #include "norma/core/device.h"
@@ -25,6 +27,27 @@ namespace detail {
 /// blocks in use.
 void* cuda_allocate(int64_t bytes, Device device);
 void cuda_deallocate(void* block, Device device);
+
+/// What a thread deallocates while a Scope lives is kept until release(): a second stream may still
+/// use it.
+class DeferredFrees {
+ public:
+  class Scope {
+   public:
+    explicit Scope(DeferredFrees& frees);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    DeferredFrees* before_;
+  };
+  void release();
+
+ private:
+  friend void cuda_deallocate(void* block, Device device);
+  std::vector<std::pair<void*, Device>> blocks_;
+};
 
 /// Host memory that the GPU copies from and to by itself.
 void* cuda_allocate_pinned(int64_t bytes);

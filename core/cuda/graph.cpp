@@ -14,6 +14,7 @@
 #include "norma/core/cuda/allocator.h"
 #include "norma/core/cuda/check.h"
 #include "norma/core/cuda/runtime.h"
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/error.h"
 
 namespace norma::detail {
@@ -154,7 +155,13 @@ std::shared_ptr<const CudaGraph> record_graph(Device device, const std::function
     const StreamScope on_stream(device, stream);
     const MemoryPool::Scope in_pool(made->pool);
     Recording recording(stream);
-    work();
+    try {
+      work();
+      join_side();
+    } catch (...) {
+      abandon_side();
+      throw;
+    }
     made->graph = recording.finish();
   }
   check(cudaGraphInstantiate(&made->executable, made->graph, 0), "make the graph");
