@@ -64,7 +64,7 @@ void measure(NormCost& cost, Device device, const F& call) {
 
 std::string text_of(const char* direction, const NormCost& c) {
   const double bytes = static_cast<double>(c.read + c.written);
-  return format(
+  return norma::format(
       "  {}\n    kernel  {}\n    why     {}\n    bytes   {} read, {} written\n    time    {:.1f} "
       "us, {:.1f} GB/s, {:.0f} % of a copy of as many bytes\n",
       direction, c.kernel, c.why, c.read, c.written, c.seconds * 1e6, bytes / c.seconds / 1e9,
@@ -80,7 +80,7 @@ void detail::chose(const char* kernel, const char* why) {
 NormExplanation explain(const Tensor& x, const NormInputs& in, const NormOptions& o) {
   const NoGrad plain;
   NormExplanation e;
-  e.what = format("norm of {} {} on {}", x.shape(), to_string(x.dtype()), x.device());
+  e.what = norma::format("norm of {} {} on {}", x.shape(), to_string(x.dtype()), x.device());
   const NormResult r = fused_norm(x, in, o);
   const Maybe mean = present(r.mean.value), rest = present(r.mean_rest.value);
   e.forward.read = bytes_of(x, in.w, in.b, in.z, in.residual, in.row_scale, in.w2, in.b2);
