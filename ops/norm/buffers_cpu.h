@@ -67,17 +67,13 @@ inline Split row_blocks(int64_t rows, int64_t cols, int64_t fewest) {
   return split(rows, std::max(fewest, kPieceGrain / cols));
 }
 
-/// Sums over rows of one block: Σ term, with what each addition rounded away where sums are to be
-/// precise (Kahan 1965, doi:10.1145/363707.363723).
+/// sum += term, with what the additions before rounded away (Kahan 1965,
+/// doi:10.1145/363707.363723).
 template <class Acc>
-void add_to(Acc* sum, Acc* lost, Acc term) {
-  if (!lost) {
-    *sum += term;
-    return;
-  }
-  const Acc corrected = term - *lost, next = *sum + corrected;
-  *lost = (next - *sum) - corrected;
-  *sum = next;
+void add_precisely(Acc& sum, Acc& lost, Acc term) {
+  const Acc corrected = term - lost, next = sum + corrected;
+  lost = (next - sum) - corrected;
+  sum = next;
 }
 
 }  // namespace norma::detail

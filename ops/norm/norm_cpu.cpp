@@ -6,6 +6,7 @@
 #include "norma/ops/elementwise/lanes32_cpu.h"
 #include "norma/ops/elementwise/operands_cpu.h"
 #include "norma/ops/elementwise/packets_cpu.h"
+#include "norma/ops/norm/activation_cpu.h"
 #include "norma/ops/norm/choice.h"
 #include "norma/ops/norm/general_cpu.h"
 #include "norma/ops/norm/kernels.h"
@@ -31,16 +32,6 @@ const Acc* converted(const T* row, int64_t n, Acc* buffer) {
     for (int64_t c = 0; c < n; ++c) buffer[c] = static_cast<Acc>(row[c]);
     return buffer;
   }
-}
-
-/// silu(z), and its slope where somebody wants it.
-template <class Acc>
-void gate_of(const Acc* z, int64_t n, Acc* gate, Acc* slope) {
-  detail::map_packets(
-      n, gate, [](const auto& v) { return (Acc(1) / (Acc(1) + detail::exp_of(-v))).eval(); }, z);
-  if (slope)
-    for (int64_t c = 0; c < n; ++c) slope[c] = gate[c] * (1 + z[c] * (1 - gate[c]));
-  for (int64_t c = 0; c < n; ++c) gate[c] *= z[c];
 }
 
 /// The weight as it multiplies (1 where there is none) and the bias (0), in Acc, once for all rows.
@@ -118,7 +109,7 @@ template <int kRows, class Acc>
 void moments_of_rows(const Acc* const* u, int64_t n, NormKind kind, detail::Moments<Acc>* m) {
   Lanes32<Acc> sums[kRows];
   Acc total[kRows];
-  if (kind == NormKind::rms) {
+  if (kind != NormKind::layer) {
     for_each32(
         n, [&](int64_t c, auto count) __attribute__((always_inline)) {
           for (int r = 0; r < kRows; ++r) {
@@ -209,7 +200,8 @@ void forward(const NormForwardArgs& k) {
     // The processor itself looks ahead a page or so: a row of 1024.
     if (group > 1024) row.next = k.x.row<T>(std::min(i + 1, k.x.rows - 1)) + at;
     if (k.z)
-      gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, nullptr);
+      detail::activate<Acc>(o, converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate,
+                            nullptr);
     if (o.gate == GateOrder::norm_then_gate) row.gate = gate;
     if (o.gate == GateOrder::gate_then_norm) {
       for (int64_t c = 0; c < group; ++c) u_buffer[c] = row.u[c] * gate[c];
@@ -392,7 +384,9 @@ void backward(const NormBackwardArgs& k) {
     row.dx = dx ? dx.row<T>(i) + at : unwanted;
     row.later_h = k.h.row<T>(next) + at;
     row.later_dy = k.dy.row<T>(next) + at;
-    if (k.z) gate_of<Acc>(converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate, slope);
+    if (k.z)
+      detail::activate<Acc>(o, converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate,
+                            slope);
     if (o.gate == GateOrder::gate_then_norm) {
       for (int64_t c = 0; c < group; ++c) product[c] = h[c] * gate[c];
       row.u = product;
@@ -417,7 +411,7 @@ void backward(const NormBackwardArgs& k) {
     gradient_sums(rows, count, w, group, s);
     for (int r = 0; r < count; ++r) {
       if (o.kind == NormKind::layer) rows[r].mean_g = s[r].a / static_cast<Acc>(group);
-      rows[r].mean_gx = s[r].b / static_cast<Acc>(group);
+      rows[r].mean_gx = o.kind == NormKind::l2 ? s[r].b : s[r].b / static_cast<Acc>(group);
     }
     dw += j * group, db += j * group;
     // Several streams past the caches at once are slower than one after another.
@@ -451,13 +445,9 @@ void backward(const NormBackwardArgs& k) {
 
 /// Why the loops here do not do it all; null for the members that most models use, of one dtype.
 const char* why_general(const NormOptions& o, const ConstVec& w, const ConstVec& b, int64_t cols) {
-  if (o.kind == NormKind::l2) return "its kind is l2";
-  if (o.activation != GateActivation::silu) return "its gate is not SiLU";
   if (o.casting == Casting::rounded) return "its x̂ is rounded before the weight";
   if (o.dropout > 0) return "it has dropout";
   if (o.saves == NormSaves::x_hat) return "it saves x̂";
-  if (o.precise) return "its weight gradients are compensated sums";
-  if (o.probe) return "it has a probe";
   const bool shared = (w && w.n != cols) || (b && b.n != cols);
   return shared ? "its groups share a weight" : nullptr;
 }
@@ -470,6 +460,8 @@ const char* why_general(const NormForwardArgs& k) {
   return why_general(k.options, k.w, k.b, k.x.cols);
 }
 const char* why_general(const NormBackwardArgs& k) {
+  if (k.options.precise) return "its weight gradients are compensated sums";
+  if (k.options.probe) return "it has a probe";
   if (k.row_scale) return "it has a row scale";
   if (k.w2 || k.dy2) return "it has a second weight";
   if (const char* why = why_general(k.options, k.w, k.b, k.dy.cols)) return why;

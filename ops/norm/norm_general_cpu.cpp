@@ -4,61 +4,15 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <numbers>
 
 #include "norma/core/tensor.h"
-#include "norma/ops/elementwise/packets_cpu.h"
+#include "norma/ops/norm/activation_cpu.h"
 #include "norma/ops/norm/buffers_cpu.h"
 #include "norma/ops/norm/general_cpu.h"
 #include "norma/ops/norm/statistics_cpu.h"
 
 namespace norma::detail {
 namespace {
-
-/// s(z), and its slope where somebody wants it.
-template <class Acc>
-void activate(const NormOptions& o, const Acc* z, int64_t n, Acc* gate, Acc* slope) {
-  const auto sigmoid = [&](Acc beta) {
-    map_packets(
-        n, gate, [&](const auto& v) { return (Acc(1) / (Acc(1) + exp_of(-beta * v))).eval(); }, z);
-  };
-  switch (o.activation) {
-    case GateActivation::silu:
-    case GateActivation::swish: {
-      const Acc beta = o.activation == GateActivation::swish ? static_cast<Acc>(o.beta) : Acc(1);
-      sigmoid(beta);
-      if (slope)
-        for (int64_t c = 0; c < n; ++c) slope[c] = gate[c] * (1 + beta * z[c] * (1 - gate[c]));
-      for (int64_t c = 0; c < n; ++c) gate[c] *= z[c];
-      break;
-    }
-    case GateActivation::sigmoid:
-      sigmoid(1);
-      if (slope)
-        for (int64_t c = 0; c < n; ++c) slope[c] = gate[c] * (1 - gate[c]);
-      break;
-    case GateActivation::gelu: {
-      const auto cdf = [](const auto& v) {
-        return (Acc(0.5) * (Acc(1) + (v * Acc(1 / std::numbers::sqrt2)).erf())).eval();
-      };
-      constexpr Acc density = Acc(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
-      if (slope)
-        map_packets(
-            n, slope,
-            [&](const auto& v) {
-              return (cdf(v) + v * exp_of(Acc(-0.5) * v.square()) * density).eval();
-            },
-            z);
-      map_packets(
-          n, gate, [&](const auto& v) { return (v * cdf(v)).eval(); }, z);
-      break;
-    }
-    case GateActivation::identity:
-      std::copy_n(z, n, gate);
-      if (slope) std::fill_n(slope, n, Acc(1));
-      break;
-  }
-}
 
 /// 1 / (1 − p), or 0 where an element of the row is dropped.
 template <class Acc>
@@ -292,9 +246,19 @@ class Backward {
     const auto add = [&](int which, const Vec& wanted, const Acc* d, const Acc* factor) {
       if (!wanted || !d) return;
       Acc* sum = sums_of(block, which) + first;
-      Acc* lost = k.options.precise ? sum + weight_length : nullptr;
-      for (int64_t c = 0; c < group; ++c)
-        add_to(sum + c, lost ? lost + c : nullptr, factor ? d[c] * factor[c] : d[c]);
+      Acc* lost = sum + weight_length;
+      const auto over_group = [&](const auto& step) {
+        for (int64_t c = 0; c < group; ++c) step(c);
+      };
+      // A loop each, so that the compiler makes vectors of them.
+      if (k.options.precise && factor)
+        over_group([&](int64_t c) { add_precisely(sum[c], lost[c], d[c] * factor[c]); });
+      else if (k.options.precise)
+        over_group([&](int64_t c) { add_precisely(sum[c], lost[c], d[c]); });
+      else if (factor)
+        over_group([&](int64_t c) { sum[c] += d[c] * factor[c]; });
+      else
+        over_group([&](int64_t c) { sum[c] += d[c]; });
     };
     add(0, k.dw, dn, x_hat);
     add(1, k.db, dn, nullptr);
@@ -343,8 +307,12 @@ class Backward {
           Acc sum = 0, lost = 0;
           for (int64_t block = 0; block < parts; ++block) {
             const Acc* from = sums_of(block, which) + c;
-            add_to(&sum, k.options.precise ? &lost : nullptr, *from);
-            if (k.options.precise) add_to(&sum, &lost, -from[weight_length]);
+            if (k.options.precise) {
+              add_precisely(sum, lost, *from);
+              add_precisely(sum, lost, -from[weight_length]);
+            } else {
+              sum += *from;
+            }
           }
           out.at<W>(c) = static_cast<W>(sum);
         }
