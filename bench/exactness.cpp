@@ -404,6 +404,10 @@ int run_main(int argc, char** argv) {
   for (const char* path : peers) read_peers(path, table, methods);
   const std::string on = device.is_cpu() ? "" : " --device " + to_string(device);
   std::printf(kIntroduction, log2, on.c_str(), to_string(device).c_str(), log2);
+  if (!peers.empty())
+    std::printf(
+        "\nThe last columns are other libraries' kernels on the same machine, by\n"
+        "bench/peers/exactness.py: inputs of the same distributions, drawn anew.\n");
   print_tables(table, methods);
 
   const EnableGrad recording;

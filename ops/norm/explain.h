@@ -11,7 +11,7 @@ struct NormCost {
   std::string kernel, why;
   int64_t read = 0, written = 0;  ///< bytes, each tensor once
   double seconds = 0;             ///< the least of several calls
-  double copy_seconds = 0;        ///< of a copy that moves as many bytes on the same device
+  double copy_seconds = 0;        ///< of a copy_ that moves as many bytes on the same device
   double share_of_copy() const { return seconds > 0 ? copy_seconds / seconds : 0; }
 };
 struct NormExplanation {
