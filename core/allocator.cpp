@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <mutex>
 
+#include "norma/core/cuda/allocator.h"
+
 namespace norma {
 
 OutOfMemory::OutOfMemory(size_t bytes) noexcept {
@@ -252,7 +254,10 @@ void spill(FreeList& list, int c) {
 
 }  // namespace detail
 
-MemoryStats memory_stats() {
+MemoryStats memory_stats(Device device) {
+  if constexpr (kBuiltWithCuda)
+    if (device.is_cuda()) return detail::cuda_memory_stats(device);
+  require_available(device);
   auto& shared = detail::shared;
   const std::lock_guard lock(shared.mutex);
   MemoryStats stats{.allocated = shared.in_use,
@@ -265,7 +270,18 @@ MemoryStats memory_stats() {
   return stats;
 }
 
-void empty_cache() {
+void reset_peak(Device device) {
+  if constexpr (kBuiltWithCuda)
+    if (device.is_cuda()) return detail::cuda_reset_peak(device);
+  require_available(device);
+  const int64_t now = memory_stats().allocated;
+  detail::shared.peak = now;
+}
+
+void empty_cache(Device device) {
+  if constexpr (kBuiltWithCuda)
+    if (device.is_cuda()) return detail::cuda_empty_cache(device);
+  require_available(device);
   const std::lock_guard lock(detail::shared.mutex);
   detail::empty_large_cache();
 }

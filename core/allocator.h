@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <new>
 
+#include "norma/core/device.h"
+
 #if defined(__SANITIZE_ADDRESS__)
 #define NORMA_ASAN 1
 #elif defined(__has_feature)
@@ -21,7 +23,7 @@ extern "C" void __asan_unpoison_memory_region(const volatile void*, size_t);
 
 namespace norma {
 
-/// Bytes of CPU memory that tensors use. Sizes count as rounded to their size class.
+/// Bytes of a device's memory that tensors use. Sizes count as rounded to their size class.
 struct MemoryStats {
   int64_t allocated = 0;           ///< in use now
   int64_t reserved = 0;            ///< taken from the system: in use, or kept for reuse
@@ -29,10 +31,12 @@ struct MemoryStats {
   int64_t system_allocations = 0;  ///< how often the system was asked; constant in steady state
 };
 
-MemoryStats memory_stats();
-
-/// Gives cached blocks of more than 64 KiB back to the system.
-void empty_cache();
+MemoryStats memory_stats(Device device = cpu);
+/// The most ever in use is counted anew from here on.
+void reset_peak(Device device = cpu);
+/// Gives cached blocks that are not in use (on the processor: of more than 64 KiB) back to the
+/// system.
+void empty_cache(Device device = cpu);
 
 /// What allocate throws where the system has no memory left, even with the cache emptied.
 class OutOfMemory : public std::bad_alloc {

@@ -207,7 +207,7 @@ Tensor read_elements(const InputFile& file, std::string_view what, const Shape& 
 }
 
 void write_elements(AtomicFile& file, const Tensor& t) {
-  const Tensor d = dense(t);
+  const Tensor d = dense(t).detach().to(cpu);
   file.write(std::span(static_cast<const std::byte*>(d.data()),
                        static_cast<size_t>(d.numel() * size_of(d.dtype()))));
 }

@@ -7,8 +7,8 @@ namespace norma {
 class Tensor;
 
 /// Writes t in NumPy's format (numpy.lib.format, version 1.0), for numpy.load to read; the file
-/// appears whole or not at all. t: on the CPU, any strides, any dtype but bfloat16, which NumPy
-/// lacks: DTypeError. Throws DeviceError and IOError.
+/// appears whole or not at all. t: any device, strides and dtype but bfloat16, which NumPy
+/// lacks: DTypeError. Throws IOError.
 void save_npy(const std::string& path, const Tensor& t);
 
 /// What numpy.save wrote, versions 1.0 to 3.0, as a tensor on the CPU. An array in Fortran order

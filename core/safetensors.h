@@ -20,10 +20,10 @@ struct Safetensors {
   const Tensor& at(std::string_view name) const;
 };
 
-/// Writes tensors on the CPU, of any dtype and strides, in the safetensors format
+/// Writes tensors of any device, dtype and strides, in the safetensors format
 /// (github.com/huggingface/safetensors); the file appears whole or not at all. Names keep their
 /// order; the elements lie aligned, the widest dtypes first. Throws ValueError for a name given
-/// twice or reserved and for text that is not UTF-8, DeviceError, IOError.
+/// twice or reserved and for text that is not UTF-8, IOError.
 void save_safetensors(const std::string& path,
                       const std::vector<std::pair<std::string, Tensor>>& tensors,
                       const std::map<std::string, std::string>& metadata = {});

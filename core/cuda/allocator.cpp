@@ -319,22 +319,21 @@ void* exchange_pool(void* pool) {
   return std::exchange(thread_pool, static_cast<BlockPool*>(pool));
 }
 
-}  // namespace detail
-
-MemoryStats memory_stats(Device device) {
-  const std::lock_guard lock(detail::shared().mutex);
-  return detail::memory_of(device).stats;
+MemoryStats cuda_memory_stats(Device device) {
+  const std::lock_guard lock(shared().mutex);
+  return memory_of(device).stats;
 }
-void reset_peak(Device device) {
-  const std::lock_guard lock(detail::shared().mutex);
-  MemoryStats& stats = detail::memory_of(device).stats;
+void cuda_reset_peak(Device device) {
+  const std::lock_guard lock(shared().mutex);
+  MemoryStats& stats = memory_of(device).stats;
   stats.peak = stats.allocated;
 }
-void empty_cache(Device device) {
+void cuda_empty_cache(Device device) {
   synchronize(device);
-  const std::lock_guard lock(detail::shared().mutex);
-  auto& memory = detail::memory_of(device);
-  detail::release_whole_segments(memory, memory.general);
+  const std::lock_guard lock(shared().mutex);
+  auto& memory = memory_of(device);
+  release_whole_segments(memory, memory.general);
 }
 
+}  // namespace detail
 }  // namespace norma

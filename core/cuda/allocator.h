@@ -10,17 +10,15 @@
 
 namespace norma {
 
-/// Bytes of a GPU's memory: in use, taken from the driver, most ever in use.
-MemoryStats memory_stats(Device device);
-void reset_peak(Device device);
-/// Gives the driver back what is cached and not in use.
-void empty_cache(Device device);
-
 namespace detail {
 
 // A caching allocator: blocks are split from and merged within segments of the driver's memory, and
 // the smallest that fits is taken. All of a device's work goes to one stream, so a block may be
 // used again at once; work on a second stream must be joined before what it reads is let go.
+
+MemoryStats cuda_memory_stats(Device device);
+void cuda_reset_peak(Device device);
+void cuda_empty_cache(Device device);
 
 /// At least `bytes` bytes, aligned to 512. Where the driver has none left, first the cache goes
 /// back to it; then CudaError names the op that asked, the bytes wanted and free, and the largest

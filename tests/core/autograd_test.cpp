@@ -210,10 +210,10 @@ TEST(Autograd, WhatWasSavedIsFreedAsTheSweepPasses) {
   y = Tensor();
   int64_t during = 0;
   x.register_hook([&](const Tensor&) -> std::optional<Tensor> {
-    during = memory_stats().allocated;
+    during = memory_stats(default_device()).allocated;
     return none;
   });
-  const int64_t before = memory_stats().allocated;
+  const int64_t before = memory_stats(default_device()).allocated;
   loss.backward();
   // 16 saved exponentials are gone; a few gradients are there.
   EXPECT_LT(during, before - 10 * bytes);

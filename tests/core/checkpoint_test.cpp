@@ -57,11 +57,11 @@ TEST(Checkpoint, KeepsTheInputsAlone) {
     for (int i = 0; i < 10; ++i) y = exp(y * 0.1);
     return std::vector{y};
   };
-  const int64_t start = memory_stats().allocated;
+  const int64_t start = memory_stats(default_device()).allocated;
   const Tensor plain = deep({x})[0];
-  const int64_t without = memory_stats().allocated - start;
+  const int64_t without = memory_stats(default_device()).allocated - start;
   const Tensor kept = checkpoint(deep, {x})[0];
-  const int64_t with = memory_stats().allocated - start - without;
+  const int64_t with = memory_stats(default_device()).allocated - start - without;
   EXPECT_GE(without, 10 * 4 * n);
   EXPECT_LE(with, 2 * 4 * n);
   EXPECT_SAME_BITS(kept.detach(), plain.detach());

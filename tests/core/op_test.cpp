@@ -130,7 +130,8 @@ TEST(Op, SlowPathIsSaidOnce) {
   apply<Float64Only>(ones({2}));
   apply<Float64Only>(ones({2}, float64));
   EXPECT_EQ(::testing::internal::GetCapturedStderr(),
-            "norma: float64_only has no kernel for float32 on cpu; its definition runs instead\n");
+            "norma: float64_only has no kernel for float32 on " + to_string(default_device()) +
+                "; its definition runs instead\n");
 }
 
 }  // namespace

@@ -212,7 +212,7 @@ TEST(Random, FactoriesFillWithTheAmbientGeneratorsNextKey) {
   std::vector<float> x(6);
   fill_normal(first, x.data(), 6);
   const Tensor t = randn({2, 3});
-  EXPECT_EQ(t.spec(), (TensorSpec{{2, 3}, float32, cpu}));
+  EXPECT_EQ(t.spec(), (TensorSpec{{2, 3}, float32, default_device()}));
   EXPECT_EQ(t.to_vector<float>(), x);
   EXPECT_NE(randn({2, 3}).to_vector<float>(), x);
   manual_seed(11);
