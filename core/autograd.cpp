@@ -17,11 +17,19 @@ namespace {
 struct ThreadState {
   bool grad_enabled = true;
   bool destroying = false;
+  int sweeps = 0;      // that run, one inside the other
+  int one_stream = 0;  // how many ask for it
   uint64_t sequence = 0;
   Node* dead = nullptr;
 };
 thread_local constinit ThreadState state;
 }  // namespace
+
+namespace detail {
+bool sweep_joins() { return state.sweeps > 0 && state.one_stream == 0; }
+OneStream::OneStream() { ++state.one_stream; }
+OneStream::~OneStream() { --state.one_stream; }
+}  // namespace detail
 
 bool is_grad_enabled() { return state.grad_enabled; }
 GradMode::GradMode(bool enabled) : before_(state.grad_enabled) { state.grad_enabled = enabled; }
@@ -184,15 +192,22 @@ class Sweep {
     for (const Wanted& wanted : wanted_) slots = std::max(slots, wanted.slot + 1);
     found_.resize(slots);
     const GradMode mode(create_);
+    const Running running;
     while (!heap_.empty()) {
       Entry* entry = heap_.top().entry;
       heap_.pop();
       step(*entry);
     }
-    if (until_ != Until::cuts) join_side_stream();
+    if (state.sweeps == 1) join_side_stream();
   }
 
  private:
+  struct Running {
+    Running() { ++state.sweeps; }
+    ~Running() { --state.sweeps; }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+  };
   struct Entry {
     Sweep* sweep;
     void* before;  // an outer sweep's entry of the same node, put back afterwards

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "norma/core/captured_call.h"
+#include "norma/core/cuda/allocator.h"
 #include "norma/core/cuda/graph.h"
 #include "norma/core/op.h"
 #include "norma/core/random.h"
@@ -247,6 +248,11 @@ class CapturedCall final : public StorageWatch {
     entry_.each_call.push_back({first, bytes, std::move(now)});
     if (entry_.checks) entry_.send_values();
     return static_cast<const std::byte*>(entry_.on_device.data()) + first;
+  }
+
+  void before_each_replay(const Tensor& t, std::function<void()> f) {
+    if (entry_.on_device.defined() && !made(*t.storage()) && !is_slot(t))
+      entry_.each_call.push_back({0, 0, [f = std::move(f)](void*) { f(); }});
   }
 
   std::string_view maker(const Tensor& t) const {
@@ -498,6 +504,10 @@ const void* value_each_call(size_t bytes, std::function<void(void*)> now) {
   return captured_call->value(bytes, std::move(now));
 }
 
+void before_each_replay(const Tensor& t, std::function<void()> f) {
+  if (captured_call) captured_call->before_each_replay(t, std::move(f));
+}
+
 OutsideCapturedCall::OutsideCapturedCall() : watch_(StorageWatch::exchange(nullptr)) {
   if constexpr (kBuiltWithCuda) pool_ = exchange_pool(nullptr);
 }
@@ -591,7 +601,10 @@ void CaptureEngine::Entry::run(CapturedBody& body) {
   };
   std::shared_ptr<const CudaGraph> recorded;
   if constexpr (kBuiltWithCuda)
-    if (records) recorded = record_graph(device, work);
+    if (records) {
+      empty_cache(device);  // the plain call's memory: the graph has its own
+      recorded = record_graph(device, work);
+    }
   if (!records) work();
 
   call.require_whole_trace();

@@ -203,10 +203,10 @@ class Captured {
 /// later ones launch again: no step is done twice. The kind is the arguments' structure, the
 /// tensors' shapes, dtypes, devices and requires_grad, and every plain number, enum and text by
 /// value. Arguments may be tensors, numbers, enums, text, optionals, vectors, plain structs of up
-/// to eight of these, and objects with `template <class V> void visit(V& v) { v("name", member);
-/// }`. Tensors are copied into fixed places, so that f must not keep one; a model is not passed but
-/// captured by reference. The result is tensors or structs of them, given out as copies without
-/// history.
+/// to eight of these, and objects that show these by name:
+/// template <class V> void visit(V& v) { v("name", member); }. Tensors are copied into fixed
+/// places, so that f must not keep one; a model is not passed but captured by reference. The result
+/// is tensors or structs of them, given out as copies without history.
 ///
 /// The host's part of f runs in the first two calls alone, so from the second call on these are
 /// GraphErrors that name the operation: reading or printing a tensor; leaving a tensor, or a

@@ -64,6 +64,10 @@ class OutsideCapturedCall {
   void* pool_ = nullptr;
 };
 
+/// Calls f before each replay of the running captured call: for what the host keeps up to date with
+/// t, a tensor from outside. Others are left out: a replay makes them itself.
+void before_each_replay(const Tensor& t, std::function<void()> f);
+
 const void* value_each_call(size_t bytes, std::function<void(void*)> now);
 /// A value that the host works out anew for each call, such as a learning rate. Where the running
 /// call is captured on a GPU: the place on the device where its kernels find what now() gives,

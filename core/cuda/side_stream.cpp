@@ -20,9 +20,9 @@ struct Side {
   Device device;
   cudaStream_t stream = nullptr;
   cudaEvent_t begun = nullptr, done = nullptr;
-  std::vector<Tensor> reads;
-  std::vector<const Storage*> results;
-  DeferredFrees frees;
+  std::vector<Tensor> reads = {};
+  std::vector<const Storage*> results = {};
+  DeferredFrees frees = {};
 };
 
 /// Never destroyed, like the device's main stream.
@@ -44,6 +44,7 @@ thread_local constinit Side* pending = nullptr;
 
 std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work) {
+  if (!sweep_joins()) return work();
   join_side();
   const cudaStream_t stream = stream_of(cuda_stream(device));
   Side& side = side_of(device);

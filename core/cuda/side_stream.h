@@ -10,16 +10,28 @@ namespace norma::detail {
 
 // A second stream beside the thread's, for work that nobody needs soon: the product that gives a
 // weight's gradient beside the rest of the sweep. Small ones leave most of a GPU idle; a recorded
-// graph gets a second branch by it. Defined in builds with CUDA alone.
+// graph gets a second branch by it. Defined in builds with CUDA alone, but for sweep_joins and
+// OneStream (core/autograd.cpp).
+
+/// Whether a sweep runs on this thread: it joins what is given to the side before it ends.
+bool sweep_joins();
+/// While one lives, this thread gives nothing to the side: for who times what runs.
+class OneStream {
+ public:
+  OneStream();
+  ~OneStream();
+  OneStream(const OneStream&) = delete;
+  OneStream& operator=(const OneStream&) = delete;
+};
 
 /// Whether work was given to the side and not yet joined.
 extern constinit thread_local bool side_pending;
 
-/// Runs `work`, which may read `reads` and returns what it makes. Its kernels may start when all
+/// Runs `work`, which may read `reads` and returns what it makes; outside of sweeps as if called
+/// here. Its kernels may start when all
 /// that the thread's stream was given so far is done, and run at the same time as what comes next.
 /// What was given before is joined first. `reads` are held until the join, so that nobody writes to
-/// them in place. The engine joins before an op reads a result and at the end of a sweep; other
-/// code calls join_side() before it does.
+/// them in place. The engine joins before an op reads a result and at the end of a sweep.
 std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work);
 /// The thread's stream waits for the side.

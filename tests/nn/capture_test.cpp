@@ -1,5 +1,7 @@
 #include "norma/core/capture.h"
 
+#include <cstdlib>
+
 #include "norma/core/random.h"
 #include "norma/nn/optimizer.h"
 #include "norma/nn/transformer.h"
@@ -123,7 +125,14 @@ TEST(CapturedTraining, LearningRateGivenInsideIsNamed) {
                    "step() inside");
 }
 
-TEST(CapturedTraining, ChangedTrainModeIsNamed) {
+/// Compares every call with the second one on a GPU too.
+class CapturedTrainingChecks : public ::testing::Test {
+ protected:
+  CapturedTrainingChecks() { setenv("NORMA_CHECK_CAPTURE", "1", 1); }
+  ~CapturedTrainingChecks() override { unsetenv("NORMA_CHECK_CAPTURE"); }
+};
+
+TEST_F(CapturedTrainingChecks, ChangedTrainModeIsNamed) {
   Dropout dropout(0.5);
   auto f = capture([&](const Tensor& x) { return dropout(x); });
   for (int i = 0; i < 2; ++i) f(ones({4}));
@@ -134,7 +143,7 @@ TEST(CapturedTraining, ChangedTrainModeIsNamed) {
       "that went on with dropout; make what decides it an argument");
 }
 
-TEST(CapturedTraining, ChangedOptimizerStateIsNamed) {
+TEST_F(CapturedTrainingChecks, ChangedOptimizerStateIsNamed) {
   Linear linear({.d_in = 2, .d_out = 1});
   AdamW adam(decay_groups(named_parameters(linear), 0));
   auto step = capture([&](const Tensor& x) {
