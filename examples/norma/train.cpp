@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -50,7 +51,7 @@ std::string default_folder(const TrainOptions& o) {
 
 /// "1 h 02 min", "3 min 10 s", "45 s"
 std::string duration(double seconds) {
-  const auto s = static_cast<int64_t>(seconds + 0.5);
+  const int64_t s = std::lround(seconds);
   if (s >= 3600) return format("{} h {:02d} min", s / 3600, s / 60 % 60);
   if (s >= 60) return format("{} min {:02d} s", s / 60, s % 60);
   return format("{} s", s);

@@ -35,7 +35,7 @@ template <class X>
 auto exp_of(const X& x) {
   using Acc = typename X::Scalar;
   constexpr Acc lowest = std::is_same_v<Acc, double> ? Acc(-708) : Acc(-87);
-  const auto v = x.eval();
+  const auto& v = x.eval();
   auto e = v.exp().eval();
   for (int i = 0; i < e.size(); ++i) e[i] = v[i] < lowest ? Acc(0) : e[i];
   return e;
