@@ -1,5 +1,6 @@
 #include "norma/ops/conv1d/conv1d.h"
 
+#include "norma/core/dispatch.h"
 #include "norma/ops/conv1d/kernels.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
@@ -76,18 +77,16 @@ Conv1dResult CausalConv1d::forward(Context& ctx, const Tensor& x, const Tensor& 
   result.y = empty(x.spec());
   if (o.final_state)
     result.state = empty({x.size(0), w.size(1) - 1, x.size(2)}, x.dtype(), x.device());
-  run(Cpu{}, Conv1dForwardArgs{.silu = o.activation == Conv1dActivation::silu,
-                               .x = u,
-                               .state = or_absent(past),
-                               .w = weight,
-                               .b = or_absent(bias),
-                               .y = result.y,
-                               .last_state = or_absent(result.state)});
+  dispatch(x.device(), Conv1dForwardArgs{.silu = o.activation == Conv1dActivation::silu,
+                                         .x = u,
+                                         .state = or_absent(past),
+                                         .w = weight,
+                                         .b = or_absent(bias),
+                                         .y = result.y,
+                                         .last_state = or_absent(result.state)});
   ctx.save(x, w, b, state);
   return result;
 }
-bool CausalConv1d::runs_on(Device device, DType) { return device.is_cpu(); }
-bool CausalConv1dBackward::runs_on(Device device, DType) { return device.is_cpu(); }
 CausalConv1d::Grads CausalConv1d::backward(Context& ctx, const Maybe& dy,
                                            const Maybe& dlast_state) {
   const Tensor x = ctx.saved(0);
@@ -132,17 +131,17 @@ CausalConv1d::Grads CausalConv1dBackward::forward(Context&, const Tensor& dy,
   const Tensor dw = empty(w.shape(), stats, w.device());
   if (b) grads.db = empty(b->shape(), stats, b->device());
   if (state) grads.dstate = empty(state->spec());
-  run(Cpu{}, Conv1dBackwardArgs{.silu = o.activation == Conv1dActivation::silu,
-                                .dy = d,
-                                .dlast_state = or_absent(dlast),
-                                .x = u,
-                                .state = or_absent(past),
-                                .w = weight,
-                                .b = or_absent(bias),
-                                .dx = grads.dx,
-                                .dstate = or_absent(grads.dstate),
-                                .dw = dw,
-                                .db = or_absent(grads.db)});
+  dispatch(x.device(), Conv1dBackwardArgs{.silu = o.activation == Conv1dActivation::silu,
+                                          .dy = d,
+                                          .dlast_state = or_absent(dlast),
+                                          .x = u,
+                                          .state = or_absent(past),
+                                          .w = weight,
+                                          .b = or_absent(bias),
+                                          .dx = grads.dx,
+                                          .dstate = or_absent(grads.dstate),
+                                          .dw = dw,
+                                          .db = or_absent(grads.db)});
   grads.dw = dw.to(w.dtype());
   if (b) grads.db = grads.db->to(b->dtype());
   return grads;

@@ -42,7 +42,6 @@ struct CausalConv1d {
   static Conv1dResult forward(Context&, const Tensor& x, const Tensor& w,
                               const std::optional<Tensor>& b, const std::optional<Tensor>& state,
                               const Options&);
-  static bool runs_on(Device, DType);
   struct Grads {
     Tensor dx, dw;
     std::optional<Tensor> db, dstate;
@@ -60,7 +59,6 @@ struct CausalConv1dBackward {
   static Grads forward(Context&, const Tensor& dy, const std::optional<Tensor>& dlast_state,
                        const Tensor& x, const Tensor& w, const std::optional<Tensor>& b,
                        const std::optional<Tensor>& state, const Options&);
-  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

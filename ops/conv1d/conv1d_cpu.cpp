@@ -112,7 +112,7 @@ void forward(const Conv1dForwardArgs& k) {
   const int64_t row_tiles = (size.length + kSteps - 1) / kSteps;
   const Split work = split(size.batch * row_tiles * size.column_tiles(), 1);
   const int64_t needed = (kSteps + 2 * size.width + 1) * kChannels;
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>);
+  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
     Acc* weights = scratch.span<Acc>().data() + block * needed;
     Acc* u = weights + (size.width + 1) * kChannels;
@@ -217,8 +217,8 @@ void backward(const Conv1dBackwardArgs& k) {
   // Partial sums a block of row tiles: their number follows from the sizes alone.
   const Split rows = split(size.batch * row_tiles, 1);
   const int64_t padded_width = tiles * kChannels, needed = BackwardTile<T>::scratch(size);
-  const Tensor partial = zeros({rows.blocks, taps, padded_width}, dtype_of<Acc>);
-  const Tensor scratch = empty({rows.blocks * tiles, needed}, dtype_of<Acc>);
+  const Tensor partial = zeros({rows.blocks, taps, padded_width}, dtype_of<Acc>, cpu);
+  const Tensor scratch = empty({rows.blocks * tiles, needed}, dtype_of<Acc>, cpu);
   parallel_for(rows.blocks * tiles, [&](int64_t task) {
     const int64_t block = task / tiles, tile = task % tiles;
     const Columns columns = columns_of<Acc>(size, tile);

@@ -15,6 +15,7 @@ struct Conv1dForwardArgs {
   View y, last_state;
 };
 void run(Cpu, const Conv1dForwardArgs&);
+void run(Cuda, const Conv1dForwardArgs&);
 
 /// dy like x, last stride 1; dlast_state dense or absent. dx, dstate dense, like x; dw, db like w,
 /// b.
@@ -27,5 +28,6 @@ struct Conv1dBackwardArgs {
   Vec dw, db;
 };
 void run(Cpu, const Conv1dBackwardArgs&);
+void run(Cuda, const Conv1dBackwardArgs&);
 
 }  // namespace norma

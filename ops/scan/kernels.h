@@ -19,6 +19,7 @@ struct ScanForwardArgs {
   Vec last_state, chunk_states;
 };
 void run(Cpu, const ScanForwardArgs&);
+void run(Cuda, const ScanForwardArgs&);
 
 /// dx, ddt, dz like x, db, dc like b, all dense; da (E, N), dd, ddt_bias (E).
 struct ScanBackwardArgs {
@@ -30,5 +31,6 @@ struct ScanBackwardArgs {
   Vec da, dd, ddt_bias, dstate;
 };
 void run(Cpu, const ScanBackwardArgs&);
+void run(Cuda, const ScanBackwardArgs&);
 
 }  // namespace norma

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/reduce/reduce.h"
@@ -56,8 +57,10 @@ struct Formula {
 Tensor as_column(const Tensor& t, int64_t step) { return t.select(1, step).unsqueeze(2); }
 Tensor as_row(const Tensor& t, int64_t step) { return t.select(1, step).unsqueeze(1); }
 
-/// Steps between kept states: N numbers a channel each, half a number a step from N = 32 on.
+/// Steps between kept states: N numbers a channel each, on the processor half a number a step from
+/// N = 32 on. On a GPU it is the tile of the kernels.
 int64_t chunk_of(const Tensor& x, const Tensor& a, const ScanOptions& o) {
+  if (x.device().is_cuda()) return 32;
   const int64_t chunk = o.chunk > 0 ? o.chunk : std::max<int64_t>(64, 2 * a.size(1));
   return std::min(chunk, x.size(1));
 }
@@ -128,7 +131,6 @@ ScanResult SelectiveScan::define(const Tensor& x, const Tensor& dt, const Tensor
   return result;
 }
 
-bool SelectiveScan::runs_on(Device device, DType) { return device.is_cpu(); }
 ScanResult SelectiveScan::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Tensor& a,
                                   const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z,
                                   const Maybe& dt_bias, const Maybe& state, const Options& o) {
@@ -144,20 +146,20 @@ ScanResult SelectiveScan::forward(Context& ctx, const Tensor& x, const Tensor& d
   Tensor chunk_states;
   if (ctx.recording())
     chunk_states = empty({batch, (x.size(1) + chunk - 1) / chunk, n, channels}, stats, x.device());
-  run(Cpu{}, ScanForwardArgs{.dt_softplus = o.dt_softplus,
-                             .chunk = chunk,
-                             .x = u,
-                             .dt = steps,
-                             .a = rates,
-                             .b = inputs,
-                             .c = outputs,
-                             .z = or_absent(gate),
-                             .d = or_absent(skip),
-                             .dt_bias = or_absent(bias),
-                             .state = or_absent(first),
-                             .y = result.y,
-                             .last_state = or_absent(result.state),
-                             .chunk_states = chunk_states});
+  dispatch(x.device(), ScanForwardArgs{.dt_softplus = o.dt_softplus,
+                                       .chunk = chunk,
+                                       .x = u,
+                                       .dt = steps,
+                                       .a = rates,
+                                       .b = inputs,
+                                       .c = outputs,
+                                       .z = or_absent(gate),
+                                       .d = or_absent(skip),
+                                       .dt_bias = or_absent(bias),
+                                       .state = or_absent(first),
+                                       .y = result.y,
+                                       .last_state = or_absent(result.state),
+                                       .chunk_states = chunk_states});
   ctx.save(x, dt, a, b, c, d, z, dt_bias, state);
   ctx.save_constant(chunk_states);
   return result;
@@ -221,7 +223,6 @@ std::vector<Tensor> SelectiveScanBackward::define(const Tensor& dy_, const Maybe
   return grads.flat();
 }
 
-bool SelectiveScanBackward::runs_on(Device device, DType) { return device.is_cpu(); }
 std::vector<Tensor> SelectiveScanBackward::forward(
     Context&, const Tensor& dy, const Maybe& dlast_state, const Tensor& x, const Tensor& dt,
     const Tensor& a, const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& z,
@@ -240,28 +241,28 @@ std::vector<Tensor> SelectiveScanBackward::forward(
   if (z) grads.dz = empty(z->spec());
   grads.dstate = in_stats(state);
   const Maybe da = in_stats(a), dd = in_stats(d), ddt_bias = in_stats(dt_bias);
-  run(Cpu{}, ScanBackwardArgs{.dt_softplus = o.dt_softplus,
-                              .chunk = chunk_of(x, a, o),
-                              .dy = slope,
-                              .x = u,
-                              .dt = steps,
-                              .a = rates,
-                              .b = inputs,
-                              .c = outputs,
-                              .z = or_absent(gate),
-                              .d = or_absent(skip),
-                              .dt_bias = or_absent(bias),
-                              .chunk_states = chunk_states,
-                              .dlast_state = or_absent(dlast),
-                              .dx = grads.dx,
-                              .ddt = grads.ddt,
-                              .db = grads.db,
-                              .dc = grads.dc,
-                              .dz = or_absent(grads.dz),
-                              .da = *da,
-                              .dd = or_absent(dd),
-                              .ddt_bias = or_absent(ddt_bias),
-                              .dstate = or_absent(grads.dstate)});
+  dispatch(x.device(), ScanBackwardArgs{.dt_softplus = o.dt_softplus,
+                                        .chunk = chunk_of(x, a, o),
+                                        .dy = slope,
+                                        .x = u,
+                                        .dt = steps,
+                                        .a = rates,
+                                        .b = inputs,
+                                        .c = outputs,
+                                        .z = or_absent(gate),
+                                        .d = or_absent(skip),
+                                        .dt_bias = or_absent(bias),
+                                        .chunk_states = chunk_states,
+                                        .dlast_state = or_absent(dlast),
+                                        .dx = grads.dx,
+                                        .ddt = grads.ddt,
+                                        .db = grads.db,
+                                        .dc = grads.dc,
+                                        .dz = or_absent(grads.dz),
+                                        .da = *da,
+                                        .dd = or_absent(dd),
+                                        .ddt_bias = or_absent(ddt_bias),
+                                        .dstate = or_absent(grads.dstate)});
   grads.da = da->to(a.dtype());
   if (d) grads.dd = dd->to(d->dtype());
   if (dt_bias) grads.ddt_bias = ddt_bias->to(dt_bias->dtype());

@@ -10,7 +10,7 @@ namespace norma {
 struct ScanOptions {
   bool dt_softplus = true;   ///< Δ = softplus(dt + dt_bias), else the sum itself
   bool final_state = false;  ///< whether the result holds the last state
-  int64_t chunk = 0;         ///< steps between the states kept for backward; 0: chosen from N
+  int64_t chunk = 0;  ///< steps between the states kept for backward; 0: chosen from N; on a GPU 32
   bool operator==(const ScanOptions&) const = default;
 };
 /// What may be absent: the skip, the gate, the bias of dt, the state to begin with (else zeros).
@@ -54,7 +54,6 @@ struct SelectiveScan {
                             const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
                             const std::optional<Tensor>& z, const std::optional<Tensor>& dt_bias,
                             const std::optional<Tensor>& state, const Options&);
-  static bool runs_on(Device, DType);
   /// In the order of the arguments; undefined for absent ones.
   static std::vector<Tensor> backward(Context&, const std::optional<Tensor>& dy,
                                       const std::optional<Tensor>& dlast_state);
@@ -77,7 +76,6 @@ struct SelectiveScanBackward {
                                      const std::optional<Tensor>& dt_bias,
                                      const std::optional<Tensor>& state, const Tensor& chunk_states,
                                      const Options&);
-  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

@@ -228,7 +228,7 @@ void forward(const ScanForwardArgs& k) {
   const Sizes s = sizes_of(k.x, k.a, k.chunk);
   const int64_t blocks = s.blocks(kWidth), needed = (2 * s.n + 3) * kWidth + Chunk<T>::scratch(s);
   const Split work = split(s.batch * blocks, 1);
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>);
+  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
     for (int64_t task = work.begin(block); task < work.end(block); ++task) {
       const int64_t first = task % blocks * kWidth;
@@ -390,10 +390,10 @@ void backward(const ScanBackwardArgs& k) {
   const Split shares{std::min(wanted, blocks), (blocks + wanted - 1) / wanted, blocks};
   const int64_t groups = (blocks + shares.size - 1) / shares.size;
   const int64_t rows = s.n + 2;  // of da, dd and ddt_bias
-  const Tensor over_channels = zeros({2, s.batch, groups, per_batch}, dtype_of<Acc>);
-  const Tensor over_batch = empty({s.batch, blocks, rows, kWidth}, dtype_of<Acc>);
+  const Tensor over_channels = zeros({2, s.batch, groups, per_batch}, dtype_of<Acc>, cpu);
+  const Tensor over_batch = empty({s.batch, blocks, rows, kWidth}, dtype_of<Acc>, cpu);
   const int64_t needed = BackwardTask<T>::scratch(s);
-  const Tensor scratch = empty({s.batch * groups, needed}, dtype_of<Acc>);
+  const Tensor scratch = empty({s.batch * groups, needed}, dtype_of<Acc>, cpu);
   Acc *db = over_channels.span<Acc>().data(), *dc = db + s.batch * groups * per_batch;
   parallel_for(s.batch * groups, [&](int64_t task) {
     const int64_t batch = task / groups, group = task % groups;

@@ -19,6 +19,8 @@ struct SsdForwardArgs {
   Vec last_state;
 };
 void run(Cpu, const SsdForwardArgs&);
+/// On a GPU: bfloat16 or float16, P = 64, N = 64 or 128, rows aligned to 16 bytes.
+void run(Cuda, const SsdForwardArgs&);
 
 /// dx, ddt, db, dc dense, like x, dt, b, c; da, ddt_bias (H), dd (H, P).
 struct SsdBackwardArgs {
@@ -31,5 +33,6 @@ struct SsdBackwardArgs {
   Vec da, dd, ddt_bias, dstate;
 };
 void run(Cpu, const SsdBackwardArgs&);
+void run(Cuda, const SsdBackwardArgs&);
 
 }  // namespace norma

@@ -1,9 +1,11 @@
 #include "norma/ops/ssd/ssd.h"
 
+#include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"
 #include "norma/ops/reduce/reduce.h"
+#include "norma/ops/scan/scan.h"
 #include "norma/ops/ssd/kernels.h"
 #include "norma/ops/view/view.h"
 
@@ -83,8 +85,15 @@ Tensor ready(const Tensor& t) {
   int64_t stride = 1;
   for (int i = t.dim() - 1; i >= 2; stride *= t.shape()[i--])
     if (t.strides()[i] != stride && t.shape()[i] != 1) return detail::dense(t);
+  if (t.device().is_cuda()) {  // rows are read 16 bytes at a time
+    const int64_t item = size_of(t.dtype());
+    const auto even = [&](int64_t elements) { return elements * item % 16 == 0; };
+    if (!even(t.offset()) || !even(t.strides()[0]) || !even(t.strides()[1]))
+      return detail::dense(t);
+  }
   return t;
 }
+Tensor ready_steps(const Tensor& t) { return t.strides()[2] == 1 ? t : detail::dense(t); }
 Tensor dense_stats(const Tensor& t, DType stats) { return detail::dense(t.to(stats)); }
 Maybe dense_stats(const Maybe& t, DType stats) { return t ? Maybe(dense_stats(*t, stats)) : none; }
 /// d as (H, P).
@@ -93,6 +102,64 @@ Maybe wide_skip(const Maybe& d, const Tensor& x, DType stats) {
   return detail::dense(skip(*d, stats).expand({x.size(2), x.size(3)}));
 }
 Tensor or_absent(const Maybe& t) { return t.value_or(Tensor()); }
+
+/// Whether the GPU's kernels by matrix products serve these sizes.
+bool has_products(const Tensor& x, const Tensor& b) {
+  const bool half = x.dtype() == bfloat16 || x.dtype() == float16;
+  return half && x.size(3) == 64 && (b.size(3) == 64 || b.size(3) == 128);
+}
+
+/// A head as P channels of a selective scan whose rows of a hold one number: on a GPU this serves
+/// where no kernel by matrix products does. A scan a group.
+SsdResult by_scan(const Tensor& x_, const Tensor& dt, const Tensor& a_, const Tensor& b_,
+                  const Tensor& c_, const Maybe& d, const Maybe& dt_bias, const Maybe& state,
+                  const SsdOptions& o) {
+  const DType dtype = stats_dtype(x_.dtype());
+  const int64_t batch = x_.size(0), length = x_.size(1), heads = x_.size(2), p = x_.size(3);
+  const int64_t groups = b_.size(2), n = b_.size(3), width = heads * p, part = width / groups;
+  const Tensor x = x_.to(dtype).reshape({batch, length, width});
+  const Tensor delta = step_sizes(raw_steps(dt, dt_bias, dtype), o)
+                           .unsqueeze(3)
+                           .expand({batch, length, heads, p})
+                           .reshape({batch, length, width});
+  const Tensor a = a_.to(dtype).reshape({heads, 1, 1}).expand({heads, p, n}).reshape({width, n});
+  const Tensor b = b_.to(dtype), c = c_.to(dtype);
+  const Maybe wide = d ? Maybe(skip(*d, dtype).expand({heads, p}).reshape({width})) : none;
+  const Maybe first = state ? Maybe(state->reshape({batch, width, n})) : none;
+  std::vector<Tensor> y, last;
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto cut = [&](const Maybe& t, int dim) {
+      return t ? Maybe(t->slice(dim, g * part, (g + 1) * part)) : none;
+    };
+    const ScanResult r = selective_scan(*cut(x, 2), *cut(delta, 2), *cut(a, 0), b.select(2, g),
+                                        c.select(2, g), {.d = cut(wide, 0), .state = cut(first, 1)},
+                                        {.dt_softplus = false, .final_state = o.final_state});
+    y.push_back(r.y);
+    if (r.state) last.push_back(*r.state);
+  }
+  SsdResult result;
+  result.y = concat(y, 2).reshape(x_.shape()).to(x_.dtype());
+  if (o.final_state) result.state = concat(last, 1).reshape({batch, heads, p, n});
+  return result;
+}
+/// Its gradients, those of absent arguments undefined.
+std::vector<Tensor> by_scan_backward(const Tensor& dy, const Maybe& dlast_state,
+                                     std::vector<Maybe> arguments, SsdOptions o) {
+  const EnableGrad recording;
+  std::vector<Tensor> leaves;
+  for (Maybe& t : arguments)
+    if (t) leaves.push_back(*(t = t->detach().requires_grad_()));
+  o.final_state = dlast_state.has_value();
+  const SsdResult r = by_scan(*arguments[0], *arguments[1], *arguments[2], *arguments[3],
+                              *arguments[4], arguments[5], arguments[6], arguments[7], o);
+  const std::vector<Tensor> found =
+      dlast_state ? grad({r.y, *r.state}, leaves, {dy, *dlast_state}) : grad({r.y}, leaves, {dy});
+  std::vector<Tensor> all(arguments.size());
+  size_t next = 0;
+  for (size_t i = 0; i < all.size(); ++i)
+    if (arguments[i]) all[i] = found[next++];
+  return all;
+}
 
 }  // namespace
 
@@ -146,12 +213,15 @@ SsdResult Ssd::define(const Tensor& x, const Tensor& dt, const Tensor& a, const 
   return result;
 }
 
-bool Ssd::runs_on(Device device, DType) { return device.is_cpu(); }
 SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Tensor& a,
                        const Tensor& b, const Tensor& c, const Maybe& d, const Maybe& dt_bias,
                        const Maybe& state, const Options& o) {
+  if (x.device().is_cuda() && !has_products(x, b)) {
+    ctx.save(x, dt, a, b, c, d, dt_bias, state);
+    return by_scan(x, dt, a, b, c, d, dt_bias, state, o);
+  }
   const DType stats = stats_dtype(x.dtype());
-  const Tensor u = ready(x), steps = ready(dt), inputs = ready(b), outputs = ready(c);
+  const Tensor u = ready(x), steps = ready_steps(dt), inputs = ready(b), outputs = ready(c);
   const Tensor rates = dense_stats(a, stats);
   const Maybe wide = wide_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats);
@@ -159,20 +229,20 @@ SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Te
   result.y = empty(x.spec());
   if (o.final_state)
     result.state = empty({x.size(0), x.size(2), x.size(3), b.size(3)}, stats, x.device());
-  run(Cpu{}, SsdForwardArgs{.dt_softplus = o.dt_softplus,
-                            .dt_min = o.dt_min,
-                            .dt_max = o.dt_max,
-                            .chunk = o.chunk,
-                            .x = u,
-                            .dt = steps,
-                            .b = inputs,
-                            .c = outputs,
-                            .a = rates,
-                            .d = or_absent(wide),
-                            .dt_bias = or_absent(bias),
-                            .state = or_absent(first),
-                            .y = result.y,
-                            .last_state = or_absent(result.state)});
+  dispatch(x.device(), SsdForwardArgs{.dt_softplus = o.dt_softplus,
+                                      .dt_min = o.dt_min,
+                                      .dt_max = o.dt_max,
+                                      .chunk = o.chunk,
+                                      .x = u,
+                                      .dt = steps,
+                                      .b = inputs,
+                                      .c = outputs,
+                                      .a = rates,
+                                      .d = or_absent(wide),
+                                      .dt_bias = or_absent(bias),
+                                      .state = or_absent(first),
+                                      .y = result.y,
+                                      .last_state = or_absent(result.state)});
   ctx.save(x, dt, a, b, c, d, dt_bias, state);
   return result;
 }
@@ -225,13 +295,17 @@ SsdGrads SsdBackward::define(const Tensor& dy_, const Maybe& dlast_state, const 
   return grads;
 }
 
-bool SsdBackward::runs_on(Device device, DType) { return device.is_cpu(); }
 SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_state, const Tensor& x,
                               const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c,
                               const Maybe& d, const Maybe& dt_bias, const Maybe& state,
                               const Options& o) {
+  if (x.device().is_cuda() && !has_products(x, b)) {
+    const auto g = by_scan_backward(dy, dlast_state, {x, dt, a, b, c, d, dt_bias, state}, o);
+    const auto maybe = [](const Tensor& t) { return t.defined() ? Maybe(t) : none; };
+    return {g[0], g[1], g[2], g[3], g[4], maybe(g[5]), maybe(g[6]), maybe(g[7])};
+  }
   const DType stats = stats_dtype(x.dtype());
-  const Tensor slope = ready(dy), u = ready(x), steps = ready(dt), inputs = ready(b),
+  const Tensor slope = ready(dy), u = ready(x), steps = ready_steps(dt), inputs = ready(b),
                outputs = ready(c), rates = dense_stats(a, stats);
   const Maybe wide = wide_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats), dlast = dense_stats(dlast_state, stats);
@@ -242,28 +316,28 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
   const Tensor da = empty(a.shape(), stats, a.device());
   const Maybe dd = d ? Maybe(empty({x.size(2), x.size(3)}, stats, x.device())) : none;
   const Maybe ddt_bias = dt_bias ? Maybe(empty(a.shape(), stats, a.device())) : none;
-  run(Cpu{}, SsdBackwardArgs{.dt_softplus = o.dt_softplus,
-                             .dt_min = o.dt_min,
-                             .dt_max = o.dt_max,
-                             .chunk = o.chunk,
-                             .dy = slope,
-                             .x = u,
-                             .dt = steps,
-                             .b = inputs,
-                             .c = outputs,
-                             .a = rates,
-                             .d = or_absent(wide),
-                             .dt_bias = or_absent(bias),
-                             .state = or_absent(first),
-                             .dlast_state = or_absent(dlast),
-                             .dx = grads.dx,
-                             .ddt = grads.ddt,
-                             .db = grads.db,
-                             .dc = grads.dc,
-                             .da = da,
-                             .dd = or_absent(dd),
-                             .ddt_bias = or_absent(ddt_bias),
-                             .dstate = or_absent(grads.dstate)});
+  dispatch(x.device(), SsdBackwardArgs{.dt_softplus = o.dt_softplus,
+                                       .dt_min = o.dt_min,
+                                       .dt_max = o.dt_max,
+                                       .chunk = o.chunk,
+                                       .dy = slope,
+                                       .x = u,
+                                       .dt = steps,
+                                       .b = inputs,
+                                       .c = outputs,
+                                       .a = rates,
+                                       .d = or_absent(wide),
+                                       .dt_bias = or_absent(bias),
+                                       .state = or_absent(first),
+                                       .dlast_state = or_absent(dlast),
+                                       .dx = grads.dx,
+                                       .ddt = grads.ddt,
+                                       .db = grads.db,
+                                       .dc = grads.dc,
+                                       .da = da,
+                                       .dd = or_absent(dd),
+                                       .ddt_bias = or_absent(ddt_bias),
+                                       .dstate = or_absent(grads.dstate)});
   grads.da = da.to(a.dtype());
   if (d) grads.dd = (d->dim() == 1 ? dd->sum(-1) : *dd).to(d->dtype());
   if (dt_bias) grads.ddt_bias = ddt_bias->to(dt_bias->dtype());

@@ -56,7 +56,6 @@ struct Ssd {
                            const Tensor& b, const Tensor& c, const std::optional<Tensor>& d,
                            const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
                            const Options&);
-  static bool runs_on(Device, DType);
   static SsdGrads backward(Context&, const std::optional<Tensor>& dy,
                            const std::optional<Tensor>& dlast_state);
 };
@@ -77,7 +76,6 @@ struct SsdBackward {
                           const Tensor& c, const std::optional<Tensor>& d,
                           const std::optional<Tensor>& dt_bias, const std::optional<Tensor>& state,
                           const Options&);
-  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

@@ -484,7 +484,7 @@ void forward(const SsdForwardArgs& k) {
   if (k.x.shape.numel() == 0) return;
   const Split work = split(s.tasks(), 1);
   const int64_t needed = memory_of<ForwardTask<T>>(s, k);
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>);
+  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
     for (int64_t task = work.begin(block); task < work.end(block); ++task) {
       Memory<Acc> memory(scratch.span<Acc>().data() + block * needed);
@@ -527,15 +527,15 @@ void backward(const SsdBackwardArgs& k) {
   const bool nothing = k.x.shape.numel() == 0 || s.n == 0;
   const int64_t tasks = nothing ? 0 : s.tasks(), batch = nothing ? 0 : s.batch;
   const int64_t per_task = s.length * s.n, width = s.heads * s.head_dim;
-  const Tensor over_heads = empty({2, tasks, per_task}, dtype_of<Acc>);
-  const Tensor over_batch = zeros({batch, 2 * s.heads + width}, dtype_of<Acc>);
+  const Tensor over_heads = empty({2, tasks, per_task}, dtype_of<Acc>, cpu);
+  const Tensor over_batch = zeros({batch, 2 * s.heads + width}, dtype_of<Acc>, cpu);
   Acc *db = over_heads.span<Acc>().data(), *dc = db + tasks * per_task;
   Acc *da = over_batch.span<Acc>().data(), *ddt_bias = da + batch * s.heads,
       *dd = ddt_bias + batch * s.heads;
   if (!nothing) {
     const Split work = split(tasks, 1);
     const int64_t needed = memory_of<BackwardTask<T>>(s, k);
-    const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>);
+    const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
     parallel_for(work.blocks, [&](int64_t block) {
       for (int64_t task = work.begin(block); task < work.end(block); ++task) {
         Memory<Acc> memory(scratch.span<Acc>().data() + block * needed);

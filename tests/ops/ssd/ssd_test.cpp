@@ -128,6 +128,53 @@ TYPED_TEST(SsdTest, KernelIsItsDefinition) {
     }
 }
 
+template <class T>
+class SsdHalfTest : public ::testing::Test {};
+using HalfTypes = ::testing::Types<BFloat16, Float16>;
+TYPED_TEST_SUITE(SsdHalfTest, HalfTypes);
+
+TYPED_TEST(SsdHalfTest, TensorCoresRoundOperandsAndNothingElse) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const Sizes kSizes[] = {{2, 150, 4, 64, 2, 64},
+                          {1, 70, 6, 64, 1, 128},
+                          {1, 128, 2, 64, 2, 128},
+                          {1, 1, 2, 64, 1, 64}};
+  for (const Sizes& sizes : kSizes)
+    for (bool full : {true, false}) {
+      SCOPED_TRACE(sizes.length);
+      const SsdOptions o{.dt_max = 2.5, .final_state = true};
+      Arguments k(sizes, dtype);
+      if (!full) k.more = {};
+      const Tensor dy = randn(k.x.shape(), float64).to(dtype);
+      const Tensor dlast = randn({sizes.batch, sizes.heads, sizes.head_dim, sizes.n});
+      const Arguments exact = k.in(float64);
+      // An operand of each product is exact, the other rounded once: terms err by a rounding each,
+      // sums of random terms by about as much of the largest sum. Gradients pass two products.
+      // da is what is left of B · T · H · P terms of up to 16 that cancel, in float32.
+      const double left = 16 * static_cast<double>(k.x.numel()) * unit_roundoff(float32);
+      const auto expect = [&](const std::string& what, const Tensor& actual,
+                              const Tensor& expected) {
+        SCOPED_TRACE(what);
+        const double largest = abs(expected).max().item();
+        EXPECT_CLOSE(actual, expected,
+                     {.absolute = 4 * unit_roundoff(dtype) * largest + (what == "da" ? left : 0)});
+      };
+      const auto kernel = k(o), formula = exact(o, Ssd::define);
+      expect("y", kernel.y, formula.y);
+      expect("state", *kernel.state, *formula.state);
+      const auto grads = k.gradients(dy, dlast, o), wanted = exact.gradients_defined(dy, dlast, o);
+      expect("dx", grads.dx, wanted.dx);
+      expect("ddt", grads.ddt, wanted.ddt);
+      expect("da", grads.da, wanted.da);
+      expect("db", grads.db, wanted.db);
+      expect("dc", grads.dc, wanted.dc);
+      if (!full) continue;
+      expect("dd", *grads.dd, *wanted.dd);
+      expect("ddt_bias", *grads.ddt_bias, *wanted.ddt_bias);
+      expect("dstate", *grads.dstate, *wanted.dstate);
+    }
+}
+
 TEST(Ssd, ChunksAreIndependent) {
   const Arguments k({2, 50, 4, 3, 2, 5});
   const Tensor dy = randn(k.x.shape(), float64);

@@ -1,0 +1,320 @@
+#include "norma/ops/scan/scan_cuda.cuh"
+
+namespace norma {
+namespace scan_cuda {
+namespace {
+
+// Tiles from the last to the first. In a tile the states run forward once, those before each four
+// steps are kept, and the four steps are computed again in registers on the way back. db and dc are
+// sums over channels: over a warp's by scattered sums, over the block's four warps through shared
+// memory, over blocks by a kernel of their own, all in a fixed order.
+
+constexpr int kWarps = kThreads / kWarpSize;
+
+template <class T>
+struct BackwardKernelArgs {
+  Sizes size;
+  bool dt_softplus;
+  Sequence<const T> dy, x, dt, b, c, z;
+  const stats_t<T>*a, *d, *dt_bias, *chunk_states, *dlast_state;
+  Sequence<T> dx, ddt, dz;
+  stats_t<T>* dstate;
+  stats_t<T>* over_channels;  // (blocks, B, T, 2, kN): dc, then db
+  stats_t<T>* over_batch;     // (B, N + 2, E): da, dd, ddt_bias
+};
+
+template <class T, class P>
+struct BackwardShared {
+  using Acc = stats_t<T>;
+  SharedStates<T, P> b, c;
+  Acc before[kSteps / kQuad][kThreads][P::kStates];  // states before each four steps
+  Acc part[2][kWarps][kQuad][2][P::kN];
+  Acc delta[kSteps][P::kChannels], x[kSteps][P::kChannels], slope[kSteps][P::kChannels];
+  Acc y[kSteps][P::kChannels], dinput[kSteps][P::kChannels], fading[kSteps][P::kChannels];
+};
+
+template <class T, class P>
+__global__ void __launch_bounds__(kThreads) scan_backward_kernel(BackwardKernelArgs<T> k) {
+  using Acc = stats_t<T>;
+  constexpr int kLanes = P::kLanes, kStates = P::kStates, kPer = P::kPer;
+  constexpr Acc kLn2 = Acc(0.6931471805599453);
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<BackwardShared<T, P>*>(memory);
+  const Sizes& s = k.size;
+  const int64_t batch = blockIdx.x / s.blocks, block = blockIdx.x % s.blocks;
+  const int64_t first_channel = block * P::kChannels;
+  const int64_t chunks = (s.length + kSteps - 1) / kSteps;
+
+  const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes, first = lane * kStates;
+  const int warp = threadIdx.x / kWarpSize;
+  const int64_t channel = first_channel + own;
+  const bool exists = channel < s.channels;
+  Acc a[kStates], g[kStates], da[kStates];
+#pragma unroll
+  for (int i = 0; i < kStates; ++i) {
+    const bool real = exists && first + i < s.n;
+    a[i] = real ? k.a[channel * s.n + first + i] / kLn2 : Acc(0);
+    g[i] = real && k.dlast_state ? k.dlast_state[(batch * s.channels + channel) * s.n + first + i]
+                                 : Acc(0);
+    da[i] = 0;
+  }
+
+  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * kPer;
+  const int count = int(min(int64_t{kPer}, s.channels - first_channel - column));
+  Acc d[kPer], bias[kPer], dd[kPer] = {}, ddt_bias[kPer] = {};
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    d[i] = k.d && i < count ? k.d[first_channel + column + i] : Acc(0);
+    bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
+  }
+  Elements<kPer, T> x, dt, dy, z;
+  States<P, T> b, c;
+  const auto fetch = [&](int64_t t0) {
+    const int64_t at = first_channel + column;
+    const int n = t0 + row < s.length ? count : 0;
+    x.read(k.x.row(batch, t0 + row) + at, n, s.aligned);
+    dt.read(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    dy.read(k.dy.row(batch, t0 + row) + at, n, s.aligned);
+    if (k.z.data) z.read(k.z.row(batch, t0 + row) + at, n, s.aligned);
+    b.read(k.b, s, batch, t0);
+    c.read(k.c, s, batch, t0);
+  };
+
+  fetch((chunks - 1) * kSteps);
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t t0 = chunk * kSteps;
+    Acc h[kStates];
+    const Acc* from = k.chunk_states + (batch * chunks + chunk) * s.n * s.channels + channel;
+#pragma unroll
+    for (int i = 0; i < kStates; ++i)
+      h[i] = exists && first + i < s.n ? from[(first + i) * s.channels] : Acc(0);
+    Acc gate_slopes[kPer];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      const Acc raw = convert<Acc>(dt.v[i]) + bias[i];
+      Acc slope = convert<Acc>(dy.v[i]);
+      if (k.z.data) {
+        const Acc gate = convert<Acc>(z.v[i]), open = sigmoid(gate);
+        gate_slopes[i] = slope * open * (1 + gate * (1 - open));
+        slope *= gate * open;
+      }
+      shared.delta[row][column + i] = t0 + row >= s.length ? Acc(0)
+                                      : k.dt_softplus      ? softplus(raw)
+                                                           : raw;
+      shared.x[row][column + i] = convert<Acc>(x.v[i]);
+      shared.slope[row][column + i] = slope;
+    }
+    b.put(k.b, s, batch, t0, &shared.b.v[0][0]);
+    c.put(k.c, s, batch, t0, &shared.c.v[0][0]);
+    __syncthreads();
+    if (chunk > 0) fetch(t0 - kSteps);
+
+#pragma unroll 1
+    for (int quad = 0; quad < kSteps / kQuad; ++quad) {
+#pragma unroll
+      for (int i = 0; i < kStates; ++i) shared.before[quad][threadIdx.x][i] = h[i];
+      if (quad == kSteps / kQuad - 1) break;
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) {
+        const int t = quad * kQuad + j;
+        const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
+        Acc into[kStates];
+        read_states(shared.b, k.b, s, batch, t0, t, first, into);
+#pragma unroll
+        for (int i = 0; i < kStates; ++i) h[i] = exp2_fast(delta * a[i]) * h[i] + input * into[i];
+      }
+    }
+
+#pragma unroll 1
+    for (int quad = kSteps / kQuad - 1; quad >= 0; --quad) {
+      Acc states[kQuad + 1][kStates], fade[kQuad][kStates];
+      Acc y[kQuad], dinput[kQuad], fading[kQuad];
+      read_states(&shared.before[quad][threadIdx.x][0], states[0]);
+#pragma unroll
+      for (int j = 0; j < kQuad; ++j) {
+        const int t = quad * kQuad + j;
+        const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
+        Acc into[kStates], out[kStates];
+        read_states(shared.b, k.b, s, batch, t0, t, first, into);
+        read_states(shared.c, k.c, s, batch, t0, t, first, out);
+        y[j] = dinput[j] = fading[j] = 0;
+#pragma unroll
+        for (int i = 0; i < kStates; ++i) {
+          fade[j][i] = exp2_fast(delta * a[i]);
+          states[j + 1][i] = fade[j][i] * states[j][i] + input * into[i];
+          y[j] += states[j + 1][i] * out[i];
+        }
+      }
+#pragma unroll
+      for (int j = kQuad - 1; j >= 0; --j) {
+        const int t = quad * kQuad + j;
+        const Acc delta = shared.delta[t][own], slope = shared.slope[t][own];
+        const Acc input = delta * shared.x[t][own];
+        Acc into[kStates], out[kStates], both[2 * kStates];  // dc, then db
+        read_states(shared.b, k.b, s, batch, t0, t, first, into);
+        read_states(shared.c, k.c, s, batch, t0, t, first, out);
+#pragma unroll
+        for (int i = 0; i < kStates; ++i) {
+          g[i] += slope * out[i];
+          both[i] = states[j + 1][i] * slope;
+          both[kStates + i] = g[i] * input;
+          dinput[j] += g[i] * into[i];
+          g[i] *= fade[j][i];
+          const Acc p = g[i] * states[j][i];
+          fading[j] += p * a[i];
+          da[i] += p * delta;
+        }
+        constexpr int kSide = kWarpSize / kLanes, kKeep = 2 * kStates / kSide;
+        scatter_sum<2 * kStates, kSide, kLanes>(both);
+#pragma unroll
+        for (int i = 0; i < kKeep; ++i) {
+          const int at = int(threadIdx.x) / kLanes % kSide * kKeep + i;
+          shared.part[quad % 2][warp][j][at / kStates][first + at % kStates] = both[i];
+        }
+      }
+      constexpr int kSharing = kLanes / kQuad;
+      scatter_sum<kQuad, kLanes, 1>(y);
+      scatter_sum<kQuad, kLanes, 1>(dinput);
+      scatter_sum<kQuad, kLanes, 1>(fading);
+      if (lane % kSharing == 0) {
+        const int t = quad * kQuad + lane / kSharing;
+        shared.y[t][own] = y[0], shared.dinput[t][own] = dinput[0];
+        shared.fading[t][own] = fading[0];
+      }
+      __syncthreads();  // the other half of `part` is free again after the next one
+#pragma unroll
+      for (int i = threadIdx.x; i < kQuad * 2 * P::kN; i += kThreads) {
+        const Acc* part = &shared.part[quad % 2][0][0][0][0];
+        const int64_t t = t0 + quad * kQuad + i / (2 * P::kN);
+        Acc sum = part[i];
+#pragma unroll
+        for (int w = 1; w < kWarps; ++w) sum += part[w * kQuad * 2 * P::kN + i];
+        if (t < s.length)
+          k.over_channels[((block * s.batch + batch) * s.length + t) * 2 * P::kN +
+                          i % (2 * P::kN)] = sum;
+      }
+    }
+
+    if (t0 + row < s.length) {  // the last __syncthreads() has made the sums visible
+      Elements<kPer, T> dx, ddt, dz;
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
+        const int e = column + i;
+        const Acc delta = shared.delta[row][e], input = shared.x[row][e];
+        const Acc slope = shared.slope[row][e], through = shared.dinput[row][e];
+        Acc raw = through * input + shared.fading[row][e] * kLn2;
+        if (k.dt_softplus) raw *= -expm1_of(-delta);  // softplus′ = 1 − e^−softplus
+        dx.v[i] = convert<T>(through * delta + slope * d[i]);
+        ddt.v[i] = convert<T>(raw);
+        if (k.z.data) dz.v[i] = convert<T>(gate_slopes[i] * (shared.y[row][e] + d[i] * input));
+        dd[i] += slope * input;
+        ddt_bias[i] += raw;
+      }
+      const int64_t at = first_channel + column;
+      dx.write(k.dx.row(batch, t0 + row) + at, count, s.aligned);
+      ddt.write(k.ddt.row(batch, t0 + row) + at, count, s.aligned);
+      if (k.z.data) dz.write(k.dz.row(batch, t0 + row) + at, count, s.aligned);
+    }
+    __syncthreads();
+  }
+
+  // Sums over time: da lies with the states' owners, dd and ddt_bias with the rows' readers.
+  Acc* to = k.over_batch + batch * (s.n + 2) * s.channels;
+#pragma unroll
+  for (int i = 0; i < kStates; ++i)
+    if (exists && first + i < s.n) {
+      to[(first + i) * s.channels + channel] = da[i];
+      if (k.dstate) k.dstate[(batch * s.channels + channel) * s.n + first + i] = g[i];
+    }
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) {
+    shared.x[row][column + i] = dd[i];
+    shared.slope[row][column + i] = ddt_bias[i];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < 2 * P::kChannels; i += kThreads) {
+    const int e = i % P::kChannels, which = i / P::kChannels;
+    if (first_channel + e >= s.channels) continue;
+    Acc sum = 0;
+#pragma unroll
+    for (int r = 0; r < kSteps; ++r) sum += which == 0 ? shared.x[r][e] : shared.slope[r][e];
+    to[(s.n + which) * s.channels + first_channel + e] = sum;
+  }
+}
+
+/// db and dc (B, T, N), dense, from the blocks' parts.
+template <class T>
+__global__ void scan_over_channels_kernel(const stats_t<T>* __restrict__ parts, int64_t blocks,
+                                          int64_t rows, int n, int padded, T* db, T* dc) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const int64_t per_row = 2 * padded;
+  if (i >= rows * per_row) return;
+  stats_t<T> sum = 0;
+#pragma unroll 8
+  for (int64_t block = 0; block < blocks; ++block) sum += parts[block * rows * per_row + i];
+  const int64_t row = i / per_row, at = i % padded;
+  if (at < n) (i % per_row < padded ? dc : db)[row * n + at] = convert<T>(sum);
+}
+
+/// da (E, N), dd, ddt_bias (E) from the sequences' parts (B, N + 2, E).
+template <class Acc>
+__global__ void scan_over_batch_kernel(const Acc* __restrict__ parts, int64_t batch,
+                                       int64_t channels, int n, Acc* da, Acc* dd, Acc* ddt_bias) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= (n + 2) * channels) return;
+  Acc sum = 0;
+  for (int64_t j = 0; j < batch; ++j) sum += parts[j * (n + 2) * channels + i];
+  const int64_t at = i / channels, channel = i % channels;
+  if (at < n)
+    da[channel * n + at] = sum;
+  else if (Acc* to = at == n ? dd : ddt_bias)
+    to[channel] = sum;
+}
+
+template <class T, class P>
+void backward(Cuda on, const ScanBackwardArgs& k) {
+  using Acc = stats_t<T>;
+  BackwardKernelArgs<T> args{};
+  args.dt_softplus = k.dt_softplus;
+  args.dy = Sequence<const T>::of(k.dy), args.x = Sequence<const T>::of(k.x);
+  args.dt = Sequence<const T>::of(k.dt), args.z = Sequence<const T>::of(k.z);
+  args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
+  args.dx = Sequence<T>::of(k.dx), args.ddt = Sequence<T>::of(k.ddt);
+  args.dz = Sequence<T>::of(k.dz);
+  args.a = k.a.as<Acc>(), args.d = k.d.as<Acc>(), args.dt_bias = k.dt_bias.as<Acc>();
+  args.chunk_states = k.chunk_states.as<Acc>(), args.dlast_state = k.dlast_state.as<Acc>();
+  args.dstate = k.dstate.as<Acc>();
+  constexpr int kWide = P::kPer < kWidest<T> ? P::kPer : kWidest<T>;
+  bool aligned = args.dx.aligned(kWide) && args.ddt.aligned(kWide) && args.dz.aligned(kWide);
+  aligned = aligned && args.dy.aligned(kWide) && args.x.aligned(kWide) && args.dt.aligned(kWide) &&
+            args.z.aligned(kWide);
+  const int64_t batch = k.x.shape[0], length = k.x.shape[1], channels = k.x.shape[2];
+  const int64_t blocks = ceil_div(channels, int64_t{P::kChannels}), rows = batch * length;
+  const int n = int(k.a.shape[1]);
+  args.size = {batch, length, channels, blocks, n, aligned};
+  const DeviceScratch<Acc> over_channels(on, blocks * rows * 2 * P::kN + 1);
+  const DeviceScratch<Acc> over_batch(on, batch * (n + 2) * channels + 1);
+  args.over_channels = over_channels.data(), args.over_batch = over_batch.data();
+  launch(on,
+         {.grid = dim3(unsigned(batch * blocks)),
+          .block = dim3(kThreads),
+          .shared = sizeof(BackwardShared<T, P>)},
+         scan_backward_kernel<T, P>, args);
+  launch(on, {.grid = grid_for(rows * 2 * P::kN, 256), .block = dim3(256)},
+         scan_over_channels_kernel<T>, static_cast<const Acc*>(over_channels.data()), blocks, rows,
+         n, P::kN, k.db.as<T>(), k.dc.as<T>());
+  launch(on, {.grid = grid_for((n + 2) * channels, 128), .block = dim3(128)},
+         scan_over_batch_kernel<Acc>, static_cast<const Acc*>(over_batch.data()), batch, channels,
+         n, k.da.as<Acc>(), k.dd.as<Acc>(), k.ddt_bias.as<Acc>());
+}
+
+}  // namespace
+}  // namespace scan_cuda
+
+void run(Cuda on, const ScanBackwardArgs& k) {
+  visit_floating(k.x.dtype, [&]<class T>() {
+    scan_cuda::visit_plan(k.a.shape[1], [&]<class P>() { scan_cuda::backward<T, P>(on, k); });
+  });
+}
+
+}  // namespace norma

@@ -1,0 +1,501 @@
+#include "norma/ops/ssd/ssd_cuda.cuh"
+
+namespace norma {
+namespace ssd_cuda {
+namespace {
+
+// States and their gradients at the chunks' ends come first, both computed anew, in one launch; the
+// rest of a chunk is then independent of all others. Eight warps: `block` says which 16 steps a
+// warp's rows are, `half` which half of a product's columns.
+
+constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+
+template <class T>
+struct BackwardKernelArgs {
+  Sizes size;
+  Steps steps;
+  Sequence<const T> dy, x, b, c;
+  Sequence<T> dx, ddt;
+  const float *a, *d;  // d (H, P) or null
+  const T *states, *dstates;
+  float *db, *dc;  // (parts, B, T, G, N)
+  float* sums;     // (B · chunks, H · (P + 2)): dd, then da, then ddt_bias
+  int heads_each, parts;
+};
+
+template <class T, int kN>
+struct BackwardShared {
+  T b[kQ][kN + kPad], c[kQ][kN + kPad], state[kP][kN + kPad], dstate[kP][kN + kPad];
+  T x[kQ][kP + kPad], dy[kQ][kP + kPad];
+  T cb[kQ][kQ + kPad], m[kQ][kQ + kPad];
+  float sum[kQ], delta[kQ], slope[kQ];
+  float rows[2][kQ], columns[4][kQ], risen[2][kQ], fallen[2][kQ], along[2][kQ];
+  float dot[kWarps], dd[4][kP];
+};
+
+/// Σ over a row's four lanes.
+__device__ __forceinline__ float over_row(float v) {
+  v += __shfl_xor_sync(0xffffffffu, v, 1);
+  return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+
+template <class T, int kN>
+__global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKernelArgs<T> k) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& sh = *reinterpret_cast<BackwardShared<T, kN>*>(memory);
+  const Sizes& s = k.size;
+  const int part = int(blockIdx.y) % k.parts, group = int(blockIdx.y) / k.parts;
+  const int64_t chunk = blockIdx.x % s.chunks, batch = blockIdx.x / s.chunks, t0 = chunk * kQ;
+  const int first = group * s.shared() + part * k.heads_each;
+  const int last = min(first + k.heads_each, (group + 1) * s.shared());
+  const int warp = int(threadIdx.x) / kWarpSize, block = warp % 4, half = warp / 4;
+  const int i0 = block * 16, n0 = half * (kN / 2), p0 = half * (kP / 2), j0 = half * (kQ / 2);
+  const int lane = lane_of(), g = lane / 4, c = lane % 4 * 2;
+  constexpr int kWide = kN + kPad, kNarrow = kP + kPad, kSquare = kQ + kPad;
+  constexpr int kTilesN = kN / 16, kTilesP = kP / 16, kTilesQ = kQ / 16;  // of 8, in a half
+
+  copy_rows<kN, kThreads>(&sh.b[0][0], k.b, batch, t0, s.length, int64_t{group} * kN);
+  copy_rows<kN, kThreads>(&sh.c[0][0], k.c, batch, t0, s.length, int64_t{group} * kN);
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  {
+    float cb[kTilesQ][4] = {};
+#pragma unroll
+    for (int n = 0; n < kN; n += 16) {
+      uint32_t a[4];
+      load_a(a, &sh.c[0][0], kWide, i0, n);
+#pragma unroll
+      for (int tile = 0; tile < kTilesQ; tile += 2) {
+        uint32_t b[4];
+        load_b(b, &sh.b[0][0], kWide, n, j0 + tile * 8);
+        multiply_add<T>(cb[tile], a, b[0], b[1]);
+        multiply_add<T>(cb[tile + 1], a, b[2], b[3]);
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTilesQ; ++tile)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        *reinterpret_cast<uint32_t*>(&sh.cb[i0 + g + r * 8][j0 + tile * 8 + c]) =
+            pack<T>(cb[tile][2 * r], cb[tile][2 * r + 1]);
+  }
+
+  float dcb[kTilesQ][4] = {}, db[kTilesN][4] = {}, dc[kTilesN][4] = {};
+  for (int head = first; head < last; ++head) {
+    __syncthreads();  // the head before has read all it needs
+    const int64_t at_state = ((batch * s.chunks + chunk) * s.heads + head) * kP * kN;
+    copy_rows<kP, kThreads>(&sh.x[0][0], k.x, batch, t0, s.length, int64_t{head} * kP);
+    copy_rows<kP, kThreads>(&sh.dy[0][0], k.dy, batch, t0, s.length, int64_t{head} * kP);
+    copy_matrix<kN, kThreads>(&sh.state[0][0], k.states + at_state);
+    copy_matrix<kN, kThreads>(&sh.dstate[0][0], k.dstates + at_state);
+    commit_copies();
+    if (threadIdx.x < kQ) {
+      const int64_t at = (batch * s.padded() + t0 + threadIdx.x) * s.heads + head;
+      sh.sum[threadIdx.x] = k.steps.sum[at];
+      sh.delta[threadIdx.x] = k.steps.delta[at];
+      sh.slope[threadIdx.x] = k.steps.slope[at];
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+    const float end = sh.sum[kQ - 1], fade = exp_fast(end);
+    const float sums[2] = {sh.sum[i0 + g], sh.sum[i0 + g + 8]};
+    const float rise[2] = {exp_fast(sums[0]), exp_fast(sums[1])};
+    const float fall[2] = {exp_fast(end - sums[0]), exp_fast(end - sums[1])};
+    const float delta[2] = {sh.delta[i0 + g], sh.delta[i0 + g + 8]};
+
+    {  // m = L ⊙ c bᵀ, and what its gradient dy (Δ x)ᵀ gives
+      float r[kTilesQ][4] = {};
+      if (j0 <= i0 + 15) {
+#pragma unroll
+        for (int p = 0; p < kP; p += 16) {
+          uint32_t a[4];
+          load_a(a, &sh.dy[0][0], kNarrow, i0, p);
+#pragma unroll
+          for (int tile = 0; tile < kTilesQ; tile += 2) {
+            uint32_t b[4];
+            load_b(b, &sh.x[0][0], kNarrow, p, j0 + tile * 8);
+            multiply_add<T>(r[tile], a, b[0], b[1]);
+            multiply_add<T>(r[tile + 1], a, b[2], b[3]);
+          }
+        }
+      }
+      float of_rows[2] = {}, of_columns[kTilesQ * 2];
+#pragma unroll
+      for (int tile = 0; tile < kTilesQ; ++tile) {
+        const int j = j0 + tile * 8 + c;
+        const float* sum = &sh.sum[j];
+        const float* step = &sh.delta[j];
+        float in_columns[2] = {};
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          const Pair cb = read_pair(&sh.cb[i0 + g + row * 8][j]);
+          float m[2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const bool seen = j + e <= i0 + g + row * 8;  // e^(s_i − s_j) may overflow elsewhere
+            const float l = seen ? exp_fast(sums[row] - sum[e]) : 0.0f;
+            m[e] = l * (e == 0 ? cb.low : cb.high);
+            const float dm = r[tile][row * 2 + e] * step[e];
+            dcb[tile][row * 2 + e] += l * dm;
+            of_rows[row] += m[e] * dm;
+            in_columns[e] += m[e] * dm;
+          }
+          *reinterpret_cast<uint32_t*>(&sh.m[i0 + g + row * 8][j]) = pack<T>(m[0], m[1]);
+        }
+        of_columns[tile * 2] = in_columns[0], of_columns[tile * 2 + 1] = in_columns[1];
+      }
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const float sum = over_row(of_rows[row]);
+        if (c == 0) sh.rows[half][i0 + g + row * 8] = sum;
+      }
+#pragma unroll
+      for (int i = 0; i < kTilesQ * 2; ++i) {
+#pragma unroll
+        for (int step = 4; step < kWarpSize; step *= 2)
+          of_columns[i] += __shfl_xor_sync(0xffffffffu, of_columns[i], step);
+        if (g == i) sh.columns[block][j0 + i / 2 * 8 + c + i % 2] = of_columns[i];
+      }
+    }
+
+    {  // dc through the state before the chunk
+      float through[kTilesN][4] = {};
+#pragma unroll
+      for (int p = 0; p < kP; p += 16) {
+        uint32_t a[4];
+        load_a(a, &sh.dy[0][0], kNarrow, i0, p);
+#pragma unroll
+        for (int tile = 0; tile < kTilesN; tile += 2) {
+          uint32_t b[4];
+          load_b_turned(b, &sh.state[0][0], kWide, p, n0 + tile * 8);
+          multiply_add<T>(through[tile], a, b[0], b[1]);
+          multiply_add<T>(through[tile + 1], a, b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        float sum = 0;
+#pragma unroll
+        for (int tile = 0; tile < kTilesN; ++tile) {
+          const Pair out = read_pair(&sh.c[i0 + g + row * 8][n0 + tile * 8 + c]);
+          const float low = through[tile][row * 2] * rise[row],
+                      high = through[tile][row * 2 + 1] * rise[row];
+          dc[tile][row * 2] += low, dc[tile][row * 2 + 1] += high;
+          sum += low * out.low + high * out.high;
+        }
+        sum = over_row(sum);
+        if (c == 0) sh.risen[half][i0 + g + row * 8] = sum;
+      }
+    }
+    {  // db through the state after the chunk
+      float through[kTilesN][4] = {};
+#pragma unroll
+      for (int p = 0; p < kP; p += 16) {
+        uint32_t a[4];
+        load_a(a, &sh.x[0][0], kNarrow, i0, p);
+#pragma unroll
+        for (int tile = 0; tile < kTilesN; tile += 2) {
+          uint32_t b[4];
+          load_b_turned(b, &sh.dstate[0][0], kWide, p, n0 + tile * 8);
+          multiply_add<T>(through[tile], a, b[0], b[1]);
+          multiply_add<T>(through[tile + 1], a, b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const float factor = fall[row] * delta[row];
+        float sum = 0;
+#pragma unroll
+        for (int tile = 0; tile < kTilesN; ++tile) {
+          const Pair in = read_pair(&sh.b[i0 + g + row * 8][n0 + tile * 8 + c]);
+          const float low = through[tile][row * 2] * factor,
+                      high = through[tile][row * 2 + 1] * factor;
+          db[tile][row * 2] += low, db[tile][row * 2 + 1] += high;
+          sum += low * in.low + high * in.high;
+        }
+        sum = over_row(sum);
+        if (c == 0) sh.fallen[half][i0 + g + row * 8] = sum;
+      }
+    }
+    {  // ⟨dS, S⟩, and dd
+      float sum = 0;
+#pragma unroll 4
+      for (int i = threadIdx.x; i < kP * kN / 2; i += kThreads) {
+        const int row = i / (kN / 2), column = i % (kN / 2) * 2;
+        const Pair u = read_pair(&sh.state[row][column]), v = read_pair(&sh.dstate[row][column]);
+        sum += u.low * v.low + u.high * v.high;
+      }
+      sum = warp_sum(sum);
+      if (lane == 0) sh.dot[warp] = sum;
+      const int p = int(threadIdx.x) % kP, quarter = int(threadIdx.x) / kP;
+      float dd = 0;
+      if (k.d) {
+#pragma unroll
+        for (int t = 0; t < kQ / 4; ++t)
+          dd += convert<float>(sh.dy[quarter * 16 + t][p]) *
+                convert<float>(sh.x[quarter * 16 + t][p]);
+      }
+      sh.dd[quarter][p] = dd;
+    }
+    __syncthreads();  // m is whole
+
+    {  // d(Δ x): rows are steps j here
+      float du[kTilesP][4] = {};
+#pragma unroll
+      for (int n = 0; n < kN; n += 16) {
+        uint32_t a[4];
+        load_a(a, &sh.b[0][0], kWide, i0, n);
+#pragma unroll
+        for (int tile = 0; tile < kTilesP; tile += 2) {
+          uint32_t b[4];
+          load_b(b, &sh.dstate[0][0], kWide, n, p0 + tile * 8);
+          multiply_add<T>(du[tile], a, b[0], b[1]);
+          multiply_add<T>(du[tile + 1], a, b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTilesP; ++tile)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) du[tile][e] *= fall[e / 2];
+#pragma unroll
+      for (int i = 0; i < kQ; i += 16) {
+        if (i < i0) continue;
+        uint32_t a[4];
+        load_a_turned(a, &sh.m[0][0], kSquare, i0, i);
+#pragma unroll
+        for (int tile = 0; tile < kTilesP; tile += 2) {
+          uint32_t b[4];
+          load_b_turned(b, &sh.dy[0][0], kNarrow, i, p0 + tile * 8);
+          multiply_add<T>(du[tile], a, b[0], b[1]);
+          multiply_add<T>(du[tile + 1], a, b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const int j = i0 + g + row * 8;
+        T* out = k.dx.row(batch, t0 + j) + int64_t{head} * kP;
+        float sum = 0;
+#pragma unroll
+        for (int tile = 0; tile < kTilesP; ++tile) {
+          const int p = p0 + tile * 8 + c;
+          const Pair x = read_pair(&sh.x[j][p]);
+          const float low = du[tile][row * 2], high = du[tile][row * 2 + 1];
+          sum += low * x.low + high * x.high;
+          float skip[2] = {0, 0};
+          if (k.d) {
+            const Pair dy = read_pair(&sh.dy[j][p]);
+            skip[0] = k.d[head * kP + p] * dy.low, skip[1] = k.d[head * kP + p + 1] * dy.high;
+          }
+          if (t0 + j < s.length)
+            *reinterpret_cast<uint32_t*>(out + p) =
+                pack<T>(low * delta[row] + skip[0], high * delta[row] + skip[1]);
+        }
+        sum = over_row(sum);
+        if (c == 0) sh.along[half][j] = sum;
+      }
+    }
+    __syncthreads();
+
+    float* to = k.sums + blockIdx.x * int64_t{s.heads} * (kP + 2);
+    if (warp == 0) {  // the gradient of Δ a: sums from the back, two steps a lane
+      const float a = k.a[head];
+      float dsum[2], falls = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int j = lane * 2 + e;
+        const float fallen = sh.fallen[0][j] + sh.fallen[1][j];
+        falls += fallen;
+        dsum[e] = sh.rows[0][j] + sh.rows[1][j] + sh.risen[0][j] + sh.risen[1][j] - fallen -
+                  (sh.columns[0][j] + sh.columns[1][j] + sh.columns[2][j] + sh.columns[3][j]);
+      }
+      falls = warp_sum(falls);
+      float dot = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) dot += sh.dot[w];
+      if (lane == kWarpSize - 1) dsum[1] += falls + fade * dot;
+      float behind = dsum[0] + dsum[1];  // of this lane and all after it
+#pragma unroll
+      for (int step = 1; step < kWarpSize; step *= 2) {
+        const float other = __shfl_down_sync(0xffffffffu, behind, step);
+        if (lane + step < kWarpSize) behind += other;
+      }
+      const float dfade[2] = {behind, behind - dsum[0]};
+      float da = 0, ddt_bias = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int j = lane * 2 + e;
+        const float raw = (sh.along[0][j] + sh.along[1][j] + a * dfade[e]) * sh.slope[j];
+        da += sh.delta[j] * dfade[e];
+        ddt_bias += raw;
+        if (t0 + j < s.length) k.ddt.row(batch, t0 + j)[head] = convert<T>(raw);
+      }
+      da = warp_sum(da), ddt_bias = warp_sum(ddt_bias);
+      if (lane == 0) to[s.heads * kP + head] = da, to[s.heads * (kP + 1) + head] = ddt_bias;
+    } else if (warp >= 2 && warp < 4) {
+      const int p = int(threadIdx.x) - 2 * kWarpSize;
+      to[head * kP + p] = sh.dd[0][p] + sh.dd[1][p] + sh.dd[2][p] + sh.dd[3][p];
+    }
+  }
+
+  __syncthreads();
+#pragma unroll
+  for (int tile = 0; tile < kTilesQ; ++tile)
+#pragma unroll
+    for (int row = 0; row < 2; ++row)
+      *reinterpret_cast<uint32_t*>(&sh.m[i0 + g + row * 8][j0 + tile * 8 + c]) =
+          pack<T>(dcb[tile][row * 2], dcb[tile][row * 2 + 1]);
+  __syncthreads();
+#pragma unroll
+  for (int q = 0; q < kQ; q += 16) {
+    if (q <= i0) {  // dc += dcb b
+      uint32_t a[4];
+      load_a(a, &sh.m[0][0], kSquare, i0, q);
+#pragma unroll
+      for (int tile = 0; tile < kTilesN; tile += 2) {
+        uint32_t b[4];
+        load_b_turned(b, &sh.b[0][0], kWide, q, n0 + tile * 8);
+        multiply_add<T>(dc[tile], a, b[0], b[1]);
+        multiply_add<T>(dc[tile + 1], a, b[2], b[3]);
+      }
+    }
+    if (q >= i0) {  // db += dcbᵀ c
+      uint32_t a[4];
+      load_a_turned(a, &sh.m[0][0], kSquare, i0, q);
+#pragma unroll
+      for (int tile = 0; tile < kTilesN; tile += 2) {
+        uint32_t b[4];
+        load_b_turned(b, &sh.c[0][0], kWide, q, n0 + tile * 8);
+        multiply_add<T>(db[tile], a, b[0], b[1]);
+        multiply_add<T>(db[tile + 1], a, b[2], b[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const int64_t t = t0 + i0 + g + row * 8;
+    if (t >= s.length) continue;
+    const int64_t at = (((part * s.batch + batch) * s.length + t) * s.groups + group) * kN + n0 + c;
+#pragma unroll
+    for (int tile = 0; tile < kTilesN; ++tile) {
+      *reinterpret_cast<float2*>(k.db + at + tile * 8) =
+          make_float2(db[tile][row * 2], db[tile][row * 2 + 1]);
+      *reinterpret_cast<float2*>(k.dc + at + tile * 8) =
+          make_float2(dc[tile][row * 2], dc[tile][row * 2 + 1]);
+    }
+  }
+}
+
+template <class T>
+__global__ void ssd_over_parts_kernel(const float* __restrict__ db_parts,
+                                      const float* __restrict__ dc_parts, int parts, int64_t n,
+                                      T* db, T* dc) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  float b = 0, c = 0;
+  for (int part = 0; part < parts; ++part) b += db_parts[part * n + i], c += dc_parts[part * n + i];
+  db[i] = convert<T>(b), dc[i] = convert<T>(c);
+}
+
+/// Columns of (rows, columns) added by index: eight runs of rows, then the runs.
+constexpr int kRuns = 8;
+__global__ void __launch_bounds__(kWarpSize* kRuns)
+    ssd_over_chunks_kernel(const float* __restrict__ parts, int64_t rows, int heads, float* dd,
+                           float* da, float* ddt_bias) {
+  __shared__ float sums[kRuns][kWarpSize];
+  const int columns = heads * (kP + 2), column = int(blockIdx.x) * kWarpSize + int(threadIdx.x);
+  const int64_t each = (rows + kRuns - 1) / kRuns, begin = threadIdx.y * each;
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 8
+    for (int64_t row = begin; row < min(begin + each, rows); ++row)
+      sum += parts[row * columns + column];
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || column >= columns) return;
+  for (int run = 1; run < kRuns; ++run) sum += sums[run][threadIdx.x];
+  if (column < heads * kP) {
+    if (dd) dd[column] = sum;
+  } else if (column < heads * (kP + 1)) {
+    da[column - heads * kP] = sum;
+  } else if (ddt_bias) {
+    ddt_bias[column - heads * (kP + 1)] = sum;
+  }
+}
+
+template <class T, int kN>
+void backward(Cuda on, const SsdBackwardArgs& k) {
+  BackwardKernelArgs<T> args{};
+  Sizes& s = args.size;
+  s = {k.x.shape[0], k.x.shape[1], ceil_div(k.x.shape[1], int64_t{kQ}), int(k.x.shape[2]),
+       int(k.b.shape[2])};
+  const int64_t numbers = s.batch * s.padded() * s.heads;
+  const int64_t of_states = s.batch * s.chunks * s.heads * kP * kN;
+  const DeviceScratch<float> steps(on, 3 * numbers);
+  const DeviceScratch<T> states(on, 2 * of_states);
+  args.steps = {steps.data(), steps.data() + numbers, steps.data() + 2 * numbers};
+  args.dy = Sequence<const T>::of(k.dy), args.x = Sequence<const T>::of(k.x);
+  args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
+  args.dx = Sequence<T>::of(k.dx), args.ddt = Sequence<T>::of(k.ddt);
+  args.a = k.a.as<float>(), args.d = k.d.as<float>();
+  args.states = states.data(), args.dstates = states.data() + of_states;
+  compute_steps(on, s, Sequence<const T>::of(k.dt), args.a, k.dt_bias.as<float>(), k.dt_softplus,
+                k.dt_min, k.dt_max, args.steps);
+  const StateSide<T> along{args.x, args.b, k.state.as<float>(), states.data(), nullptr};
+  const StateSide<T> against{args.dy, args.c, k.dlast_state.as<float>(), states.data() + of_states,
+                             k.dstate.as<float>()};
+  compute_states<T>(on, s, kN, args.steps, along, &against);
+
+  const int64_t wanted = ceil_div(int64_t{264}, s.batch * s.chunks * s.groups);
+  args.heads_each = int(ceil_div(int64_t{s.shared()}, wanted));
+  args.parts = ceil_div(s.shared(), args.heads_each);
+  const int64_t of_rows = s.batch * s.length * s.groups * kN, chunks = s.batch * s.chunks;
+  const DeviceScratch<float> over_heads(on, 2 * args.parts * of_rows);
+  const DeviceScratch<float> over_chunks(on, chunks * s.heads * (kP + 2));
+  args.db = over_heads.data(), args.dc = over_heads.data() + args.parts * of_rows;
+  args.sums = over_chunks.data();
+  launch(on,
+         {.grid = dim3(unsigned(chunks), unsigned(args.parts * s.groups)),
+          .block = dim3(kThreads),
+          .shared = sizeof(BackwardShared<T, kN>)},
+         ssd_backward_kernel<T, kN>, args);
+  launch(on, {.grid = grid_for(of_rows, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
+         static_cast<const float*>(args.db), static_cast<const float*>(args.dc), args.parts,
+         of_rows, k.db.as<T>(), k.dc.as<T>());
+  launch(on,
+         {.grid = dim3(unsigned(ceil_div(s.heads * (kP + 2), kWarpSize))),
+          .block = dim3(kWarpSize, kRuns)},
+         ssd_over_chunks_kernel, static_cast<const float*>(args.sums), chunks, s.heads,
+         k.dd.as<float>(), k.da.as<float>(), k.ddt_bias.as<float>());
+}
+
+__global__ void ssd_zero_kernel(float* to, int64_t n) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) to[i] = 0;
+}
+
+}  // namespace
+}  // namespace ssd_cuda
+
+void run(Cuda on, const SsdBackwardArgs& k) {
+  if (k.x.shape.numel() == 0) {  // no sequence: the sums are empty
+    for (const Vec& sum : {k.da, k.dd, k.ddt_bias})
+      if (sum)
+        launch(on, {.grid = grid_for(sum.n, 256), .block = dim3(256)}, ssd_cuda::ssd_zero_kernel,
+               sum.as<float>(), sum.n);
+    return;
+  }
+  const auto with = [&]<class T>(T) {
+    if (k.b.shape[3] == 128)
+      ssd_cuda::backward<T, 128>(on, k);
+    else
+      ssd_cuda::backward<T, 64>(on, k);
+  };
+  if (k.x.dtype == bfloat16)
+    with(BFloat16{});
+  else
+    with(Float16{});
+}
+
+}  // namespace norma
