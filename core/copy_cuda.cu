@@ -25,6 +25,12 @@ struct CopyOne {
   }
 };
 
+struct CopyWide {
+  const uint4* source;
+  uint4* target;
+  __device__ void operator()(const int64_t (&at)[2]) const { target[at[1]] = source[at[0]]; }
+};
+
 template <class T>
 struct AddOne {
   const T* source;
@@ -80,6 +86,25 @@ __global__ void __launch_bounds__(kThreads)
   if (i < n) target[i] = convert<T>(fma(step, static_cast<double>(i), first));
 }
 
+/// Makes the index count units of 16 bytes, where rows and all strides of both arrays allow it.
+bool in_wide_units(StridedIndex<2>& index, int64_t element_size, const void* source,
+                   const void* target) {
+  const int64_t width = 16 / element_size;
+  const int last = index.dims - 1;
+  bool fits = index.sizes[last] % width == 0 && reinterpret_cast<uintptr_t>(source) % 16 == 0 &&
+              reinterpret_cast<uintptr_t>(target) % 16 == 0;
+  for (const auto& strides : index.strides) {
+    fits = fits && strides[last] == 1;
+    for (int d = 0; d < last; ++d) fits = fits && strides[d] % width == 0;
+  }
+  if (!fits) return false;
+  for (auto& strides : index.strides)
+    for (int d = 0; d < last; ++d) strides[d] /= width;
+  index.sizes[last] /= width;
+  index.count /= width;
+  return true;
+}
+
 /// Elements a thread: 16 bytes of the wider type.
 template <class From, class To>
 constexpr int kWidthOf = 16 / int(sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
@@ -117,6 +142,12 @@ void run(Cuda on, const CopyArgs& k) {
                                   static_cast<size_t>(index.count * size_of(k.source.dtype)),
                                   cudaMemcpyDeviceToDevice, detail::stream_of(on)),
                   "copy on the device");
+    return;
+  }
+  if (StridedIndex<2> wide = index;
+      k.source.dtype == k.target.dtype && index.count > 0 &&
+      in_wide_units(wide, size_of(k.source.dtype), k.source.data, k.target.data)) {
+    for_each_element(on, wide, CopyWide{k.source.as<uint4>(), k.target.as<uint4>()});
     return;
   }
   visit_all(k.source.dtype, [&]<class From>() {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "norma/core/cuda/check.h"
+#include "norma/core/cuda/fault.h"
 #include "norma/core/error.h"
 
 namespace norma {
@@ -122,6 +123,36 @@ const cudaDeviceProp& properties(Device device) {
   return (*all)[i];
 }
 
+namespace {
+std::array<FaultSlot, kMaxDevices> fault_slots;
+}
+FaultSlot fault_slot() {
+  static std::array<std::once_flag, kMaxDevices> once;
+  const auto i = static_cast<size_t>(current_index);
+  std::call_once(once[i], [&] {
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    FaultSlot slot;
+    void* host = nullptr;
+    check(cudaHostAlloc(&host, sizeof(Fault), cudaHostAllocDefault), "allocate pinned memory");
+    slot.fault = new (host) Fault;
+    check(cudaMalloc(reinterpret_cast<void**>(&slot.taken), sizeof(unsigned)), "allocate memory");
+    check(cudaMemset(slot.taken, 0, sizeof(unsigned)), "clear memory");
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    fault_slots[i] = slot;
+  });
+  return fault_slots[i];
+}
+void throw_fault() {
+  if (current_index < 0) return;
+  const FaultSlot& slot = fault_slots[static_cast<size_t>(current_index)];
+  if (!slot.fault || !slot.fault->text) return;
+  const Fault fault = *slot.fault;
+  slot.fault->text = nullptr;
+  cudaMemset(slot.taken, 0, sizeof(unsigned));
+  throw ValueError(fault.text, fault.values[0], fault.values[1], fault.values[2], fault.values[3]);
+}
+
 int cuda_device_count() { return found().count; }
 
 std::string cuda_devices_found() {
@@ -134,6 +165,7 @@ std::string cuda_devices_found() {
 
 void cuda_synchronize(Device device) {
   check(cudaStreamSynchronize(stream_of(cuda_stream(device))), "wait for the device");
+  throw_fault();
 }
 
 void cuda_transfer(void* to, Device to_device, const void* from, Device from_device,
@@ -142,8 +174,12 @@ void cuda_transfer(void* to, Device to_device, const void* from, Device from_dev
   const Cuda on = cuda_stream(from_device.is_cuda() ? from_device : to_device);
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_of(on)),
         "copy between devices");
-  if (to_device.is_cpu()) check(cudaStreamSynchronize(stream_of(on)), "copy to the processor");
+  if (!to_device.is_cpu()) return;
+  check(cudaStreamSynchronize(stream_of(on)), "copy to the processor");
+  throw_fault();
 }
+
+std::string cuda_device_name(Device device) { return properties(device).name; }
 
 StreamScope::StreamScope(Device device, void* stream)
     : device_(device), before_(std::exchange(stream_override[device.index], stream)) {}

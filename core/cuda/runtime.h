@@ -10,8 +10,9 @@ namespace norma::detail {
 // What core asks of CUDA, in plain C++: defined in builds with CUDA alone, called behind
 // `if constexpr (kBuiltWithCuda)`.
 
-int cuda_device_count();           ///< 0 where there is no GPU or no driver
-std::string cuda_devices_found();  ///< "it has 1 GPU", "no driver was found"
+int cuda_device_count();                      ///< 0 where there is no GPU or no driver
+std::string cuda_device_name(Device device);  ///< "NVIDIA H100 80GB HBM3"
+std::string cuda_devices_found();             ///< "it has 1 GPU", "no driver was found"
 void cuda_synchronize(Device device);
 
 /// Copies dense bytes between two devices on the stream of the one that is a GPU. A copy to the
