@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "norma/core/allocator.h"
+#include "norma/core/autocast.h"
 #include "norma/core/captured_call.h"
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/op.h"
@@ -19,6 +20,7 @@ struct ThreadState {
   bool destroying = false;
   int sweeps = 0;      // that run, one inside the other
   int one_stream = 0;  // how many ask for it
+  bool frees_graph = false;  // the running sweep does
   uint64_t sequence = 0;
   Node* dead = nullptr;
 };
@@ -32,6 +34,7 @@ OneStream::~OneStream() { --state.one_stream; }
 }  // namespace detail
 
 bool is_grad_enabled() { return state.grad_enabled; }
+bool detail::sweep_frees_graph() { return state.frees_graph; }
 GradMode::GradMode(bool enabled) : before_(state.grad_enabled) { state.grad_enabled = enabled; }
 GradMode::~GradMode() { state.grad_enabled = before_; }
 
@@ -247,6 +250,18 @@ class Sweep {
     entry.node.reset();
   }
 
+  /// Tells the node that runs whether it is freed afterwards.
+  class Freeing {
+   public:
+    explicit Freeing(bool on) : before_(std::exchange(state.frees_graph, on)) {}
+    ~Freeing() { state.frees_graph = before_; }
+    Freeing(const Freeing&) = delete;
+    Freeing& operator=(const Freeing&) = delete;
+
+   private:
+    bool before_;
+  };
+
   void step(Entry& entry) {
     const Ref<Node> node = entry.node;
     Node::Gradients grads = std::move(entry.grads);
@@ -267,7 +282,11 @@ class Sweep {
       if (until_ == Until::leaves) node->backward(std::move(grads));
       return;
     }
-    Node::Gradients results = node->backward(std::move(grads));
+    Node::Gradients results = [&] {
+      const Freeing mode(!retain_);
+      const Autocast off(float32);  // gradients have their own dtypes, in a scope or out of it
+      return node->backward(std::move(grads));
+    }();
     if (!retain_) node->release_saved();
     for (Observer* o = Observer::current(); o; o = o->outer()) o->differentiated(*node, results);
     const size_t n = std::min(node->inputs.size(), results.size());

@@ -114,6 +114,8 @@ Node::Gradients grad_within(const Node::Gradients& outputs, const Node::Gradient
 /// What a nested sweep takes for an input, and where it ends: a leaf of its values, or, while the
 /// outer sweep is itself recorded, an identity op on it, so that the gradient's history leads back.
 Tensor stand_in(const Tensor& input, const Edge& edge, bool create_graph);
+/// Whether the node that runs now in this thread's sweep is freed when it is done.
+bool sweep_frees_graph();
 /// A number after every input's and every earlier one of this thread.
 uint64_t next_sequence(std::span<const Edge> inputs);
 /// a + b, differentiable: what the sweep needs where a tensor was used twice. `a` is written in

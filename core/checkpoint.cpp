@@ -3,6 +3,7 @@
 #include <set>
 #include <utility>
 
+#include "norma/core/autocast.h"
 #include "norma/core/autograd.h"
 #include "norma/core/random.h"
 
@@ -80,6 +81,7 @@ class CheckpointNode final : public Node {
     const bool create_graph = is_grad_enabled();
     const EnableGrad recording;
     const RandomReplay replay(random_);
+    const Autocast as_in_forward(autocast_);
     Gradients wanted;
     std::vector<Tensor> stand_ins;
     for (size_t i = 0; i < arguments_.size(); ++i) {
@@ -102,6 +104,7 @@ class CheckpointNode final : public Node {
   std::vector<Tensor> arguments_;
   std::vector<uint32_t> versions_;
   GeneratorState random_;
+  DType autocast_ = Autocast::current();
 };
 
 }  // namespace

@@ -64,7 +64,10 @@ class OpNode final : public Node {
           "backward: the graph must still be there, but what {} saved was freed by an earlier "
           "sweep; pass .retain_graph = true to that one",
           op_.name);
-    if (!op_.backward) return backward_through_definition(grads);
+    if (!op_.backward) {
+      const Autocast as_in_forward(autocast_);
+      return backward_through_definition(grads);
+    }
     Context ctx(op_, nullptr, this, is_grad_enabled());
     return op_.backward(ctx, grads);
   }
@@ -109,6 +112,12 @@ class OpNode final : public Node {
     twin.impl().node = Ref<Node>(const_cast<OpNode*>(this));
     twin.impl().output_index = static_cast<uint32_t>(saved.output);
     return twin;
+  }
+
+  bool is_last_use(int i) const {
+    const Tensor& t = saved_[static_cast<size_t>(i)].tensor;
+    return detail::sweep_frees_graph() && !is_grad_enabled() && t.defined() &&
+           t.impl().use_count() == 1 && t.storage()->use_count() == 1;
   }
 
   OptionsRef options() const { return {options_, op_.options_type}; }
@@ -160,8 +169,10 @@ class OpNode final : public Node {
   void* options_ = nullptr;
   SmallVector<Saved, 6> saved_;
   bool released_ = false;
+  DType autocast_ = Autocast::current();
 };
 
+bool Context::is_last_use(int i) const { return node_ && node_->is_last_use(i); }
 Tensor Context::saved(int i) const {
   if (!node_) throw GraphError("{}: saved() belongs into backward, not forward", op_.name);
   return node_->saved(i);
@@ -245,6 +256,41 @@ void say_that_no_kernel_fits(const OpInfo& op, const Call& call) {
   if (said->insert(line).second) std::fputs(line.c_str(), stderr);
 }
 
+/// The arguments of a call as mixed precision wants them. Arguments of float64 stay: who computes
+/// in it wants it.
+class CastCall {
+ public:
+  CastCall(const OpInfo& op, Call& call) {
+    DType target = op.cast_rule == CastRule::low ? Autocast::current() : float32;
+    if (op.cast_rule == CastRule::widest) target = widest(call);
+    for (size_t i = 0; i < call.inputs.size(); ++i) {
+      const Tensor& t = *call.inputs[i];
+      pointers_.push_back(&t);
+      const uint32_t bit = uint32_t{1} << std::min<size_t>(i, 31);
+      if (!(op.cast_arguments & bit) || !t.defined() || !is_floating(t.dtype()) ||
+          t.dtype() == float64 || t.dtype() == target || target == float64)
+        continue;
+      cast_.push_back(t.to(target));
+      places_.push_back(i);
+    }
+    for (size_t i = 0; i < places_.size(); ++i) pointers_[places_[i]] = &cast_[i];
+    call.inputs = {pointers_.data(), pointers_.size()};
+  }
+
+ private:
+  static DType widest(const Call& call) {
+    std::optional<DType> found;
+    for (const Tensor* t : call.inputs)
+      if (t->defined() && is_floating(t->dtype()) && found != t->dtype())
+        found = found ? (*found == float64 || t->dtype() == float64 ? float64 : float32)
+                      : t->dtype();  // of bfloat16 and float16 neither holds the other
+    return found.value_or(float64);
+  }
+  SmallVector<Tensor, 4> cast_;
+  SmallVector<size_t, 4> places_;
+  SmallVector<const Tensor*, 8> pointers_;
+};
+
 Tensor without_history(const Tensor& t) {
   return detail::raw_view(t, t.shape(), t.strides(), t.offset());
 }
@@ -285,6 +331,8 @@ void apply_op(const OpInfo& op, Call& call) {
   if constexpr (kBuiltWithCuda)
     if (detail::side_pending) [[unlikely]]
       detail::join_side_for(call.inputs);
+  std::optional<CastCall> cast;
+  if (op.cast_rule != CastRule::keep && Autocast::current() != float32) cast.emplace(op, call);
   if (op.check) op.check(call);
   if (!has_kernel(op, call)) {
     run_definition(op, call);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "norma/core/autocast.h"
 #include "norma/core/autograd.h"
 #include "norma/core/fields.h"
 #include "norma/core/tensor.h"
@@ -19,12 +20,14 @@ namespace norma {
 
 // An op is a struct of static functions, none overloaded, none a template:
 //
-//   using Options = …;                    a flat aggregate with defaults, last argument of all
+//   using Options = …                     a flat aggregate with defaults, last argument of all
 //   below static constexpr std::string_view name static TensorSpec check(args…, o)     throws where
 //   arguments do not fit; may return void static R define(args…, o)             the formula, in
 //   tensor arithmetic static R forward(Context&, args…, o)  kernels static G backward(Context&,
 //   dy…)      the gradients of the arguments, in their order static bool runs_on(Device, DType)
-//   where forward has kernels (default: everywhere)
+//   where forward has kernels (default: everywhere) static constexpr CastRule cast_rule   what
+//   mixed precision does to the arguments, and to which: static constexpr uint32_t cast_arguments
+//   bit i stands for argument i (default: all)
 //
 // define or forward is needed, the rest is optional. Arguments are Tensor, optional<Tensor> and at
 // most one vector<Tensor>; R is a Tensor, a vector of them, or a struct of Tensor, optional<Tensor>
@@ -86,6 +89,8 @@ struct OpInfo {
   void (*free_options)(void*) = nullptr;
   bool (*same_options)(const void*, const void*) = nullptr;
   uint32_t constants = 0;  ///< bit i: result i carries no gradient
+  CastRule cast_rule = CastRule::keep;
+  uint32_t cast_arguments = ~uint32_t{0};
 };
 
 /// Sees every op that runs on its thread while it lives, nested ones included, and every step of a
@@ -137,6 +142,9 @@ class Context {
   /// What was saved, in the order of saving. GraphError where it was changed in place since.
   Tensor saved(int i) const;
   std::optional<Tensor> saved_optional(int i) const;
+  /// In backward: whether nobody will look at what was saved as i any more, so that its memory may
+  /// be written: the sweep frees the graph and is not recorded, and no one else holds the tensor.
+  bool is_last_use(int i) const;
   OptionsRef options() const;
   /// Whether input i wants a gradient.
   bool needs(int i) const;
@@ -236,6 +244,14 @@ concept HasCheck = requires {
 template <class Op>
 concept HasRunsOn = requires {
   &Op::runs_on;
+};
+template <class Op>
+concept HasCastRule = requires {
+  Op::cast_rule;
+};
+template <class Op>
+concept HasCastArguments = requires {
+  Op::cast_arguments;
 };
 template <class Op>
 concept HasName = requires {
@@ -424,6 +440,8 @@ constexpr OpInfo make_op_info() {
   if constexpr (HasForward<Op>) info.forward = Thunks<Op>::forward;
   if constexpr (HasBackward<Op>) info.backward = Thunks<Op>::backward;
   if constexpr (HasRunsOn<Op>) info.runs_on = Op::runs_on;
+  if constexpr (HasCastRule<Op>) info.cast_rule = Op::cast_rule;
+  if constexpr (HasCastArguments<Op>) info.cast_arguments = Op::cast_arguments;
   if constexpr (Traits<Op>::has_options) {
     info.copy_options = Thunks<Op>::copy_options;
     info.free_options = Thunks<Op>::free_options;

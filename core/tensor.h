@@ -44,8 +44,10 @@ struct TensorImpl : RefCounted {
   Shape shape, strides;
   DType dtype = float32;
   bool requires_grad = false;
-  uint32_t output_index = 0;  ///< which result of `node` this is
-  Ref<Node> node;             ///< the op that made it; for a leaf the node that holds .grad
+  uint32_t output_index = 0;     ///< which result of `node` this is
+  Ref<Node> node;                ///< the op that made it; for a leaf the node that holds .grad
+  Ref<TensorImpl> rounded;       ///< a weight's values in a half type (core/autocast.h) …
+  uint32_t rounded_version = 0;  ///< … as they were at this version of the storage
 
   TensorImpl();
   ~TensorImpl();

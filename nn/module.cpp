@@ -44,6 +44,7 @@ Collector collected(const Visit& visit) {
 void swap_values(const Tensor& t, const Tensor& values) {
   TensorImpl &target = t.impl(), &source = values.impl();
   target.storage = source.storage;
+  target.rounded.reset();
   target.offset = source.offset;
   target.shape = source.shape;
   target.strides = source.strides;

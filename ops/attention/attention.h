@@ -38,6 +38,7 @@ struct AttentionGrads {
 struct Attention {
   using Options = AttentionOptions;
   static constexpr std::string_view name = "attention";
+  static constexpr CastRule cast_rule = CastRule::low;
   static void check(const Tensor& q, const Tensor& k, const Tensor& v, const Options&);
   static AttentionResult define(const Tensor& q, const Tensor& k, const Tensor& v, const Options&);
   static AttentionResult forward(Context&, const Tensor& q, const Tensor& k, const Tensor& v,

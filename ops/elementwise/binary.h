@@ -57,6 +57,7 @@ Tensor binary_forward(Context& ctx, const Tensor& a, const Tensor& b, BinaryFunc
 /// What these ops share. Each adds its name and its gradients.
 template <class Op, BinaryFunction kFunction>
 struct Binary {
+  static constexpr CastRule cast_rule = CastRule::widest;
   static constexpr bool kFloating =
       kFunction == BinaryFunction::div || kFunction == BinaryFunction::pow;
   static TensorSpec check(const Tensor& a, const Tensor& b) {

@@ -37,6 +37,7 @@ struct WhereGrads {
   std::optional<Tensor> dcondition, da, db;
 };
 struct Where {
+  static constexpr CastRule cast_rule = CastRule::widest;
   static constexpr std::string_view name = "where";
   static TensorSpec check(const Tensor& condition, const Tensor& a, const Tensor& b);
   static Tensor forward(Context&, const Tensor& condition, const Tensor& a, const Tensor& b);

@@ -39,7 +39,9 @@ std::vector<Tensor> EmbeddingBackward::backward(Context& ctx, const Tensor& dy) 
 }
 
 Tensor embedding(const Tensor& indices, const Tensor& weight) {
-  return apply<Embedding>(indices, weight);
+  const Tensor y = apply<Embedding>(indices, weight);
+  const DType low = Autocast::current();
+  return low == float32 || y.dtype() != float32 ? y : y.to(low);
 }
 
 }  // namespace norma

@@ -8,6 +8,7 @@ namespace norma {
 /// Rows of a table: y = weight[indices], (…, D) for indices (…) and weight (V, D), any dtype.
 ///   dweight[v] = Σ of dy over the places where indices = v, in their order: the same bits on any
 ///   number of threads
+/// Under Autocast a float32 table gives y in the scope's dtype: a residual stream begins in it.
 /// Indices int32 or int64. Throws ShapeError, DTypeError, and ValueError naming an index outside.
 Tensor embedding(const Tensor& indices, const Tensor& weight);
 

@@ -31,6 +31,7 @@ struct SoftmaxBackward {
 };
 struct LogSoftmax {
   static constexpr std::string_view name = "log_softmax";
+  static constexpr CastRule cast_rule = CastRule::float32_;
   static Tensor define(const Tensor& x);
   static Tensor forward(Context&, const Tensor& x);
   static Tensor backward(Context&, const Tensor& dy);
@@ -43,6 +44,7 @@ struct LogSoftmaxBackward {
 /// Keeps the last dimension with size 1.
 struct LogSumExp {
   static constexpr std::string_view name = "logsumexp";
+  static constexpr CastRule cast_rule = CastRule::float32_;
   static Tensor define(const Tensor& x);
   static Tensor forward(Context&, const Tensor& x);
   static Tensor backward(Context&, const Tensor& dy);
