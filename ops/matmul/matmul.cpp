@@ -1,8 +1,12 @@
 #include "norma/ops/matmul/matmul.h"
 
+#include <atomic>
+
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/kernels.h"
+#include "norma/ops/matmul/product.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 
@@ -26,34 +30,59 @@ Shape with_matrix(Shape shape, int64_t rows, int64_t cols) {
   return shape;
 }
 
-/// In a dtype that has products, with rows or columns dense.
-Tensor ready(const Tensor& t) {
-  const Tensor u = t.to(stats_dtype(t.dtype()));
-  const int64_t rows = u.strides()[u.dim() - 2], cols = u.strides()[u.dim() - 1];
-  return rows == 1 || cols == 1 ? u : detail::dense(u);
+/// Weights of up to so many elements have too few tiles for a whole GPU: the product that gives
+/// their gradient runs beside what the sweep goes on with.
+constexpr int64_t kSmallResult = 1 << 20;
+
+/// cuBLASLt wants the rows (or columns) of one matrix apart: not repeated, not overlapping.
+bool overlaps(const Tensor& t, int outer, int inner) {
+  return t.shape()[outer] > 1 && t.strides()[outer] < t.shape()[inner];
+}
+}  // namespace
+
+namespace detail {
+
+DType product_dtype(const TensorSpec& spec) {
+  return spec.device.is_cpu() ? stats_dtype(spec.dtype) : spec.dtype;
+}
+Tensor product_operand(const Tensor& t) {
+  const Tensor u = t.to(product_dtype(t.spec()));
+  const int row = u.dim() - 2, col = u.dim() - 1;
+  const bool gpu = !u.device().is_cpu();
+  if (u.strides()[col] == 1 && !(gpu && overlaps(u, row, col))) return u;
+  if (u.strides()[row] == 1 && !(gpu && overlaps(u, col, row))) return u;
+  return dense(u);
 }
 
-/// All leading dimensions and the rows as one, where that needs no copy.
 Tensor as_matrix(const Tensor& t) {
   if (t.dim() == 2) return t;
   return t.reshape({-1, t.shape().back()});
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec) {
-  const DType dtype = stats_dtype(spec.dtype);
+  const DType dtype = product_dtype(spec);
   Tensor c = empty(spec.shape, dtype, spec.device);
-  Tensor left = ready(a), right = ready(b), out = c;
-  if (b.dim() == 2 && a.dim() > 2) left = ready(as_matrix(a)), out = as_matrix(c);
+  Tensor left = product_operand(a), right = product_operand(b), out = c;
+  if (b.dim() == 2 && a.dim() > 2) left = product_operand(as_matrix(a)), out = as_matrix(c);
   const Shape batch = leading(out.shape());
   const auto expand = [&](const Tensor& t) {
     const Shape& s = t.shape();
-    return detail::expanded(t, with_matrix(batch, s[s.dim() - 2], s[s.dim() - 1]));
+    return expanded(t, with_matrix(batch, s[s.dim() - 2], s[s.dim() - 1]));
   };
   dispatch(c.device(), MatmulArgs{.a = expand(left), .b = expand(right), .bias = bias, .c = out});
   return c.to(spec.dtype);
 }
 
-}  // namespace
+}  // namespace detail
+
+namespace detail {
+bool is_rounded_for(const Tensor& x, const Tensor& w) {
+  return (x.dtype() == bfloat16 || x.dtype() == float16) && w.dtype() == float32;
+}
+}  // namespace detail
+
+using detail::as_matrix, detail::is_rounded_for, detail::product, detail::product_dtype,
+    detail::product_operand;
 
 TensorSpec Matmul::check(const Tensor& a, const Tensor& b) {
   require_one_floating_dtype(name, "a", a, "b", b);
@@ -88,41 +117,86 @@ MatmulGrads Matmul::backward(Context& ctx, const Tensor& dc) {
 }
 
 TensorSpec Linear::check(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-  require_one_floating_dtype(name, "x", x, "w", w);
+  if (!is_rounded_for(x, w)) require_one_floating_dtype(name, "x", x, "w", w);
   if (w.dim() != 2 || x.dim() < 1 || x.size(-1) != w.size(1))
     throw ShapeError("{}: w must be (d_out, d_in) for x (…, d_in), but they are {} and {}", name,
                      w.shape(), x.shape());
-  if (b && (b->shape() != Shape{w.size(0)} || b->dtype() != x.dtype()))
+  if (b && (b->shape() != Shape{w.size(0)} || b->dtype() != w.dtype()))
     throw ShapeError("{}: b must be ({},) of {}, but is {} of {}", name, w.size(0),
-                     to_string(x.dtype()), b->shape(), to_string(b->dtype()));
+                     to_string(w.dtype()), b->shape(), to_string(b->dtype()));
   TensorSpec spec = x.spec();
   spec.shape[spec.shape.dim() - 1] = w.size(0);
   return spec;
 }
-Tensor Linear::define(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {
-  const Tensor rows = x.dim() == 1 ? x.unsqueeze(0) : x;
+Tensor Linear::define(const Tensor& x, const Tensor& w_, const std::optional<Tensor>& b) {
+  const Tensor w = w_.to(x.dtype()), rows = x.dim() == 1 ? x.unsqueeze(0) : x;
   const Tensor y = matmul(rows, w.t());
   const Tensor shaped = x.dim() == 1 ? y.squeeze(0) : y;
-  return b ? shaped + *b : shaped;
+  return b ? shaped + b->to(x.dtype()) : shaped;
 }
-Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w,
+Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w_,
                        const std::optional<Tensor>& b) {
-  ctx.save(x, w);
+  ctx.save(x, w_);
   TensorSpec spec = ctx.output();
   const Shape shape = spec.shape;
   if (x.dim() == 1) spec.shape.insert(0, 1);
-  const Tensor bias = b ? detail::dense(b->to(stats_dtype(b->dtype()))) : Tensor();
+  const Tensor w = detail::rounded_weight(w_, x.dtype());
+  Tensor bias;
+  if (b) bias = detail::dense(detail::rounded_weight(*b, x.dtype()).to(product_dtype(x.spec())));
   return product(x.dim() == 1 ? x.unsqueeze(0) : x, w.t(), bias, spec).reshape(shape);
 }
 LinearGrads Linear::backward(Context& ctx, const Tensor& dy) {
   const Tensor x = ctx.saved(0), w = ctx.saved(1);
   const Tensor rows = dy.reshape({-1, w.size(0)});
   LinearGrads grads;
-  if (ctx.needs(0)) grads.dx = matmul(rows, w).reshape(x.shape());
-  if (ctx.needs(1)) grads.dw = matmul(rows.t(), x.reshape({-1, w.size(1)}));
-  if (ctx.needs(2)) grads.db = rows.sum(0);
+  if (ctx.needs(1)) {
+    auto both = apply<LinearWeightBackward>(rows, x.reshape({-1, w.size(1)}),
+                                            {.dtype = w.dtype(), .db = ctx.needs(2)});
+    grads.dw = std::move(both.dw), grads.db = std::move(both.db);
+  } else if (ctx.needs(2)) {
+    grads.db = rows.to(w.dtype()).sum(0);
+  }
+  if (ctx.needs(0))
+    grads.dx =
+        matmul(rows, ctx.recording() ? w.to(dy.dtype()) : detail::rounded_weight(w, dy.dtype()))
+            .reshape(x.shape());
   return grads;
 }
+
+LinearWeightGrads LinearWeightBackward::define(const Tensor& dy_, const Tensor& x,
+                                               const Options& o) {
+  const Tensor dy = dy_.to(o.dtype);
+  return {matmul(dy.t(), x.to(o.dtype)), o.db ? std::optional<Tensor>(dy.sum(0)) : none};
+}
+LinearWeightGrads LinearWeightBackward::forward(Context&, const Tensor& dy, const Tensor& x,
+                                                const Options& o) {
+  if (dy.device().is_cpu()) return define(dy, x, o);
+  const auto product = [&] {
+    LinearWeightGrads grads{empty({dy.size(1), x.size(1)}, o.dtype, dy.device()), none};
+    if (o.db) grads.db = empty({dy.size(1)}, o.dtype, dy.device());
+    const Tensor a = product_operand(dy.t()), b = product_operand(x);
+    const Vec sums = grads.db ? Vec(*grads.db) : Vec();
+    dispatch(dy.device(), MatmulArgs{.a = a, .b = b, .bias = {}, .c = grads.dw, .sums = sums});
+    return grads;
+  };
+  if constexpr (kBuiltWithCuda) {
+    if (dy.size(1) * x.size(1) > kSmallResult) return product();
+    const auto made = detail::run_beside(dy.device(), {dy, x}, [&] {
+      const LinearWeightGrads grads = product();
+      std::vector<Tensor> both{grads.dw};
+      if (grads.db) both.push_back(*grads.db);
+      return both;
+    });
+    return {made[0], o.db ? std::optional<Tensor>(made[1]) : none};
+  }
+  return product();
+}
+
+namespace {
+std::atomic<bool> tf32_allowed = false;
+}  // namespace
+void allow_tf32(bool on) { tf32_allowed = on; }
+bool is_tf32_allowed() { return tf32_allowed; }
 
 Tensor matmul(const Tensor& a, const Tensor& b) { return apply<Matmul>(a, b); }
 Tensor linear(const Tensor& x, const Tensor& w, const std::optional<Tensor>& b) {

@@ -1,5 +1,7 @@
 #include "norma/ops/matmul/matmul.h"
 
+#include <tuple>
+
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
@@ -130,6 +132,33 @@ TEST(Linear, GradientIsTheDerivative) {
     EXPECT_OK(gradcheck<Linear>(x, w, b));
     EXPECT_OK(gradgradcheck<Linear>(x, w, b));
     EXPECT_OK(gradcheck<Linear>(x, w, none));
+  }
+}
+
+TYPED_TEST(MatmulTest, WeightAndBiasGradientsAreTheirDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  for (const auto& [rows, m, k] : {std::tuple{5, 3, 7}, {64, 16, 8}, {129, 40, 24}, {0, 4, 4}}) {
+    const Tensor dy = randn({rows, m}, dtype), x = randn({rows, k}, dtype);
+    const auto kernel = apply<LinearWeightBackward>(dy, x, {.dtype = dtype});
+    const auto formula =
+        LinearWeightBackward::define(dy.to(float64), x.to(float64), {.dtype = float64});
+    const testing::Closeness bound{
+        .relative = unit_roundoff(dtype),
+        .absolute = 64. * rows * rows * unit_roundoff(stats_dtype(dtype))};
+    EXPECT_TRUE(testing::close(kernel.dw, formula.dw, bound));
+    EXPECT_TRUE(testing::close(*kernel.db, *formula.db, bound));
+  }
+}
+
+TYPED_TEST(MatmulTest, BiasIsAdded) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  for (const auto& [rows, m, k] : {std::tuple{5, 3, 7}, {64, 16, 8}, {129, 40, 24}}) {
+    const Tensor x = randn({rows, k}, dtype), w = randn({m, k}, dtype), b = randn({m}, dtype);
+    // A GPU without a kernel that adds the bias rounds the product, at most 49 k, once more.
+    const double sum = 8. * k * k * unit_roundoff(stats_dtype(dtype)),
+                 twice = 49. * k * unit_roundoff(dtype);
+    EXPECT_CLOSE(linear(x, w, b), Linear::define(x.to(float64), w.to(float64), b.to(float64)),
+                 {.relative = unit_roundoff(dtype), .absolute = sum + twice});
   }
 }
 

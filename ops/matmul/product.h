@@ -1,0 +1,21 @@
+#pragma once
+
+#include "norma/core/tensor.h"
+
+namespace norma::detail {
+
+// What the ops of this room share.
+
+/// The dtype that the device's kernel multiplies: the CPU has products of float32 and float64.
+DType product_dtype(const TensorSpec& spec);
+/// t in that dtype, with rows or columns dense: itself where that already holds.
+Tensor product_operand(const Tensor& t);
+/// All leading dimensions and the rows as one, where that needs no copy.
+Tensor as_matrix(const Tensor& t);
+/// a b, plus `bias` where it is defined; of product_dtype.
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec);
+
+/// Whether w stays float32 beside x of a half type.
+bool is_rounded_for(const Tensor& x, const Tensor& w);
+
+}  // namespace norma::detail
