@@ -64,8 +64,11 @@ CrossEntropyResult CrossEntropy::forward(Context& ctx, const Tensor& logits, con
 }
 Tensor CrossEntropy::backward(Context& ctx, const std::optional<Tensor>& dlosses,
                               const std::optional<Tensor>&) {
+  const CrossEntropyOptions& o = ctx.options();
   return apply<CrossEntropyBackward>(*dlosses, ctx.saved(0), ctx.saved(1), ctx.saved(2),
-                                     ctx.options());
+                                     {.ignore_index = o.ignore_index,
+                                      .label_smoothing = o.label_smoothing,
+                                      .in_place = ctx.is_last_use(0)});
 }
 
 Tensor CrossEntropyBackward::define(const Tensor& dlosses, const Tensor& logits,
@@ -79,8 +82,12 @@ Tensor CrossEntropyBackward::define(const Tensor& dlosses, const Tensor& logits,
 }
 Tensor CrossEntropyBackward::forward(Context&, const Tensor& dlosses, const Tensor& logits,
                                      const Tensor& targets, const Tensor& lse, const Options& o) {
-  Tensor dlogits = empty_like(logits);
-  const Tensor rows = even_rows(logits), d = detail::dense(dlosses), t = detail::dense(targets);
+  const Tensor rows = even_rows(logits);
+  // The memory, in a tensor of its own: what was saved goes when backward returns.
+  Tensor dlogits = o.in_place && logits.is_dense()
+                       ? detail::raw_view(logits, logits.shape(), logits.strides(), logits.offset())
+                       : empty_like(logits);
+  const Tensor d = detail::dense(dlosses), t = detail::dense(targets);
   dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
                                                      .logits = rows,
                                                      .targets = t,

@@ -38,8 +38,14 @@ struct CrossEntropy {
   static Tensor backward(Context&, const std::optional<Tensor>& dlosses,
                          const std::optional<Tensor>&);
 };
+struct CrossEntropyBackwardOptions {
+  int64_t ignore_index = -1;
+  double label_smoothing = 0;
+  bool in_place = false;  ///< dlogits takes the logits' memory: for the engine, at their last use
+  bool operator==(const CrossEntropyBackwardOptions&) const = default;
+};
 struct CrossEntropyBackward {
-  using Options = CrossEntropyOptions;
+  using Options = CrossEntropyBackwardOptions;
   static constexpr std::string_view name = "cross_entropy_backward";
   static Tensor define(const Tensor& dlosses, const Tensor& logits, const Tensor& targets,
                        const Tensor& lse, const Options&);

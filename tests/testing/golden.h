@@ -12,7 +12,7 @@ class Golden {
  public:
   explicit Golden(const std::string& name)
       : file_(load_safetensors(std::string(NORMA_GOLDEN_DIR) + "/" + name + ".safetensors")) {}
-  Tensor operator[](const std::string& key) const { return file_.at(key); }
+  Tensor operator[](const std::string& key) const { return file_.at(key).to(default_device()); }
 
  private:
   Safetensors file_;

@@ -38,8 +38,37 @@ TEST(Embedding, RepeatedRowsSumInOrderOnAnyNumberOfThreads) {
   set_num_threads(before);
 }
 
+TEST(Embedding, GradientSumsAnyShareOfPlaces) {
+  // Small whole numbers, so that every order of a sum gives the same.
+  struct Case {
+    int64_t rows, places, width;
+    const char* why;
+  };
+  for (const auto& [rows, places, width, why] :
+       {Case{7, 3000, 65, "a few rows, often"}, Case{5000, 33, 4, "many rows, most untouched"},
+        Case{700, 5000, 130, "runs within a tile"}, Case{513, 40000, 3, "runs over several tiles"},
+        Case{600, 5000, 1, "one column"}}) {
+    SCOPED_TRACE(why);
+    const Tensor index = randint(0, rows, {places});
+    const Tensor dy = randint(-3, 4, {places, width}).to(float64);
+    const Tensor g = apply<EmbeddingBackward>(index, dy, {.rows = rows});
+    Tensor expected = zeros({rows, width}, float64, cpu);
+    const auto where = index.to_vector<int64_t>();
+    const auto values = dy.to_vector<double>();
+    for (size_t i = 0; i < where.size(); ++i)
+      for (int64_t c = 0; c < width; ++c)
+        expected.span<double>()[static_cast<size_t>(where[i] * width + c)] +=
+            values[i * static_cast<size_t>(width) + static_cast<size_t>(c)];
+    EXPECT_CLOSE(g, expected, {});
+    // One row takes every place.
+    EXPECT_CLOSE(
+        apply<EmbeddingBackward>(full({places}, 1, int32), dy, {.rows = rows}).select(0, 1),
+        dy.sum(0), {});
+  }
+}
+
 TEST(Embedding, MistakesAreNamed) {
-  EXPECT_THROW_MSG(embedding(tensor({0, 3}, int32), ones({3, 2})), ValueError,
+  EXPECT_THROW_MSG(embedding(tensor({0, 3}, int32), ones({3, 2})).to_vector<float>(), ValueError,
                    "embedding: indices must be below 3, the rows of weight, but index 1 is 3");
   EXPECT_THROW_MSG(embedding(tensor({0}), ones({3, 2})), DTypeError,
                    "embedding: indices must be int32 or int64, but are float32");

@@ -14,7 +14,7 @@ namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-const Shape kShapes[] = {{0, 4}, {1, 1}, {3, 7}, {2, 3, 33}, {5, 1000}};
+const Shape kShapes[] = {{0, 4}, {1, 1}, {3, 7}, {2, 3, 33}, {5, 1000}, {2, 4099}};
 
 template <class T>
 class SoftmaxTest : public ::testing::Test {};

@@ -1,0 +1,134 @@
+#include "norma/core/cuda/fault.h"
+#include "norma/ops/cross_entropy/kernels.h"
+#include "norma/ops/softmax/rows.cuh"
+
+namespace norma {
+namespace {
+
+constexpr int kBlock = 512;
+
+struct Smoothing {
+  double share;  // ε
+  int64_t ignore_index;
+};
+
+/// Losses and lse: each logit is read once.
+///   bytes  rows · cols · sizeof(T)
+template <class T, class I, int kThreads, bool kAligned>
+__global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets, Smoothing o,
+                                             Vec losses, Vec lse, detail::FaultSlot fault) {
+  using Acc = stats_t<T>;
+  constexpr bool kWarp = kThreads == kWarpSize;
+  __shared__ Acc slots[kBlock / kWarpSize];
+  const int64_t i = kWarp ? int64_t{blockIdx.x} * kRowsOfABlock + threadIdx.y : blockIdx.x;
+  if (i >= logits.rows) return;
+  const int cols = static_cast<int>(logits.cols), thread = threadIdx.x;
+  const T* row = logits.template row<T>(i);
+  const Acc share = static_cast<Acc>(o.share);
+  OnlineSum<Acc> online;
+  Acc sum = 0;
+  for_packets<kThreads, kAligned>(row, cols, thread, [&](int, const auto& packet, int n) {
+    online.add(packet, n);
+    if (share > 0)
+#pragma unroll
+      for (int e = 0; e < kWidest<T>; ++e) sum += e < n ? convert<Acc>(packet[e]) : Acc(0);
+  });
+  online.template meet<kThreads>(slots);
+  if (share > 0) sum = row_sum<kThreads>(sum, slots);
+  if (thread != 0) return;
+  int64_t target = targets.template at<I>(i);
+  const bool ignored = target == o.ignore_index;
+  if (!ignored && (target < 0 || target >= cols)) {
+    fault.report(
+        "cross_entropy: targets must be below {}, the number of classes, or {} to be ignored, but "
+        "target {} is {}",
+        cols, o.ignore_index, i, target);
+    target = 0;
+  }
+  lse.template at<Acc>(i) = online.lse();
+  losses.template at<Acc>(i) =
+      ignored ? Acc(0)
+              : online.lse() - (1 - share) * convert<Acc>(row[target]) - share * sum / Acc(cols);
+}
+
+/// dlogits, which may be the logits' own memory: each is read and written by one thread.
+template <class T, class I, int kThreads, bool kAligned>
+__global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstRows logits, ConstVec targets,
+                                              ConstVec lses, Smoothing o, Rows dlogits) {
+  using Acc = stats_t<T>;
+  constexpr bool kWarp = kThreads == kWarpSize;
+  const int64_t i = kWarp ? int64_t{blockIdx.x} * kRowsOfABlock + threadIdx.y : blockIdx.x;
+  if (i >= logits.rows) return;
+  const int cols = static_cast<int>(logits.cols), thread = threadIdx.x;
+  const T* row = logits.template row<T>(i);
+  T* out = dlogits.template row<T>(i);
+  const int64_t target = targets.template at<I>(i);
+  const bool ignored = target == o.ignore_index;
+  const Acc share = static_cast<Acc>(o.share), uniform = share / Acc(cols);
+  const Acc lse = lses.template at<Acc>(i), scale = dlosses.template at<Acc>(i);
+  constexpr int kWidth = kWidest<T>;
+  // Not for_packets: its row is __restrict__, and `out` may be the same memory.
+#pragma unroll 2
+  for (int c = thread * kWidth; c < cols; c += kThreads * kWidth) {
+    const int n = min(kWidth, cols - c);
+    auto packet =
+        n == kWidth ? load<kWidth, kAligned>(row + c) : load_some<kWidth>(row + c, n, T{});
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      Acc p = exp_of(convert<Acc>(packet[e]) - lse);
+      if (c + e == target) p -= 1 - share;
+      packet[e] = convert<T>(ignored ? Acc(0) : (p - uniform) * scale);
+    }
+    put<kAligned>(out + c, packet, n);
+  }
+}
+
+bool aligned(const void* data, int64_t stride, DType dtype) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
+}
+
+/// start<T, I, kThreads, kAligned>(shape)
+template <class F>
+void plan(const ConstRows& logits, const ConstVec& targets, bool wide, const F& start) {
+  visit_floating(logits.dtype, [&]<class T>() {
+    visit_index(targets.dtype, [&]<class I>() {
+      const auto go = [&]<int kThreads, bool kAligned>() {
+        const bool warp = kThreads == kWarpSize;
+        start.template operator()<T, I, kThreads, kAligned>(LaunchShape{
+            .grid = dim3(static_cast<unsigned>(warp ? ceil_div(logits.rows, int64_t{kRowsOfABlock})
+                                                    : logits.rows)),
+            .block = dim3(kThreads, warp ? kRowsOfABlock : 1)});
+      };
+      if (logits.cols <= kWarpCols)
+        wide ? go.template operator()<kWarpSize, true>()
+             : go.template operator()<kWarpSize, false>();
+      else
+        wide ? go.template operator()<kBlock, true>() : go.template operator()<kBlock, false>();
+    });
+  });
+}
+
+}  // namespace
+
+void run(Cuda on, const CrossEntropyForwardArgs& k) {
+  const Smoothing o{k.label_smoothing, k.ignore_index};
+  const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype);
+  plan(k.logits, k.targets, wide,
+       [&]<class T, class I, int kThreads, bool kAligned>(const LaunchShape& shape) {
+         launch(on, shape, cross_entropy_forward_kernel<T, I, kThreads, kAligned>, k.logits,
+                k.targets, o, k.losses, k.lse, detail::fault_slot());
+       });
+}
+
+void run(Cuda on, const CrossEntropyBackwardArgs& k) {
+  const Smoothing o{k.label_smoothing, k.ignore_index};
+  const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype) &&
+                    aligned(k.dlogits.data, k.dlogits.row_stride, k.dlogits.dtype);
+  plan(k.logits, k.targets, wide,
+       [&]<class T, class I, int kThreads, bool kAligned>(const LaunchShape& shape) {
+         launch(on, shape, cross_entropy_backward_kernel<T, I, kThreads, kAligned>, k.dlosses,
+                k.logits, k.targets, k.lse, o, k.dlogits);
+       });
+}
+
+}  // namespace norma
