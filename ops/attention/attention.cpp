@@ -66,6 +66,19 @@ Tensor by_rows(const Tensor& like) {
   const Tensor t = empty({s[0], s[2], s[1], s[3]}, like.dtype(), like.device());
   return detail::raw_view(t, s, {s[1] * s[2] * s[3], s[3], s[1] * s[3], 1}, 0);
 }
+/// The three, uninitialized, in one piece of memory (B, T, H + 2 H_kv, D) where their lengths are
+/// one: as a layer's product holds q, k and v, so that its gradient is there without a copy.
+AttentionGrads side_by_side(const Tensor& q, const Tensor& k, const Tensor& v) {
+  if (q.size(2) != k.size(2)) return {by_rows(q), by_rows(k), by_rows(v)};
+  const int64_t heads = q.size(1), shared = k.size(1), dim = q.size(3), length = q.size(2);
+  const int64_t all = heads + 2 * shared;
+  const Tensor whole = empty({q.size(0), length, all, dim}, q.dtype(), q.device());
+  const auto part = [&](const Tensor& like, int64_t first) {
+    return detail::raw_view(whole, like.shape(), {length * all * dim, dim, all * dim, 1},
+                            first * dim);
+  };
+  return {part(q, 0), part(k, heads), part(v, heads + shared)};
+}
 
 }  // namespace
 
@@ -134,7 +147,8 @@ AttentionGrads AttentionBackward::define(const Tensor& dy_, const Tensor& q_, co
 AttentionGrads AttentionBackward::forward(Context&, const Tensor& dy, const Tensor& q,
                                           const Tensor& k, const Tensor& v, const Tensor& y,
                                           const Tensor& lse, const Options& o) {
-  const Tensor dq = by_rows(q), dk = by_rows(k), dv = by_rows(v), delta = empty_like(lse);
+  const auto [dq, dk, dv] = side_by_side(q, k, v);
+  const Tensor delta = empty_like(lse);
   const Tensor d = with_dense_rows(dy), queries = with_dense_rows(q), keys = with_dense_rows(k),
                values = with_dense_rows(v), out = with_dense_rows(y);
   dispatch(q.device(), AttentionBackwardArgs{.settings = settings(q, o),

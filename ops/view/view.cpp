@@ -164,6 +164,24 @@ std::vector<Tensor> SplitViews::forward(Context&, const Tensor& x, const Options
   }
   return parts;
 }
+namespace {
+/// The tensor that the parts are, where they lie side by side already; undefined where not.
+Tensor joined(const std::vector<Tensor>& parts, int dim) {
+  const Tensor& first = parts[0];
+  Shape shape = first.shape();
+  int64_t offset = first.offset();
+  shape[dim] = 0;
+  for (const Tensor& part : parts) {
+    if (part.storage() != first.storage() || part.strides() != first.strides() ||
+        part.dtype() != first.dtype() || part.offset() != offset)
+      return {};
+    shape[dim] += part.shape()[dim];
+    offset += part.shape()[dim] * part.strides()[dim];
+  }
+  return detail::raw_view(first, shape, first.strides(), first.offset());
+}
+}  // namespace
+
 Tensor SplitViews::backward(Context& ctx, const std::vector<Tensor>& dy) {
   const Options& o = ctx.options();
   std::vector<Tensor> parts = dy;
@@ -172,6 +190,9 @@ Tensor SplitViews::backward(Context& ctx, const std::vector<Tensor>& dy) {
     spec.shape[o.dim] = o.sizes[i];
     if (!parts[i].defined()) parts[i] = zeros(spec.shape, spec.dtype, spec.device);
   }
+  // Attention makes the gradients of q, k and v in one piece of memory: then nothing is copied.
+  if (!ctx.recording() && parts.size() > 1)
+    if (const Tensor whole = joined(parts, o.dim); whole.defined()) return whole;
   return concat(parts, o.dim);
 }
 

@@ -91,6 +91,7 @@ struct ConcatOptions {
 struct Concat {
   using Options = ConcatOptions;
   static constexpr std::string_view name = "concat";
+  static constexpr CastRule cast_rule = CastRule::widest;
   static TensorSpec check(const std::vector<Tensor>& tensors, const Options&);
   static Tensor forward(Context&, const std::vector<Tensor>& tensors, const Options&);
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
