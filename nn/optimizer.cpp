@@ -2,13 +2,18 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <map>
 #include <numbers>
+#include <utility>
 
 #include "norma/core/autograd.h"
 #include "norma/core/captured_call.h"
+#include "norma/core/copy.h"
 #include "norma/core/dispatch.h"
 #include "norma/core/op.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/view/view.h"
 
 namespace norma::nn {
 
@@ -32,6 +37,7 @@ Optimizer::Optimizer(const std::vector<ParameterGroup>& groups,
 }
 
 Tensor Optimizer::zero_state(const Tensor& p) {
+  const norma::detail::OutsideCapturedCall kept;
   return zeros(p.shape(), stats_dtype(p.dtype()), p.device());
 }
 
@@ -43,6 +49,110 @@ void Optimizer::step(double lr) {
         lr);
   set_lr(lr);
   step();
+}
+
+namespace {
+
+/// The bytes of a GradientState as elements of float64.
+constexpr int64_t kStateWords = sizeof(GradientState) / sizeof(double);
+static_assert(sizeof(GradientState) % sizeof(double) == 0);
+constexpr int64_t kScaleWord = offsetof(GradientState, loss_scale) / sizeof(double);
+constexpr int64_t kSkippedWord = offsetof(GradientState, skipped) / sizeof(double);
+
+Tensor make_state(Device device, double loss_scale) {
+  // By kernels alone: a captured call may need one.
+  const Tensor state = empty({kStateWords}, float64, device);
+  dispatch(device, FillArgs{.target = state, .value = 0});
+  dispatch(device, FillArgs{.target = norma::detail::raw_view(state, {1}, {1}, kScaleWord),
+                            .value = loss_scale});
+  return state;
+}
+GradientState* state_in(const Tensor& t) { return static_cast<GradientState*>(t.data()); }
+
+/// The norm of all gradients and what it decides.
+Tensor decide(const std::vector<Tensor>& grads, const GradNormArgs::Decide& how, Device device,
+              const Tensor& state) {
+  std::vector<ConstVec> views(grads.begin(), grads.end());
+  Tensor norm = empty(Shape{}, float32, device);
+  dispatch(device, GradNormArgs{.grads = views,
+                                .decide = how,
+                                .state = state_in(state),
+                                .norm = static_cast<float*>(norm.data())});
+  return norm;
+}
+
+std::vector<Tensor> dense_gradients(const std::vector<Tensor>& parameters) {
+  std::vector<Tensor> grads;
+  for (const Tensor& p : parameters)
+    if (p.has_grad()) grads.push_back(norma::detail::dense(p.grad()));
+  return grads;
+}
+
+}  // namespace
+
+void Optimizer::notify(std::string_view name) const {
+  if (!Observer::current()) return;
+  for (const Slot& slot : slots_) {
+    const Tensor& p = slot.parameter.tensor;
+    if (!p.requires_grad() || !p.has_grad()) continue;
+    for (const Tensor& state : slot.states) notify_write(name, p, state);
+    if (slot.states.empty()) notify_write(name, p);
+  }
+}
+
+Device Optimizer::device() const {
+  return slots_.empty() ? cpu : slots_.front().parameter.tensor.device();
+}
+
+void Optimizer::move_state(Device where) {
+  const norma::detail::OutsideCapturedCall kept;
+  if (!gradient_state_.defined()) gradient_state_ = make_state(where, 1);
+  if (gradient_state_.device() != where) gradient_state_ = gradient_state_.to(where);
+}
+
+Tensor Optimizer::clip(double limit) {
+  const NoGrad plain;
+  const Device where = device();
+  move_state(where);
+  std::vector<Tensor> trained;
+  for (const Slot& slot : slots_)
+    if (slot.parameter.tensor.requires_grad()) trained.push_back(slot.parameter.tensor);
+  clipped_ = true;
+  return decide(dense_gradients(trained), {.limit = limit, .scaled = scales_loss_}, where,
+                gradient_state_);
+}
+
+const GradientState* Optimizer::take_state() {
+  if (scales_loss_ && !clipped_) clip(0);
+  const bool use = std::exchange(clipped_, false);
+  return use ? state_in(gradient_state_) : nullptr;
+}
+
+void Optimizer::use_loss_scaling(double first_scale) {
+  scales_loss_ = true;
+  gradient_state_ = make_state(device(), first_scale);
+}
+Tensor Optimizer::scaled(const Tensor& loss) {
+  if (!scales_loss_) return loss;
+  move_state(loss.device());
+  return loss * gradient_state_.select(0, kScaleWord).to(loss.dtype()).reshape(loss.shape());
+}
+int64_t Optimizer::skipped_steps() const {
+  return gradient_state_.defined() ? gradient_state_.select(0, kSkippedWord).item<int64_t>() : 0;
+}
+
+template <class F>
+void Optimizer::for_trained(const F& f) {
+  for (Slot& slot : slots_) {
+    const Tensor& p = slot.parameter.tensor;
+    if (!p.requires_grad() || !p.has_grad()) continue;
+    // Rounded values that follow the weight's go on doing so.
+    TensorImpl& impl = p.impl();
+    const bool follows = impl.rounded && impl.rounded_version == p.storage()->version();
+    f(slot, norma::detail::dense(p.grad()), follows ? Tensor(impl.rounded) : Tensor());
+    p.storage()->bump_version();
+    if (follows) impl.rounded_version = p.storage()->version();
+  }
 }
 
 void Optimizer::zero_grad() {
@@ -68,6 +178,7 @@ std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
   for (const Slot& slot : slots_)
     for (size_t i = 0; i < slot.states.size(); ++i)
       tensors.emplace_back(state_names_[i] + "." + slot.parameter.name, slot.states[i]);
+  if (scales_loss_) tensors.emplace_back("loss_scale", gradient_state_);
   return tensors;
 }
 
@@ -75,6 +186,13 @@ void Optimizer::load_state(const std::vector<std::pair<std::string, Tensor>>& te
                            int64_t steps, std::string_view where) {
   std::map<std::string, const Tensor*> given;
   for (const auto& [name, tensor] : tensors) given[name] = &tensor;
+  if (const auto scale = given.find("loss_scale"); scale != given.end()) {
+    if (!scales_loss_ || scale->second->spec().shape != gradient_state_.shape())
+      throw IOError("{}: loss_scale must belong to a run in float16, but this one has no scaling",
+                    where);
+    gradient_state_.copy_(*scale->second);
+    given.erase(scale);
+  }
   for (Slot& slot : slots_) {
     std::vector<Tensor> states;
     for (const std::string& kind : state_names_) {
@@ -105,25 +223,28 @@ AdamW::AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& opti
 void AdamW::step() {
   const NoGrad plain;
   const Numbers numbers = next_numbers();
-  for (Slot& slot : slots_) {
+  const GradientState* state = take_state();
+  std::vector<Tensor> grads;  // alive until the step runs
+  std::vector<AdamwSlot> slots;
+  for_trained([&](Slot& slot, const Tensor& grad, const Tensor& rounded) {
     const Tensor& p = slot.parameter.tensor;
-    if (!p.requires_grad() || !p.has_grad()) continue;
     if (slot.states.empty()) slot.states = {zero_state(p), zero_state(p)};
-    const Tensor g = norma::detail::dense(p.grad());
-    dispatch(p.device(), AdamwArgs{.p = p,
-                                   .grad = g,
-                                   .m = slot.states[0],
-                                   .v = slot.states[1],
-                                   .numbers = numbers.values,
-                                   .on_device = numbers.on_device,
-                                   .beta1 = options_.beta1,
-                                   .beta2 = options_.beta2,
-                                   .eps = options_.eps,
-                                   .weight_decay = slot.weight_decay});
-    p.storage()->bump_version();
-    notify_write("adamw", p, slot.states[0]);
-    notify_write("adamw", p, slot.states[1]);
-  }
+    grads.push_back(grad);
+    slots.push_back({.p = p,
+                     .grad = grad,
+                     .m = slot.states[0],
+                     .v = slot.states[1],
+                     .rounded = rounded,
+                     .weight_decay = slot.weight_decay});
+  });
+  dispatch(device(), AdamwArgs{.slots = slots,
+                               .numbers = numbers.values,
+                               .on_device = numbers.on_device,
+                               .beta1 = options_.beta1,
+                               .beta2 = options_.beta2,
+                               .eps = options_.eps,
+                               .state = state});
+  notify("adamw");
 }
 
 Sgd::Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options)
@@ -136,45 +257,48 @@ Sgd::Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options)
 void Sgd::step() {
   const NoGrad plain;
   const Numbers numbers = next_numbers();
-  for (Slot& slot : slots_) {
+  const GradientState* state = take_state();
+  std::vector<Tensor> grads;
+  std::vector<SgdSlot> slots;
+  for_trained([&](Slot& slot, const Tensor& grad, const Tensor& rounded) {
     const Tensor& p = slot.parameter.tensor;
-    if (!p.requires_grad() || !p.has_grad()) continue;
     if (options_.momentum > 0 && slot.states.empty()) slot.states = {zero_state(p)};
-    const Tensor g = norma::detail::dense(p.grad());
-    dispatch(p.device(), SgdArgs{.p = p,
-                                 .grad = g,
-                                 .velocity = slot.states.empty() ? Vec() : Vec(slot.states[0]),
-                                 .numbers = numbers.values,
-                                 .on_device = numbers.on_device,
-                                 .momentum = options_.momentum,
-                                 .weight_decay = slot.weight_decay,
-                                 .nesterov = options_.nesterov});
-    p.storage()->bump_version();
-    notify_write("sgd", p, slot.states.empty() ? Tensor() : slot.states[0]);
-  }
+    grads.push_back(grad);
+    slots.push_back({.p = p,
+                     .grad = grad,
+                     .velocity = slot.states.empty() ? Vec() : Vec(slot.states[0]),
+                     .rounded = rounded,
+                     .weight_decay = slot.weight_decay});
+  });
+  dispatch(device(), SgdArgs{.slots = slots,
+                             .numbers = numbers.values,
+                             .on_device = numbers.on_device,
+                             .momentum = options_.momentum,
+                             .nesterov = options_.nesterov,
+                             .state = state});
+  notify("sgd");
 }
 
 Tensor clip_grad_norm(const std::vector<Tensor>& parameters, double limit) {
   const NoGrad plain;
-  double total = 0;
-  for (const Tensor& p : parameters) {
-    if (!p.has_grad()) continue;
-    double squares = 0;
-    const Tensor g = norma::detail::dense(p.grad());
-    dispatch(p.device(), SquareSumArgs{.x = g, .out = &squares});
-    total += squares;
-  }
-  const double norm = std::sqrt(total);
-  if (limit > 0 && norm > limit)
+  const std::vector<Tensor> grads = dense_gradients(parameters);
+  const Device device = grads.empty() ? cpu : grads.front().device();
+  const Tensor state = make_state(device, 1);
+  const Tensor norm = decide(grads, {.limit = limit, .scaled = false}, device, state);
+  if (limit > 0) {
+    std::vector<Vec> views(grads.begin(), grads.end());
+    dispatch(device, ScaleArgs{.xs = views, .state = state_in(state)});
+    size_t i = 0;
     for (const Tensor& p : parameters) {
       if (!p.has_grad()) continue;
-      const Tensor g = norma::detail::dense(p.grad());
-      dispatch(p.device(), ScaleArgs{.x = g, .factor = limit / norm});
-      if (!g.is_same(p.grad())) p.set_grad(g);
+      const Tensor& scaled = grads[i++];
+      if (scaled.is_same(p.grad()))
+        scaled.storage()->bump_version();
+      else
+        p.grad().copy_(scaled);
     }
-  const Tensor result = empty(Shape{});
-  *static_cast<float*>(result.data()) = static_cast<float>(norm);  // a result, no given number
-  return result;
+  }
+  return norm;
 }
 
 double Schedule::at(int64_t step) const {

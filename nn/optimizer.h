@@ -26,11 +26,24 @@ class Optimizer {
   /// The learning rate of the steps that follow.
   void set_lr(double lr) { lr_ = lr; }
   double lr() const { return lr_; }
-  /// One step; state of a parameter is made at its first.
+  /// √Σ‖g‖² over the gradients of all its parameters, a float32 scalar beside them. Where it
+  /// exceeds `limit` > 0 the next step takes them times limit / norm; they themselves stay as they
+  /// are.
+  Tensor clip(double limit);
+  /// One step; state of a parameter is made at its first. On a GPU one launch, two with clip().
   virtual void step() = 0;
   /// One step at that learning rate. GraphError inside a captured function, whose replays would
   /// repeat the number: set_lr() before its call and step() inside.
   void step(double lr);
+  /// Dynamic loss scaling, for float16: the loss times a scale that halves when a gradient is not
+  /// finite, a step that is then left out, and doubles after 2000 good ones. All of it is decided
+  /// where the parameters live. The norm that clip() returns is that of the unscaled gradients.
+  void use_loss_scaling(double first_scale = 65536);
+  /// loss times the scale, without loss scaling the loss itself.
+  Tensor scaled(const Tensor& loss);
+  /// Whether loss scaling is in use, and how many steps it has left out (waits for the device).
+  bool scales_loss() const { return scales_loss_; }
+  int64_t skipped_steps() const;
   /// Every gradient goes: the next sweep begins with new ones. In a captured function those that
   /// were there before its call stay and become zero, since a replay finds them by their address.
   void zero_grad();
@@ -56,8 +69,20 @@ class Optimizer {
     const StepNumbers* on_device = nullptr;
   };
   Numbers next_numbers();
+  /// f(slot, its gradient, its rounded values or none) for each parameter that takes part in a
+  /// step, whose values f's caller is about to change.
+  template <class F>
+  void for_trained(const F& f);
+  /// What clip() decided, for the step that follows it; none where nothing was asked.
+  const GradientState* take_state();
+  Device device() const;
+  void move_state(Device where);
+  /// Tells the observers of the step that was made.
+  void notify(std::string_view name) const;
 
   double lr_ = 1e-3;
+  bool scales_loss_ = false, clipped_ = false;
+  Tensor gradient_state_;  // the bytes of a GradientState, where the parameters are
   std::vector<std::string> state_names_;
   std::vector<Slot> slots_;
   int64_t steps_ = 0;
@@ -97,8 +122,9 @@ class Sgd final : public Optimizer {
   SgdOptions options_;
 };
 
-/// √Σ‖g‖² over all gradients, a float32 scalar; where it exceeds `limit` > 0 all gradients are
-/// scaled by limit / norm (Pascanu et al. 2013, arXiv:1211.5063).
+/// √Σ‖g‖² over all gradients, a float32 scalar beside them; where it exceeds `limit` > 0 all are
+/// scaled by limit / norm (Pascanu et al. 2013, arXiv:1211.5063). Optimizer::clip() does the same
+/// without a pass over the gradients of its own.
 Tensor clip_grad_norm(const std::vector<Tensor>& parameters, double limit);
 
 enum class ScheduleKind { cosine, linear, constant };

@@ -14,78 +14,110 @@ void for_blocks(int64_t n, const F& f) {
   parallel_for(blocks.blocks, [&](int64_t b) { f(b, blocks.begin(b), blocks.end(b)); });
 }
 
-}  // namespace
-
-void run(Cpu, const AdamwArgs& k) {
-  visit_floating(k.p.dtype, [&]<class T>() {
-    using Acc = stats_t<T>;
-    const auto step = static_cast<double>(k.numbers.step);
-    const Acc b1 = static_cast<Acc>(k.beta1), b2 = static_cast<Acc>(k.beta2);
-    const Acc size = static_cast<Acc>(k.numbers.lr / (1 - std::pow(k.beta1, step)));
-    const Acc correction = static_cast<Acc>(1 / std::sqrt(1 - std::pow(k.beta2, step)));
-    const Acc keep = static_cast<Acc>(1 - k.numbers.lr * k.weight_decay),
-              eps = static_cast<Acc>(k.eps);
-    for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
-      T* __restrict__ p = k.p.as<T>();
-      const T* __restrict__ g = k.grad.as<T>();
-      Acc* __restrict__ m = k.m.as<Acc>();
-      Acc* __restrict__ v = k.v.as<Acc>();
-      for (int64_t i = first; i < last; ++i) {
-        const Acc d = static_cast<Acc>(g[i]);
-        m[i] = b1 * m[i] + (1 - b1) * d;
-        v[i] = b2 * v[i] + (1 - b2) * d * d;
-        const Acc change = size * m[i] / (std::sqrt(v[i]) * correction + eps);
-        p[i] = static_cast<T>(static_cast<Acc>(p[i]) * keep - change);
-      }
-    });
-  });
-}
-
-void run(Cpu, const SgdArgs& k) {
-  visit_floating(k.p.dtype, [&]<class T>() {
-    using Acc = stats_t<T>;
-    const Acc lr = static_cast<Acc>(k.numbers.lr), momentum = static_cast<Acc>(k.momentum);
-    const Acc keep = static_cast<Acc>(1 - k.numbers.lr * k.weight_decay);
-    for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        Acc d = static_cast<Acc>(k.grad.at<T>(i));
-        if (k.velocity) {
-          Acc& velocity = k.velocity.at<Acc>(i);
-          velocity = momentum * velocity + d;
-          d = k.nesterov ? d + momentum * velocity : velocity;
-        }
-        T& p = k.p.at<T>(i);
-        p = static_cast<T>(static_cast<Acc>(p) * keep - lr * d);
-      }
-    });
-  });
-}
-
-void run(Cpu, const SquareSumArgs& k) {
-  const Split blocks = split(k.x.n, detail::kPieceGrain);
+double square_sum(const ConstVec& x) {
+  const Split blocks = split(x.n, detail::kPieceGrain);
   double sums[128] = {};  // split makes no more blocks
-  visit_floating(k.x.dtype, [&]<class T>() {
+  visit_floating(x.dtype, [&]<class T>() {
     parallel_for(blocks.blocks, [&](int64_t b) {
-      const T* x = k.x.as<T>() + blocks.begin(b);
+      const T* from = x.as<T>() + blocks.begin(b);
       sums[b] = detail::sum_lanes<double>(blocks.end(b) - blocks.begin(b), [&](int64_t i) {
-        const double v = static_cast<double>(static_cast<stats_t<T>>(x[i]));
+        const double v = static_cast<double>(static_cast<stats_t<T>>(from[i]));
         return v * v;
       });
     });
   });
-  *k.out = 0;
-  for (int64_t b = 0; b < blocks.blocks; ++b) *k.out += sums[b];
+  double sum = 0;
+  for (int64_t b = 0; b < blocks.blocks; ++b) sum += sums[b];
+  return sum;
+}
+
+void round(const Vec& p, const Vec& rounded, int64_t first, int64_t last) {
+  if (!rounded) return;
+  visit_floating(rounded.dtype, [&]<class T>() {
+    for (int64_t i = first; i < last; ++i) rounded.at<T>(i) = static_cast<T>(p.at<float>(i));
+  });
+}
+
+template <class T>
+void adamw(const AdamwSlot& k, const AdamwArgs& all, double skipped, stats_t<T> factor) {
+  using Acc = stats_t<T>;
+  const double step = static_cast<double>(all.numbers.step) - skipped, lr = all.numbers.lr;
+  const Acc b1 = static_cast<Acc>(all.beta1), b2 = static_cast<Acc>(all.beta2);
+  const Acc size = static_cast<Acc>(lr / (1 - std::pow(all.beta1, step)));
+  const Acc correction = static_cast<Acc>(1 / std::sqrt(1 - std::pow(all.beta2, step)));
+  const Acc keep = static_cast<Acc>(1 - lr * k.weight_decay), eps = static_cast<Acc>(all.eps);
+  for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
+    T* __restrict__ p = k.p.as<T>();
+    const T* __restrict__ g = k.grad.as<T>();
+    Acc* __restrict__ m = k.m.as<Acc>();
+    Acc* __restrict__ v = k.v.as<Acc>();
+    for (int64_t i = first; i < last; ++i) {
+      const Acc d = static_cast<Acc>(g[i]) * factor;
+      m[i] = b1 * m[i] + (1 - b1) * d;
+      v[i] = b2 * v[i] + (1 - b2) * d * d;
+      const Acc change = size * m[i] / (std::sqrt(v[i]) * correction + eps);
+      p[i] = static_cast<T>(static_cast<Acc>(p[i]) * keep - change);
+    }
+    round(k.p, k.rounded, first, last);
+  });
+}
+
+template <class T>
+void sgd(const SgdSlot& k, const SgdArgs& all, stats_t<T> factor) {
+  using Acc = stats_t<T>;
+  const Acc lr = static_cast<Acc>(all.numbers.lr), momentum = static_cast<Acc>(all.momentum);
+  const Acc keep = static_cast<Acc>(1 - all.numbers.lr * k.weight_decay);
+  for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      Acc d = static_cast<Acc>(k.grad.at<T>(i)) * factor;
+      if (k.velocity) {
+        Acc& velocity = k.velocity.at<Acc>(i);
+        velocity = momentum * velocity + d;
+        d = all.nesterov ? d + momentum * velocity : velocity;
+      }
+      T& p = k.p.at<T>(i);
+      p = static_cast<T>(static_cast<Acc>(p) * keep - lr * d);
+    }
+    round(k.p, k.rounded, first, last);
+  });
+}
+
+}  // namespace
+
+void run(Cpu, const GradNormArgs& k) {
+  double total = 0;
+  for (const ConstVec& grad : k.grads) total += square_sum(grad);
+  decide_step(*k.state, std::sqrt(total), k.decide.limit, k.decide.scaled);
+  *k.norm = static_cast<float>(k.state->norm);
+}
+
+void run(Cpu, const AdamwArgs& k) {
+  if (k.state && k.state->skip) return;
+  const double factor = k.state ? k.state->factor : 1, skipped = k.state ? k.state->skipped : 0;
+  for (const AdamwSlot& slot : k.slots)
+    visit_floating(slot.p.dtype,
+                   [&]<class T>() { adamw<T>(slot, k, skipped, static_cast<stats_t<T>>(factor)); });
+}
+
+void run(Cpu, const SgdArgs& k) {
+  if (k.state && k.state->skip) return;
+  const double factor = k.state ? k.state->factor : 1;
+  for (const SgdSlot& slot : k.slots)
+    visit_floating(slot.p.dtype,
+                   [&]<class T>() { sgd<T>(slot, k, static_cast<stats_t<T>>(factor)); });
 }
 
 void run(Cpu, const ScaleArgs& k) {
-  visit_floating(k.x.dtype, [&]<class T>() {
-    const auto factor = static_cast<stats_t<T>>(k.factor);
-    for_blocks(k.x.n, [&](int64_t, int64_t first, int64_t last) {
-      T* x = k.x.as<T>();
-      for (int64_t i = first; i < last; ++i)
-        x[i] = static_cast<T>(static_cast<stats_t<T>>(x[i]) * factor);
+  if (k.state->factor == 1) return;
+  for (const Vec& x : k.xs)
+    visit_floating(x.dtype, [&]<class T>() {
+      const auto factor = static_cast<stats_t<T>>(k.state->factor);
+      for_blocks(x.n, [&](int64_t, int64_t first, int64_t last) {
+        T* values = x.as<T>();
+        for (int64_t i = first; i < last; ++i)
+          values[i] = static_cast<T>(static_cast<stats_t<T>>(values[i]) * factor);
+      });
     });
-  });
 }
 
 }  // namespace norma
