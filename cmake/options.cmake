@@ -17,7 +17,7 @@ endif()
 set(NORMA_ARCH "${default_arch}" CACHE STRING
   "Processor to build for, as -march= takes it: native, x86-64-v3, …; empty is the compiler's own choice")
 set(NORMA_BLAS "" CACHE STRING "Matrix products by: openblas; empty is Eigen")
-set(NORMA_CUDA OFF CACHE STRING "Kernels for NVIDIA GPUs: ON, OFF or AUTO (where nvcc >= 12.8 is found)")
+set(NORMA_CUDA AUTO CACHE STRING "Kernels for NVIDIA GPUs: ON, OFF or AUTO (where nvcc >= 12.8 is found)")
 set(NORMA_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize= takes them: address,undefined or thread")
 option(NORMA_WERROR "Treat warnings as errors (CI does)" OFF)
 option(NORMA_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
