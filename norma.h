@@ -2,6 +2,7 @@
 
 // What a user includes. By hand, so that what is public stays a choice.
 #include "norma/core/anomaly.h"
+#include "norma/core/autocast.h"
 #include "norma/core/autograd.h"
 #include "norma/core/capture.h"
 #include "norma/core/checkpoint.h"
@@ -23,6 +24,7 @@
 #include "norma/nn/data/grammar.h"
 #include "norma/nn/data/tasks.h"
 #include "norma/nn/data/text.h"
+#include "norma/nn/data/tokens.h"
 #include "norma/nn/generate.h"
 #include "norma/nn/attention.h"
 #include "norma/nn/init.h"
@@ -35,6 +37,7 @@
 #include "norma/nn/norm.h"
 #include "norma/nn/optimizer.h"
 #include "norma/nn/placement/placement.h"
+#include "norma/nn/profiler.h"
 #include "norma/nn/residual.h"
 #include "norma/nn/run_folder.h"
 #include "norma/nn/train_options.h"
@@ -52,6 +55,7 @@
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/embedding/embedding.h"
 #include "norma/ops/index/index.h"
+#include "norma/ops/matmul/gelu_mlp.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/norm/dyt.h"
 #include "norma/ops/norm/explain.h"

@@ -5,6 +5,7 @@
 #include "norma/nn/init.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/matmul/gelu_mlp.h"
 #include "norma/ops/view/view.h"
 
 namespace norma::nn {
@@ -12,7 +13,7 @@ namespace {
 
 int64_t d_ff_of(const LanguageModelOptions& o) {
   if (o.d_ff > 0) return o.d_ff;
-  if (o.mlp == MlpKind::gelu) return 4 * o.d_model;
+  if (o.mlp != MlpKind::swiglu) return 4 * o.d_model;
   return (8 * o.d_model / 3 + 7) / 8 * 8;
 }
 
@@ -29,6 +30,12 @@ Mlp::Mlp(const LanguageModelOptions& o)
   init_output(c_proj, 2 * std::max<int64_t>(1, o.n_layers));
 }
 Tensor Mlp::operator()(const Tensor& x) const {
+  if (kind == MlpKind::gelu_tanh) {
+    const auto bias = [](const Linear& l) {
+      return l.bias.defined() ? std::optional<Tensor>(l.bias) : none;
+    };
+    return dropout(gelu_mlp(x, c_fc.weight, bias(c_fc), c_proj.weight, bias(c_proj)));
+  }
   const Tensor u = c_fc(x);
   if (kind == MlpKind::gelu) return dropout(c_proj(gelu(u)));
   const auto halves = chunk(u, 2, -1);

@@ -5,7 +5,8 @@
 
 namespace norma::nn {
 
-/// gelu: W₂ gelu(W₁ x). swiglu: W₂ (silu(a) ⊙ b), (a, b) = W₁ x (Shazeer 2020, arXiv:2002.05202).
+/// gelu: W₂ gelu(W₁ x). gelu_tanh: the same with GPT-2's approximation, fused (gelu_mlp). swiglu:
+/// W₂ (silu(a) ⊙ b), (a, b) = W₁ x (Shazeer 2020, arXiv:2002.05202).
 struct Mlp {
   explicit Mlp(const LanguageModelOptions& o);
   Tensor operator()(const Tensor& x) const;

@@ -10,7 +10,7 @@ namespace norma::nn {
 
 /// auto_: learned, but none where a layer has a Mamba block, which tells positions by itself.
 enum class Positions { auto_, none, learned, rotary };
-enum class MlpKind { gelu, swiglu };
+enum class MlpKind { gelu, gelu_tanh, swiglu };
 
 /// Of Mamba blocks; the defaults are the papers'.
 struct MambaOptions {

@@ -113,6 +113,10 @@ void require_possible(const TrainOptions& o) {
   if (!o.text.empty() && !o.task.empty())
     throw ValueError(
         "text: a run learns from a text or a task, but both were given; leave one out");
+  if (!o.tokens.empty() && (!o.text.empty() || !o.task.empty()))
+    throw ValueError(
+        "tokens: a run learns from tokens or from {}, but both were given; leave one out",
+        o.text.empty() ? "a task" : "a text");
   require(o.context >= 0, "context", "0 or more", o.context);
   require(o.n_layers >= 0, "n_layers", "0 or more", o.n_layers);
   require(o.d_model >= 1, "d_model", "1 or more", o.d_model);
@@ -124,7 +128,7 @@ void require_possible(const TrainOptions& o) {
   if (o.positions == "rotary" && o.d_model / o.n_heads % 2 != 0)
     throw ValueError("positions: rotary needs heads of an even size, but d_model / n_heads is {}",
                      o.d_model / o.n_heads);
-  require_one_of("mlp", o.mlp, {"gelu", "swiglu"});
+  require_one_of("mlp", o.mlp, {"gelu", "gelu-tanh", "swiglu"});
   require_one_of("positions", o.positions, {"auto", "learned", "none", "rotary"});
   require_one_of("gate", o.gate, {"gate-then-norm", "norm-then-gate"});
   require_one_of("gate_norm", o.gate_norm, {"layer", "none", "rms"});
@@ -132,6 +136,7 @@ void require_possible(const TrainOptions& o) {
   require(o.d_conv >= 2, "d_conv", "2 or more", o.d_conv);
   require(o.expand >= 1, "expand", "1 or more", o.expand);
   require_one_of("optimizer", o.optimizer, {"adamw", "sgd"});
+  require_one_of("precision", o.precision, {"fp32", "tf32", "bf16", "fp16"});
   require_one_of("schedule", o.schedule, {"cosine", "linear", "constant"});
   require(o.dropout >= 0 && o.dropout < 1, "dropout", "from 0 to below 1", o.dropout);
   require(o.steps >= 1, "steps", "1 or more", o.steps);

@@ -14,6 +14,7 @@ struct TrainOptions {
   std::string text = {};
   std::string task = {};
   int64_t task_length = 0, task_symbols = 0, task_items = 0;  ///< 0: the task's own
+  std::string tokens = {};
   int64_t context = 0;  ///< 0: 64 for a text, what a row takes for a task
 
   // The model.
@@ -58,6 +59,7 @@ struct TrainOptions {
   bool decay_gains = false;
   uint64_t seed = 1;
   std::string device = "best";
+  std::string precision = "fp32";
 
   // What is written down, and when.
   int64_t eval_every = 250;
@@ -76,6 +78,7 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("task_length", o.task_length, "tokens that the task draws; 0: the task's own");
   visit("task_symbols", o.task_symbols, "different tokens of the task; 0: the task's own");
   visit("task_items", o.task_items, "letters, pairs or digits of the task; 0: the task's own");
+  visit("tokens", o.tokens, "a file to learn that holds tokens already, each two bytes");
   visit("context", o.context, "tokens a row; 0: 64 for a text, what a row takes for a task");
   visit("model", o.model,
         "what a layer is: transformer, mamba1, mamba2, hybrid, or runs of sub-layers as in "
@@ -89,7 +92,7 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("placement", o.placement,
         "where the norms stand: pre, post, sandwich, parallel, residual-dual, or one for each run "
         "of layers, as in pre:3,post:1");
-  visit("mlp", o.mlp, "gelu or swiglu");
+  visit("mlp", o.mlp, "gelu, gelu-tanh (GPT-2's, fused) or swiglu");
   visit("positions", o.positions,
         "learned, rotary, none, or auto: none with Mamba blocks, learned otherwise");
   visit("dropout", o.dropout, "probability with which an activation is dropped");
@@ -121,6 +124,7 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("decay_gains", o.decay_gains, "decay the norms' gains too");
   visit("seed", o.seed, "of weights, data and dropout");
   visit("device", o.device, "cpu, cuda, cuda:N, or best: a GPU where there is one");
+  visit("precision", o.precision, "fp32, tf32, bf16 or fp16: what products are rounded to");
   visit("eval_every", o.eval_every, "steps between validations");
   visit("checkpoint_every", o.checkpoint_every, "steps between checkpoints");
 }

@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "norma/core/autograd.h"
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/format.h"
 #include "norma/core/random.h"
 #include "norma/core/safetensors.h"
@@ -13,8 +14,10 @@
 #include "norma/nn/data/grammar.h"
 #include "norma/nn/data/tasks.h"
 #include "norma/nn/data/text.h"
+#include "norma/nn/data/tokens.h"
 #include "norma/ops/cross_entropy/cross_entropy.h"
 #include "norma/ops/elementwise/compare.h"
+#include "norma/ops/matmul/matmul.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 
@@ -38,7 +41,12 @@ std::string processor_model() {
     if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
   return "unknown processor";
 }
-std::string maker() { return std::string("norma ") + NORMA_VERSION + " on " + processor_model(); }
+std::string maker(Device device) {
+  std::string name = processor_model();
+  if constexpr (kBuiltWithCuda)
+    if (device.is_cuda()) name = norma::detail::cuda_device_name(device);
+  return std::string("norma ") + NORMA_VERSION + " on " + name;
+}
 
 std::unique_ptr<Optimizer> make_optimizer(const TrainOptions& o, LanguageModel& model) {
   std::vector<NamedTensor> trained;
@@ -99,6 +107,11 @@ std::vector<std::pair<std::string, Tensor>> part(const Safetensors& file, std::s
 }  // namespace
 
 std::unique_ptr<Dataset> make_dataset(const TrainOptions& o, const std::string& vocabulary) {
+  if (!o.tokens.empty())
+    return std::make_unique<TokenDataset>(
+        o.tokens,
+        TokenOptions{.context = o.context == 0 ? 64 : o.context,
+                     .vocab_size = vocabulary.empty() ? 0 : Vocabulary::parse(vocabulary).size()});
   if (!o.text.empty())
     return std::make_unique<TextDataset>(TextDataset::open(
         o.text, {.context = o.context == 0 ? 64 : o.context, .vocabulary = vocabulary}));
@@ -118,8 +131,11 @@ std::unique_ptr<Dataset> make_dataset(const TrainOptions& o, const std::string& 
 }
 
 LanguageModelOptions model_options(const TrainOptions& o, const Dataset& dataset) {
-  return {.vocab_size = dataset.vocab_size(),
-          .context = dataset.context(),
+  return model_options(o, dataset.vocab_size(), dataset.context());
+}
+LanguageModelOptions model_options(const TrainOptions& o, int64_t vocab_size, int64_t context) {
+  return {.vocab_size = vocab_size,
+          .context = context,
           .n_layers = o.n_layers,
           .n_heads = o.n_heads,
           .n_kv_heads = o.n_kv_heads,
@@ -127,7 +143,9 @@ LanguageModelOptions model_options(const TrainOptions& o, const Dataset& dataset
           .d_ff = o.d_ff,
           .norm = o.norm,
           .placement = o.placement,
-          .mlp = o.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu,
+          .mlp = o.mlp == "swiglu"      ? MlpKind::swiglu
+                 : o.mlp == "gelu-tanh" ? MlpKind::gelu_tanh
+                                        : MlpKind::gelu,
           .positions = positions_of(o.positions),
           .dropout = o.dropout,
           .qk_norm = o.qk_norm,
@@ -215,7 +233,7 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
   if (!options_.freeze.empty()) freeze(named, options_.freeze);
   if (!options_.train_only.empty()) freeze(named, options_.train_only, true);
   optimizer_ = make_optimizer(options_, *model_);
-  for (const NamedTensor& p : named) parameters_.push_back(p.tensor);
+  if (options_.precision == "fp16") optimizer_->use_loss_scaling();
   schedule_ = {.kind = schedule_kind(options_.schedule),
                .lr = options_.lr,
                .min_lr = options_.min_lr,
@@ -227,13 +245,15 @@ Tensor Trainer::gather(const Batch& batch, const Tensor& counted) const {
   const Tensor sum = cross_entropy((*model_)(batch.inputs), batch.targets,
                                    {.ignore_index = kIgnore, .reduction = LossReduction::sum});
   const Tensor loss = sum / counted.to(sum.dtype());
-  loss.backward();
+  optimizer_->scaled(loss).backward();
   return loss;
 }
 
-Tensor Trainer::update() {
-  const Tensor norm = clip_grad_norm(parameters_, options_.clip);
+Tensor Trainer::update(Profiler* profiler) {
+  const Tensor norm = optimizer_->clip(options_.clip);
+  if (profiler) profiler->mark("gradient norm");
   optimizer_->step();
+  if (profiler) profiler->mark("optimizer");
   optimizer_->zero_grad();
   return norm;
 }
@@ -243,7 +263,35 @@ Trainer::Losses Trainer::gather_and_update(const Batch& batch, const Tensor& cou
   return {loss, update()};
 }
 
+PrecisionScope::PrecisionScope(const std::string& precision)
+    : autocast_(precision == "bf16"   ? bfloat16
+                : precision == "fp16" ? float16
+                                      : float32),
+      tf32_before_(is_tf32_allowed()) {
+  allow_tf32(precision == "tf32");
+}
+PrecisionScope::~PrecisionScope() { allow_tf32(tf32_before_); }
+
+void Trainer::profiled_step(Profiler& profiler) {
+  const PrecisionScope precision(options_.precision);
+  const int64_t rows = options_.batch / options_.accumulate;
+  profiler.begin_step();
+  const Batch batch = dataset_->batch(Part::train, options_.seed, step_, options_.batch);
+  optimizer_->set_lr(schedule_.at(step_));
+  const Tensor inputs = on_device(batch.inputs, device_);
+  const Tensor targets = on_device(batch.targets, device_);
+  const Tensor counted =
+      full({}, static_cast<double>(std::max<int64_t>(1, counted_tokens(batch))), float32, device_);
+  profiler.mark("data");
+  for (int64_t first = 0; first < options_.batch; first += rows)
+    gather({inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)}, counted);
+  update(&profiler);
+  profiler.end_step();
+  ++step_;
+}
+
 StepReport Trainer::step() {
+  const PrecisionScope precision(options_.precision);
   const Batch batch = dataset_->batch(Part::train, options_.seed, step_, options_.batch);
   const int64_t counted = counted_tokens(batch), rows = options_.batch / options_.accumulate;
   StepReport report{.lr = schedule_.at(step_), .tokens = counted};
@@ -272,6 +320,7 @@ std::string Trainer::graph_nodes() const {
 }
 
 Evaluation Trainer::validate(int64_t rows) {
+  const PrecisionScope precision(options_.precision);
   const Evaluation e = evaluate(*model_, *dataset_, rows);
   if (!best_step_ || e.loss < best_loss_) best_step_ = step_, best_loss_ = e.loss;
   return e;
@@ -289,7 +338,7 @@ void Trainer::save(const std::string& checkpoint) const {
       {"step", std::to_string(step_)},
       {"options", to_json(options_)},
       {"vocabulary", dataset_->vocabulary().text()},
-      {"made_by", maker()},
+      {"made_by", maker(device_)},
       {"optimizer_steps", std::to_string(optimizer_->steps())},
       {"random_key", std::to_string(random.key)},
       {"random_ordinal", std::to_string(random.ordinal)},
@@ -304,8 +353,9 @@ void Trainer::save(const std::string& checkpoint) const {
 std::unique_ptr<Trainer> Trainer::resume(const std::string& checkpoint) {
   const Safetensors file = load_safetensors(checkpoint);
   const CheckpointInfo info = info_of(file);
-  std::unique_ptr<Trainer> trainer(
-      new Trainer(info.options, info.options.text.empty() ? std::string() : info.vocabulary));
+  std::unique_ptr<Trainer> trainer(new Trainer(
+      info.options,
+      info.options.text.empty() && info.options.tokens.empty() ? std::string() : info.vocabulary));
   load_state_dict(*trainer->model_, part(file, "model."), checkpoint);
   trainer->optimizer_->load_state(part(file, "optimizer."),
                                   number<int64_t>(file, "optimizer_steps"), checkpoint);
@@ -315,7 +365,7 @@ std::unique_ptr<Trainer> Trainer::resume(const std::string& checkpoint) {
   trainer->step_ = info.step;
   trainer->best_step_ = info.best_step;
   trainer->best_loss_ = info.best_loss;
-  if (info.made_by != maker()) trainer->made_elsewhere_ = info.made_by;
+  if (info.made_by != maker(trainer->device_)) trainer->made_elsewhere_ = info.made_by;
   return trainer;
 }
 
@@ -328,6 +378,8 @@ LoadedModel load_model(const std::string& checkpoint) {
   // otherwise.
   LanguageModelOptions options = [&] {
     TrainOptions o = loaded.info.options;
+    if (!o.tokens.empty())
+      return model_options(o, loaded.vocabulary.size(), o.context == 0 ? 64 : o.context);
     if (o.text.empty()) return model_options(o, *make_dataset(o));
     const TextDataset stand_in("a text", std::string(4096, loaded.vocabulary.symbol(0)[0]),
                                {.context = o.context == 0 ? 64 : o.context,

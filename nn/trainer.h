@@ -6,10 +6,12 @@
 #include <string>
 #include <vector>
 
+#include "norma/core/autocast.h"
 #include "norma/core/capture.h"
 #include "norma/nn/data/dataset.h"
 #include "norma/nn/language_model.h"
 #include "norma/nn/optimizer.h"
+#include "norma/nn/profiler.h"
 #include "norma/nn/train_options.h"
 
 namespace norma::nn {
@@ -19,6 +21,8 @@ namespace norma::nn {
 std::unique_ptr<Dataset> make_dataset(const TrainOptions& options,
                                       const std::string& vocabulary = {});
 LanguageModelOptions model_options(const TrainOptions& options, const Dataset& dataset);
+LanguageModelOptions model_options(const TrainOptions& options, int64_t vocab_size,
+                                   int64_t context);
 
 /// A loss in nats a counted token.
 struct Evaluation {
@@ -43,6 +47,20 @@ struct StepReport {
   int64_t tokens = 0;
 };
 
+/// A model in the precision of a run: what Autocast and allow_tf32() do while one lives.
+class PrecisionScope {
+ public:
+  /// fp32, tf32, bf16 or fp16
+  explicit PrecisionScope(const std::string& precision);
+  ~PrecisionScope();
+  PrecisionScope(const PrecisionScope&) = delete;
+  PrecisionScope& operator=(const PrecisionScope&) = delete;
+
+ private:
+  Autocast autocast_;
+  bool tf32_before_;
+};
+
 /// What is in a checkpoint beside tensors.
 struct CheckpointInfo {
   TrainOptions options;
@@ -64,6 +82,8 @@ class Trainer {
   /// One optimizer step on the next batch. On a GPU one launch of a captured graph from the third
   /// step on, which nobody waits for until the report is read.
   StepReport step();
+  /// A step that is not captured, and what each part of it took.
+  void profiled_step(Profiler& profiler);
   int64_t steps_done() const { return step_; }
   bool finished() const { return step_ >= options_.steps; }
 
@@ -89,7 +109,7 @@ class Trainer {
   /// What a step does, the parts that are captured: gradients of a part of a batch whose loss is
   /// divided by `counted` tokens; the optimizer's step; both.
   Tensor gather(const Batch& batch, const Tensor& counted) const;
-  Tensor update();
+  Tensor update(Profiler* profiler = nullptr);
   struct Losses {
     Tensor loss, grad_norm;
   };
@@ -99,7 +119,6 @@ class Trainer {
   std::unique_ptr<Dataset> dataset_;
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<Optimizer> optimizer_;
-  std::vector<Tensor> parameters_;
   Schedule schedule_;
   Device device_ = cpu;
   Captured<std::function<Tensor(const Batch&, const Tensor&)>> gather_;

@@ -14,12 +14,17 @@ namespace {
 using namespace norma;
 using namespace norma::nn;
 
-void run_eval(const std::string& run, const std::string& text) {
+void run_eval(const std::string& run, const std::string& text, const std::string& device,
+              const std::string& precision) {
   LoadedModel loaded = load_model(RunFolder::open(run).latest_checkpoint());
+  const PrecisionScope scope(precision.empty() ? loaded.info.options.precision : precision);
+  if (const Device d = device_from_string(device); d.is_cuda()) to(*loaded.model, d);
   std::unique_ptr<Dataset> data;
   if (text.empty())
     data = make_dataset(loaded.info.options,
-                        loaded.info.options.text.empty() ? "" : loaded.info.vocabulary);
+                        loaded.info.options.text.empty() && loaded.info.options.tokens.empty()
+                            ? ""
+                            : loaded.info.vocabulary);
   else
     data = std::make_unique<TextDataset>(
         TextDataset::open(text, {.context = loaded.model->options.context,
@@ -38,11 +43,13 @@ void run_eval(const std::string& run, const std::string& text) {
 
 void add_eval(CLI::App& app) {
   struct Settings {
-    std::string run, text;
+    std::string run, text, device = "best", precision;
   };
   auto s = std::make_shared<Settings>();
   CLI::App* eval = app.add_subcommand("eval", "The loss of a run, with its standard error.");
   eval->add_option("run", s->run, "the run's folder")->required();
   eval->add_option("--text", s->text, "a file to measure on; default: the run's validation data");
-  eval->callback([s] { run_eval(s->run, s->text); });
+  eval->add_option("--device", s->device, "cpu, cuda, cuda:N, or best")->capture_default_str();
+  eval->add_option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
+  eval->callback([s] { run_eval(s->run, s->text, s->device, s->precision); });
 }

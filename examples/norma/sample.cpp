@@ -16,7 +16,7 @@ using namespace norma;
 using namespace norma::nn;
 
 struct Settings {
-  std::string run, prompt;
+  std::string run, prompt, device = "best", precision;
   GenerateOptions generate;
 };
 
@@ -24,7 +24,9 @@ void run_sample(const Settings& s) {
   LoadedModel loaded = load_model(RunFolder::open(s.run).latest_checkpoint());
   std::vector<int32_t> prompt = loaded.vocabulary.encode(s.prompt);
   GenerateOptions options = s.generate;
-  if (loaded.info.options.text.empty()) {
+  const PrecisionScope scope(s.precision.empty() ? loaded.info.options.precision : s.precision);
+  if (const Device d = device_from_string(s.device); d.is_cuda()) to(*loaded.model, d);
+  if (loaded.info.options.text.empty() && loaded.info.options.tokens.empty()) {
     const Prompt own = make_dataset(loaded.info.options)->prompt();
     options.end = own.end;
     // A sentence begins where the data's own rows begin.
@@ -59,5 +61,7 @@ void add_sample(CLI::App& app) {
       ->capture_default_str();
   sample->add_option("--seed", s->generate.seed, "another seed, another text")
       ->capture_default_str();
+  sample->add_option("--device", s->device, "cpu, cuda, cuda:N, or best")->capture_default_str();
+  sample->add_option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
   sample->callback([s] { run_sample(*s); });
 }

@@ -36,14 +36,16 @@ struct Settings {
   TrainOptions options;
   std::string out, resume, config;
   int threads = 0;
+  bool profile = false;
 };
 
 std::string default_folder(const TrainOptions& o) {
   const std::time_t now = std::time(nullptr);
   char date[32];
   std::strftime(date, sizeof date, "%Y%m%d-%H%M%S", std::localtime(&now));
-  const size_t slash = o.text.rfind('/');
-  const std::string data = !o.text.empty()   ? o.text.substr(slash == o.text.npos ? 0 : slash + 1)
+  const std::string& file = o.text.empty() ? o.tokens : o.text;
+  const size_t slash = file.rfind('/');
+  const std::string data = !file.empty()     ? file.substr(slash == file.npos ? 0 : slash + 1)
                            : !o.task.empty() ? o.task
                                              : "grammar";
   return "runs/" + data.substr(0, data.find('.')) + "-" + date;
@@ -130,6 +132,14 @@ class Progress {
   double smoothed_ = -1, rate_ = 0, last_validation_ = 0;
 };
 
+/// "cuda:0", "cpu with 8 threads", and why not on a GPU where this build could use one.
+std::string where(Device device) {
+  if (device.is_cuda()) return to_string(device);
+  std::string text = format("cpu with {} threads", num_threads());
+  if (kBuiltWithCuda && Device::best().is_cpu()) text += ", since no GPU was found";
+  return text;
+}
+
 void describe(Trainer& trainer, const RunFolder& run) {
   const Dataset& data = trainer.dataset();
   const TrainOptions& o = trainer.options();
@@ -145,9 +155,9 @@ void describe(Trainer& trainer, const RunFolder& run) {
   if (const auto best = data.best_loss())
     std::printf("%s", format("; the best possible is {:.4f}", *best).c_str());
   std::printf(
-      "%s", format("\n{} layers of {} norm, placement {}: {} parameters, {}, {} threads\nrun {}\n",
-                   o.n_layers, o.norm, o.placement, count_parameters(trainer.model()),
-                   trainer.device(), num_threads(), run.path())
+      "%s", format("\n{} layers of {} norm, placement {}: {} parameters, {} on {}\nrun {}\n",
+                   o.n_layers, o.norm, o.placement, count_parameters(trainer.model()), o.precision,
+                   where(trainer.device()), run.path())
                 .c_str());
   std::fflush(stdout);  // whoever watches a file sees that it has begun
 }
@@ -226,6 +236,20 @@ void train_until_done(Trainer& trainer, const RunFolder& run) {
   std::printf("generate more: norma sample %s --prompt TEXT\n", run.path().c_str());
 }
 
+/// Where the time of a step goes; nothing is written down.
+void profile(Trainer& trainer) {
+  constexpr int kSteps = 10;
+  {
+    Profiler warm_up(trainer.device());
+    for (int i = 0; i < 3; ++i) trainer.profiled_step(warm_up);
+  }
+  Profiler profiler(trainer.device());
+  for (int i = 0; i <= kSteps; ++i) trainer.profiled_step(profiler);
+  std::printf(
+      "%s",
+      format("{} steps on {}\n{}", kSteps, where(trainer.device()), profiler.table()).c_str());
+}
+
 void run_train(Settings& s) {
   if (s.threads > 0) set_num_threads(s.threads);
   std::signal(SIGINT, on_interrupt);
@@ -242,6 +266,7 @@ void run_train(Settings& s) {
     return train_until_done(*trainer, run);
   }
   trainer = std::make_unique<Trainer>(s.options);
+  if (s.profile) return profile(*trainer);
   const RunFolder run = RunFolder::create(s.out.empty() ? default_folder(s.options) : s.out);
   write_file_atomically(run.config_path(), to_json(s.options));
   describe(*trainer, run);
@@ -279,6 +304,8 @@ void add_train(CLI::App& app) {
   train->add_option("--config", settings->config,
                     "settings from a JSON file such as a run's config.json; flags override it");
   train->add_option("--threads", settings->threads, "threads; default: all processors");
+  train->add_flag("--profile", settings->profile,
+                  "time, bytes and share of each op in ten steps, and no run");
   // Flags go into options of their own, so that a configuration file does not override them.
   auto given = std::make_shared<TrainOptions>();
   auto flags = std::make_shared<std::vector<CLI::Option*>>();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bitset>
+#include <charconv>
 #include <optional>
 #include <utility>
 
@@ -11,7 +12,8 @@
 namespace norma::nn {
 namespace {
 
-constexpr std::string_view kBytes = "bytes:", kWords = "words:", kHex = "0123456789abcdef";
+constexpr std::string_view kBytes = "bytes:", kWords = "words:", kNumbers = "numbers:",
+                           kHex = "0123456789abcdef";
 
 std::string escaped(std::string_view text) {
   std::string out;
@@ -35,8 +37,9 @@ std::string escaped(std::string_view text) {
 }
 
 [[noreturn]] void throw_bad_text(std::string_view text) {
-  throw ValueError("vocabulary: the text must read like `bytes:ab\\n` or `words:a b`, but is {}",
-                   escaped(text));
+  throw ValueError(
+      "vocabulary: the text must read like `bytes:ab\\n`, `words:a b` or `numbers:9`, but is {}",
+      escaped(text));
 }
 
 /// The byte that begins text, which is cut behind it; none for a broken escape.
@@ -117,7 +120,21 @@ Vocabulary Vocabulary::of_words(std::vector<std::string> words) {
   return {Kind::words, std::move(words)};
 }
 
+Vocabulary Vocabulary::of_numbers(int64_t n) {
+  std::vector<std::string> numbers;
+  for (int64_t i = 0; i < n; ++i) numbers.push_back(std::to_string(i));
+  return {Kind::numbers, std::move(numbers)};
+}
+
 Vocabulary Vocabulary::parse(std::string_view text) {
+  if (text.starts_with(kNumbers)) {
+    const std::string_view digits = text.substr(kNumbers.size());
+    int64_t n = 0;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), n);
+    if (error != std::errc() || end != digits.data() + digits.size() || n < 0 || n > 1 << 24)
+      throw_bad_text(text);
+    return of_numbers(n);
+  }
   if (text.starts_with(kBytes)) {
     std::vector<std::string> symbols;
     for (char c : unescaped(text.substr(kBytes.size()))) symbols.emplace_back(1, c);
@@ -131,6 +148,7 @@ Vocabulary Vocabulary::parse(std::string_view text) {
 }
 
 std::string Vocabulary::text() const {
+  if (kind_ == Kind::numbers) return std::string(kNumbers) + std::to_string(size());
   std::string out(kind_ == Kind::bytes ? kBytes : kWords);
   for (size_t i = 0; i < symbols_.size(); ++i) {
     if (i > 0 && kind_ == Kind::words) out += ' ';
@@ -192,7 +210,7 @@ std::string Vocabulary::decode(std::span<const int32_t> tokens) const {
   std::string out;
   for (int32_t token : tokens) {
     if (token < 0) continue;
-    if (!out.empty() && kind_ == Kind::words) out += ' ';
+    if (!out.empty() && kind_ != Kind::bytes) out += ' ';
     out += symbol(token);
   }
   return out;

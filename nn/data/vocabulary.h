@@ -10,21 +10,24 @@
 namespace norma::nn {
 
 /// The symbols that tokens 0, 1, 2, … stand for: single bytes written one after another, or words
-/// written with spaces between. Its text() goes into a checkpoint, so that sampling needs no data.
+/// written with spaces between; or their own numbers, for tokens whose meaning another program
+/// knows. Its text() goes into a checkpoint, so that sampling needs no data.
 class Vocabulary {
  public:
-  enum class Kind { bytes, words };
+  enum class Kind { bytes, words, numbers };
 
   Vocabulary() = default;  ///< no symbols
   /// The bytes of `sample`, each once, in ascending order.
   static Vocabulary of_bytes(std::string_view sample);
   /// These words in this order. Throws ValueError for one that is empty, holds a space or repeats.
   static Vocabulary of_words(std::vector<std::string> words);
+  /// 0 … n − 1.
+  static Vocabulary of_numbers(int64_t n);
   /// What text() wrote. Throws ValueError where it is something else.
   static Vocabulary parse(std::string_view text);
 
   /// One line of printable ASCII: `bytes:\n !abc` with \n, \t, \\ and \xHH for the rest, or
-  /// `words:0 1 + =`.
+  /// `words:0 1 + =` or `numbers:50304`.
   std::string text() const;
   Kind kind() const { return kind_; }
   int64_t size() const { return static_cast<int64_t>(symbols_.size()); }

@@ -28,7 +28,8 @@ TrainOptions tiny() {
           .steps = 6,
           .batch = 4,
           .lr = 1e-2,
-          .warmup = 2};
+          .warmup = 2,
+          .device = to_string(default_device())};
 }
 
 TEST_F(TrainerTest, ResumedRunEqualsTheUninterruptedOneToTheLastBit) {
