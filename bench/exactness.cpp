@@ -205,7 +205,8 @@ void measure(const Case& test, int64_t elements, Device device, Table& table) {
     const int64_t rows = std::clamp<int64_t>(elements / cols, 4, 1'000'000);
     manual_seed(static_cast<uint64_t>(cols) * 31 + static_cast<uint64_t>(&test - kCases));
     const Tensor noise = randn({rows, cols}, float64, cpu), x = empty({rows, cols}, dtype);
-    const Tensor w = randn({cols}, float32, cpu), b = randn({cols}, float32, cpu);
+    // Of x's dtype, as other libraries want them; RMSNorm has no bias.
+    const Tensor w = randn({cols}, float32, cpu).to(dtype), some = randn({cols}, float32, cpu);
     const double* from = noise.span<double>().data();
     T* to = x.span<T>().data();
     const Split blocks = split(rows, std::max<int64_t>(1, 65536 / cols));
@@ -216,7 +217,10 @@ void measure(const Case& test, int64_t elements, Device device, Table& table) {
               test.value(from[i * cols + c], i, c, largest_of<T>(), smallest_of<T>())));
     });
     for (NormKind kind : {NormKind::layer, NormKind::rms}) {
-      const Tensor y = fused_norm(x.to(device), {.w = w.to(device), .b = b.to(device)},
+      const Tensor b = kind == NormKind::layer ? some.to(dtype) : zeros({cols}, dtype, cpu);
+      const Tensor wide_w = w.to(float32), wide_b = b.to(float32);
+      const auto biased = kind == NormKind::layer ? std::optional(b.to(device)) : none;
+      const Tensor y = fused_norm(x.to(device), {.w = w.to(device), .b = biased},
                                   {.kind = kind, .eps = test.eps})
                            .y.to(cpu);
       auto& results = table[{kind == NormKind::layer ? "layer" : "rms",
@@ -226,7 +230,7 @@ void measure(const Case& test, int64_t elements, Device device, Table& table) {
       parallel_for(blocks.blocks, [&](int64_t block) {
         auto& errors = parts[static_cast<size_t>(block)];
         std::vector<float> wide(static_cast<size_t>(cols));
-        const float *gain = w.span<float>().data(), *bias = b.span<float>().data();
+        const float *gain = wide_w.span<float>().data(), *bias = wide_b.span<float>().data();
         for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
           const T* row = to + i * cols;
           const RowReference reference(row, cols, kind, test.eps);
@@ -375,8 +379,9 @@ the unit
 
 with u the dtype's unit roundoff and ρ the root mean square of the row about its mean: half an ulp of a
 plain product is at most one unit, and an ulp of y would mean nothing where x is close to the mean. The
-reference is float64 on the same rounded inputs; w and b are normal. "(wrong)": not finite where the
-reference is, or not the NaN or infinity that the reference is.
+reference is float64 on the same rounded inputs; w and b are normal, of x's dtype, and RMSNorm has no b.
+"(wrong)": not finite where the reference is, or not the NaN or infinity that the reference is. Means at the
+largest D are of few rows, each of whose rstd is rounded one way: they vary by a third from draw to draw.
 
 Norma's LayerNorm sums in a tree, corrects the mean by what its rounding left over and keeps both, and
 scales rows whose squares leave float32's range. The other columns are float32 in 128 lanes, as a block of

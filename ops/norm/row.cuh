@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
@@ -390,7 +391,10 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
       // hypot: the scaled eps may itself leave the range.
       const double root = hypot(sqrt(static_cast<double>(m.squares) / static_cast<double>(size)),
                                 static_cast<double>(scale) * sqrt(o.eps));
-      return {m.mean, m.mean_rest, static_cast<Acc>(1 / root), scale};
+      // A constant row's own rstd may be too large for Acc; 0 times the largest number is 0 too.
+      constexpr double kLargest = std::numeric_limits<Acc>::max();
+      const double rstd = root > 0 ? fmin(1 / root, kLargest) : 1 / root;
+      return {m.mean, m.mean_rest, static_cast<Acc>(rstd), scale};
     }
     if (out_of_range(m.squares, o.eps)) {
       Largest<Acc> most;

@@ -38,9 +38,10 @@ std::string to_string(const PeerCase& c) {
          " layout " + format("{}", static_cast<int>(c.layout));
 }
 
-/// rows × cols, cut to fewer rows where a processor would need more than some milliseconds.
+/// rows × cols, cut to fewer rows where the float64 formulas would need more than some
+/// milliseconds.
 Shape within_budget(int64_t rows, int64_t cols) {
-  const int64_t budget = int64_t{1} << (default_device().is_cpu() ? 16 : 24);
+  const int64_t budget = int64_t{1} << (default_device().is_cpu() ? 16 : 18);
   return {std::clamp<int64_t>(budget / cols, 2, rows), cols};
 }
 
