@@ -16,11 +16,11 @@ struct Fault {
   int64_t values[4] = {};
 };
 struct FaultSlot {
-  unsigned* taken = nullptr;  // on the device
-  Fault* fault = nullptr;     // pinned host memory
+  unsigned* taken = nullptr;   // on the device
+  Fault* fault = nullptr;      // pinned host memory
+  const char* text = nullptr;  // the host's own: a literal in a kernel lies where it cannot read
 #ifdef __CUDACC__
-  __device__ void report(const char* text, int64_t a, int64_t b = 0, int64_t c = 0,
-                         int64_t d = 0) const {
+  __device__ void report(int64_t a, int64_t b = 0, int64_t c = 0, int64_t d = 0) const {
     if (atomicExch(taken, 1u) != 0) return;
     fault->values[0] = a, fault->values[1] = b, fault->values[2] = c, fault->values[3] = d;
     __threadfence_system();
@@ -28,8 +28,8 @@ struct FaultSlot {
   }
 #endif
 };
-/// Of the device that is current.
-FaultSlot fault_slot();
+/// Of the device that is current. `text` is a literal.
+FaultSlot fault_slot(const char* text);
 /// After a wait: throws what a kernel reported since the last time.
 void throw_fault();
 

@@ -126,7 +126,7 @@ const cudaDeviceProp& properties(Device device) {
 namespace {
 std::array<FaultSlot, kMaxDevices> fault_slots;
 }
-FaultSlot fault_slot() {
+FaultSlot fault_slot(const char* text) {
   static std::array<std::once_flag, kMaxDevices> once;
   const auto i = static_cast<size_t>(current_index);
   std::call_once(once[i], [&] {
@@ -141,7 +141,9 @@ FaultSlot fault_slot() {
     cudaThreadExchangeStreamCaptureMode(&mode);
     fault_slots[i] = slot;
   });
-  return fault_slots[i];
+  FaultSlot slot = fault_slots[i];
+  slot.text = text;
+  return slot;
 }
 void throw_fault() {
   if (current_index < 0) return;

@@ -25,7 +25,8 @@ double sum_n_ln_n(const Counts& counts) {
 }  // namespace
 
 int64_t counted_tokens(const Batch& batch) {
-  const auto targets = batch.targets.span<const int32_t>();
+  const Tensor here = batch.targets.to(cpu);
+  const auto targets = here.span<const int32_t>();
   return std::ssize(targets) - std::count(targets.begin(), targets.end(), kIgnore);
 }
 
@@ -76,7 +77,8 @@ Baselines Dataset::baselines() const {
 }
 
 double right_tokens(const Batch& batch, const Tensor& predictions) {
-  const auto targets = batch.targets.span<const int32_t>();
+  const Tensor here = batch.targets.to(cpu);
+  const auto targets = here.span<const int32_t>();
   const std::vector<int64_t> predicted = predictions.to_vector<int64_t>();
   int64_t right = 0;
   for (size_t t = 0; t < targets.size(); ++t)
@@ -88,7 +90,8 @@ double exact_answers(const Batch& batch, const Tensor& predictions) {
   if (predictions.shape() != batch.targets.shape())
     throw ShapeError("exact_answers: predictions must be like the targets {}, but are {}",
                      batch.targets.shape(), predictions.shape());
-  const auto targets = batch.targets.span<const int32_t>();
+  const Tensor here = batch.targets.to(cpu);
+  const auto targets = here.span<const int32_t>();
   const std::vector<int64_t> predicted = predictions.to_vector<int64_t>();
   const auto context = static_cast<size_t>(batch.targets.size(1));
   int64_t right = 0;

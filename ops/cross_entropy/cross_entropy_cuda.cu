@@ -39,10 +39,7 @@ __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets,
   int64_t target = targets.template at<I>(i);
   const bool ignored = target == o.ignore_index;
   if (!ignored && (target < 0 || target >= cols)) {
-    fault.report(
-        "cross_entropy: targets must be below {}, the number of classes, or {} to be ignored, but "
-        "target {} is {}",
-        cols, o.ignore_index, i, target);
+    fault.report(cols, o.ignore_index, i, target);
     target = 0;
   }
   lse.template at<Acc>(i) = online.lse();
@@ -116,7 +113,9 @@ void run(Cuda on, const CrossEntropyForwardArgs& k) {
   plan(k.logits, k.targets, wide,
        [&]<class T, class I, int kThreads, bool kAligned>(const LaunchShape& shape) {
          launch(on, shape, cross_entropy_forward_kernel<T, I, kThreads, kAligned>, k.logits,
-                k.targets, o, k.losses, k.lse, detail::fault_slot());
+                k.targets, o, k.losses, k.lse,
+                detail::fault_slot("cross_entropy: targets must be below {}, the number of "
+                                   "classes, or {} to be ignored, but target {} is {}"));
        });
 }
 

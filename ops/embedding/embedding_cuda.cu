@@ -18,8 +18,7 @@ __global__ void embedding_forward_kernel(ConstVec indices, const B* __restrict__
   if (i >= indices.n) return;
   int64_t from = indices.template at<I>(i);
   if (from < 0 || from >= rows) {
-    fault.report("embedding: indices must be below {}, the rows of weight, but index {} is {}",
-                 rows, i, from);
+    fault.report(rows, i, from);
     from = 0;
   }
   for (int c = threadIdx.x; c < width; c += blockDim.x)
@@ -129,7 +128,9 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
               .block = dim3(threads, 256 / threads)},
              embedding_forward_kernel<B, I>, k.indices, static_cast<const B*>(k.table.data),
              k.table.row_stride * size / unit, k.table.rows, static_cast<B*>(k.y.data),
-             static_cast<int>(width), detail::fault_slot());
+             static_cast<int>(width),
+             detail::fault_slot(
+                 "embedding: indices must be below {}, the rows of weight, but index {} is {}"));
     };
     if (wide) return start(uint4{});
     switch (size) {

@@ -21,8 +21,7 @@ __global__ void gather_kernel(ConstRows x, ConstRows index, Rows y, detail::Faul
   const int64_t row = i / y.cols, c = i % y.cols;
   int64_t at = index.template row<I>(row)[c];
   if (at < 0 || at >= x.cols) {
-    fault.report("gather: index must be below {}, but in row {} element {} is {}", x.cols, row, c,
-                 at);
+    fault.report(x.cols, row, c, at);
     at = 0;
   }
   y.template row<B>(row)[c] = x.template row<B>(row)[at];
@@ -34,9 +33,7 @@ __global__ void require_inside_kernel(ConstRows index, int64_t size, detail::Fau
   if (i >= index.rows * index.cols) return;
   const int64_t row = i / index.cols, c = i % index.cols;
   const int64_t at = index.template row<I>(row)[c];
-  if (at < 0 || at >= size)
-    fault.report("scatter: index must be below {}, but in row {} element {} is {}", size, row, c,
-                 at);
+  if (at < 0 || at >= size) fault.report(size, row, c, at);
 }
 
 /// Short rows: each thread owns an element of y and looks at every source of its row.
@@ -159,7 +156,7 @@ void run(Cuda on, const GatherArgs& k) {
   visit_index(k.index.dtype, [&]<class I>() {
     const auto start = [&]<class B>(B) {
       launch(on, elementwise(k.y.rows * k.y.cols), gather_kernel<B, I>, k.x, k.index, k.y,
-             detail::fault_slot());
+             detail::fault_slot("gather: index must be below {}, but in row {} element {} is {}"));
     };
     switch (size_of(k.x.dtype)) {
       case 8:
@@ -177,7 +174,8 @@ void run(Cuda on, const GatherArgs& k) {
 void run(Cuda on, const ScatterArgs& k) {
   const int64_t n = k.src.rows * k.src.cols;
   visit_index(k.index.dtype, [&]<class I>() {
-    launch(on, elementwise(n), require_inside_kernel<I>, k.index, k.y.cols, detail::fault_slot());
+    launch(on, elementwise(n), require_inside_kernel<I>, k.index, k.y.cols,
+           detail::fault_slot("scatter: index must be below {}, but in row {} element {} is {}"));
     visit_all(k.src.dtype, [&]<class T>() {
       if (k.src.cols <= kScanSources) {
         launch(on, elementwise(k.y.rows * k.y.cols), scatter_scan_kernel<T, I>, k.src, k.index,
