@@ -1,5 +1,8 @@
 # bench/NAME.cpp is a program each: build/cpu/bench/NAME. One with a main of its own keeps it.
 file(GLOB norma_benchmarks CONFIGURE_DEPENDS bench/*.cpp)
+if(NOT NORMA_WITH_CUDA)
+  list(FILTER norma_benchmarks EXCLUDE REGEX "_cuda\\.cpp$")
+endif()
 if(norma_benchmarks)
   find_package(benchmark REQUIRED)
 endif()
