@@ -1,12 +1,26 @@
 #pragma once
 
-#include "norma/ops/norm/backward_any.cuh"
-#include "norma/ops/norm/plans.cuh"
+#include "norma/ops/norm/backward_ring.cuh"
+#include "norma/ops/norm/plans.h"
 
 namespace norma::norm_cuda {
 
 template <class T>
 void backward(const Cuda& on, const NormBackwardArgs& k) {
+  if constexpr (!std::is_same_v<T, double>) {
+    const auto ran = [&] {
+      switch (k.options.gate) {
+        case GateOrder::no_gate:
+          return backward_ring<T, GateOrder::no_gate>(on, k);
+        case GateOrder::norm_then_gate:
+          return backward_ring<T, GateOrder::norm_then_gate>(on, k);
+        case GateOrder::gate_then_norm:
+          return backward_ring<T, GateOrder::gate_then_norm>(on, k);
+      }
+      return false;
+    };
+    if (!only_general_plans && can_ring<T>(on, k) && ran()) return;
+  }
   backward_any<T>(on, k);
 }
 

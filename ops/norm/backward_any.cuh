@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kAnyThreads)
                              WeightSums<stats_t<T>> sums, int64_t workers) {
   using Acc = stats_t<T>;
   constexpr int kWidth = kLaneWidth<T>;
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   const Team<Acc, kBlock> team{order, reinterpret_cast<Acc*>(memory)};
   const NormOptions& o = k.options;
   const int64_t cols = k.dy.cols, size = order.n, groups = cols / size;

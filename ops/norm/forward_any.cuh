@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kAnyThreads)
     norm_forward_any_kernel(const __grid_constant__ NormForwardArgs k, RowOrder order) {
   using Acc = stats_t<T>;
   constexpr int kWidth = kLaneWidth<T>;
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   const Team<Acc, kBlock> team{order, reinterpret_cast<Acc*>(memory)};
   const NormOptions& o = k.options;
   const int64_t cols = k.x.cols, size = order.n, groups = cols / size, items = k.x.rows * groups;

@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cmath>
-#include <limits>
 
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
@@ -78,6 +77,29 @@ __device__ __forceinline__ void write_to(T* p, int n, const Acc (&v)[kWidth]) {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e)
       if (e < n) p[e] = convert<T>(v[e]);
+  }
+}
+
+/// Whole vectors on 16 bytes, without a look at the address.
+template <int kWidth, class T, class Acc>
+__device__ __forceinline__ void read_whole(const T* p, Acc (&v)[kWidth]) {
+  constexpr int kStep = kWidth < kWidest<T> ? kWidth : kWidest<T>;
+#pragma unroll
+  for (int s = 0; s < kWidth; s += kStep) {
+    const auto packed = load<kStep>(p + s);
+#pragma unroll
+    for (int e = 0; e < kStep; ++e) v[s + e] = convert<Acc>(packed[e]);
+  }
+}
+template <int kWidth, class T, class Acc>
+__device__ __forceinline__ void write_whole(T* p, const Acc (&v)[kWidth]) {
+  constexpr int kStep = kWidth < kWidest<T> ? kWidth : kWidest<T>;
+#pragma unroll
+  for (int s = 0; s < kWidth; s += kStep) {
+    Packed<T, kStep> packed;
+#pragma unroll
+    for (int e = 0; e < kStep; ++e) packed[e] = convert<T>(v[s + e]);
+    store(p + s, packed);
   }
 }
 
@@ -302,6 +324,25 @@ __device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, double eps) {
   return 1 / sqrt(add(squares / size, static_cast<Acc>(eps)));
 }
 
+/// Of a row that was scaled.
+template <class Acc>
+__device__ __noinline__ Acc scaled_rstd(Acc squares, Acc size, Acc scale, double eps) {
+  // hypot: the scaled eps may itself leave the range.
+  const double root = hypot(sqrt(static_cast<double>(squares) / static_cast<double>(size)),
+                            static_cast<double>(scale) * sqrt(eps));
+  // A constant row's own rstd may be too large for Acc; 0 times the largest number is 0 too.
+  return static_cast<Acc>(root > 0 ? fmin(1 / root, static_cast<double>(largest<Acc>()))
+                                   : 1 / root);
+}
+/// The power of two that brings the largest element near 1; 1 where that is 0, infinite or NaN.
+template <class Acc>
+__device__ __noinline__ Acc range_scale(Acc most) {
+  if (!(most > 0 && most <= largest<Acc>())) return 1;
+  constexpr int kMost = std::is_same_v<Acc, double> ? 1022 : 126;
+  const int power = -ilogb(most);
+  return ldexp(Acc(1), power > kMost ? kMost : power < -kMost ? -kMost : power);
+}
+
 template <class Acc>
 struct RunningMoments {
   Acc mean = 0, squares = 0;
@@ -387,15 +428,7 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
         m.squares = about_mean(total[1], m.mean_rest, size);
       }
     }
-    if (scale != 1) {
-      // hypot: the scaled eps may itself leave the range.
-      const double root = hypot(sqrt(static_cast<double>(m.squares) / static_cast<double>(size)),
-                                static_cast<double>(scale) * sqrt(o.eps));
-      // A constant row's own rstd may be too large for Acc; 0 times the largest number is 0 too.
-      constexpr double kLargest = std::numeric_limits<Acc>::max();
-      const double rstd = root > 0 ? fmin(1 / root, kLargest) : 1 / root;
-      return {m.mean, m.mean_rest, static_cast<Acc>(rstd), scale};
-    }
+    if (scale != 1) return {m.mean, m.mean_rest, scaled_rstd(m.squares, size, scale, o.eps), scale};
     if (out_of_range(m.squares, o.eps)) {
       Largest<Acc> most;
       team.template for_each<kWidth>([&](int64_t c, int n) {
@@ -406,12 +439,8 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
       });
       most = team.merged(most, reinterpret_cast<Largest<Acc>*>(team.slots),
                          [](auto& a, const auto& b) { a.merge(b); });
-      if (most.v > 0 && most.v <= largest<Acc>()) {
-        constexpr int kMost = std::is_same_v<Acc, double> ? 1022 : 126;
-        const int power = -ilogb(most.v);
-        scale = ldexp(Acc(1), power > kMost ? kMost : power < -kMost ? -kMost : power);
-        if (scale != 1) continue;
-      }
+      scale = range_scale(most.v);
+      if (scale != 1) continue;
     }
     return {m.mean, m.mean_rest, rstd_of(m.squares, size, o.eps), Acc(1)};
   }

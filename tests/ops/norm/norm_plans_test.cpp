@@ -1,0 +1,155 @@
+// The GPU's plans: the kernels that hold a row on the chip give the bits of those that cover
+// everything, and a row's do not depend on what is around it or where it lies.
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "norma/core/autograd.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/norm/plans.h"
+#include "norma/ops/view/view.h"
+#include "ops/norm/members.h"
+#include "testing/compare.h"
+
+namespace norma {
+namespace {
+
+using testing::Member;
+using testing::NormArguments;
+using Maybe = std::optional<Tensor>;
+
+Maybe of(const Tensor& t) { return t.defined() ? Maybe(t) : none; }
+
+struct Everything {
+  NormResult forward;
+  NormGrads backward;
+};
+Everything run_on_gpu(const NormArguments& a, const Maybe& dy, const Maybe& dh) {
+  Everything all;
+  all.forward = a.norm();
+  const auto dtype = [](const Maybe& t) { return t ? std::optional(t->dtype()) : std::nullopt; };
+  all.backward = apply<NormBackward>(*dy, none, all.forward.h ? dh : none,
+                                     all.forward.h ? all.forward.h : Maybe(a.x), none, none, a.in.z,
+                                     none, a.in.w, a.in.b, none, of(all.forward.mean.value),
+                                     of(all.forward.mean_rest.value), all.forward.rstd.value,
+                                     NormBackwardOptions{.norm = a.options,
+                                                         .x_dtype = a.x.dtype(),
+                                                         .dx = a.x.dtype(),
+                                                         .dw = dtype(a.in.w),
+                                                         .db = dtype(a.in.b),
+                                                         .dz = dtype(a.in.z)});
+  return all;
+}
+void expect_same(const Maybe& a, const Maybe& b) {
+  ASSERT_EQ(a.has_value(), b.has_value());
+  if (a) {
+    EXPECT_SAME_BITS(*a, *b);
+  }
+}
+
+void force_general(bool on) {
+  if constexpr (kBuiltWithCuda) norm_cuda::only_general_plans = on;
+}
+
+bool only_general() {
+  if constexpr (kBuiltWithCuda) return norm_cuda::only_general_plans;
+  return true;
+}
+
+class NormPlans : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
+    if (only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=fast runs them";
+    on_gpu_.emplace(cuda);
+  }
+  std::optional<DefaultDevice> on_gpu_;
+};
+
+TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
+  // One lane to a cluster of blocks a row; odd sizes, groups of their own and of shared weights.
+  struct Size {
+    int64_t rows, cols, group;
+    bool shared;
+    const char* why;
+  };
+  const Size sizes[] = {{3, 1, 0, false, "one element"},      {70, 24, 0, false, "rows of a warp"},
+                        {37, 257, 0, false, "odd"},           {37, 1000, 0, false, "one warp"},
+                        {20, 1536, 0, false, "three warps"},  {9, 4097, 0, false, "odd, a block"},
+                        {7, 8192, 0, false, "a full block"},  {5, 16384, 0, false, "two blocks"},
+                        {3, 65536, 0, false, "a cluster"},    {3, 131072, 0, false, "a large one"},
+                        {19, 12800, 64, false, "200 groups"}, {19, 1024, 64, true, "heads"}};
+  const NoGrad off;
+  for (const Size& size : sizes)
+    for (DType dtype : {bfloat16, float32, float16})
+      for (NormKind kind : {NormKind::rms, NormKind::layer})
+        for (GateOrder gate :
+             {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm})
+          for (int residual = 0; residual < 3; ++residual) {
+            Member m;
+            m.options.kind = kind, m.options.gate = gate, m.options.group = size.group;
+            m.w = true, m.b = kind == NormKind::layer;
+            m.shared = size.shared, m.residual = residual;
+            SCOPED_TRACE(to_string(m) + " " + size.why + " " + std::string(to_string(dtype)));
+            const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
+            const auto gradient = [&](DType t) {
+              return randn({size.rows, size.cols}, float64).to(t);
+            };
+            const Tensor dy = gradient(dtype);
+            const Maybe dh = residual ? Maybe(gradient(a.in.residual->dtype())) : none;
+            const Everything fast = run_on_gpu(a, dy, dh);
+            force_general(true);
+            const Everything general = run_on_gpu(a, dy, dh);
+            force_general(false);
+            EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
+            EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
+            expect_same(fast.forward.h, general.forward.h);
+            expect_same(fast.backward.dx, general.backward.dx);
+            expect_same(fast.backward.dz, general.backward.dz);
+          }
+}
+
+TEST_F(NormPlans, RowDependsOnNothingAround) {
+  const NoGrad off;
+  for (DType dtype : {bfloat16, float32})
+    for (int64_t cols : {33, 64, 256, 768, 1000, 1024, 4096, 4099, 16384}) {
+      SCOPED_TRACE(cols);
+      const Tensor wide = randn({50, cols + 3}).to(dtype);
+      const Tensor gradients = randn({50, cols + 3}).to(dtype);
+      Member m;
+      m.options.kind = NormKind::layer, m.w = true;
+      NormArguments a(m, {50, cols}, dtype, dtype);
+      const auto run = [&](const Tensor& x, const Tensor& dy) {
+        a.x = x;
+        return run_on_gpu(a, dy, none);
+      };
+      for (int64_t shift : {0, 1}) {  // in a wider tensor, and off by one element
+        const Tensor x = wide.slice(1, shift, cols + shift),
+                     dy = gradients.slice(1, shift, cols + shift);
+        const Everything strided = run(x, dy), dense = run(x.contiguous(), dy.contiguous());
+        EXPECT_SAME_BITS(strided.forward.y, dense.forward.y);
+        EXPECT_SAME_BITS(*strided.backward.dx, *dense.backward.dx);
+        const Everything part =
+            run(x.slice(0, 17, 20).contiguous(), dy.slice(0, 17, 20).contiguous());
+        EXPECT_SAME_BITS(part.forward.y, dense.forward.y.slice(0, 17, 20));
+        EXPECT_SAME_BITS(*part.backward.dx, dense.backward.dx->slice(0, 17, 20));
+      }
+    }
+}
+
+TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
+  const NoGrad off;
+  for (int64_t cols : {64, 1024, 4096, 20000}) {
+    SCOPED_TRACE(cols);
+    Member m;
+    m.options.kind = NormKind::layer, m.w = m.b = true;
+    const NormArguments a(m, {999, cols}, bfloat16, float32);
+    const Tensor dy = randn({999, cols}).to(bfloat16);
+    const Everything once = run_on_gpu(a, dy, none), again = run_on_gpu(a, dy, none);
+    EXPECT_SAME_BITS(*once.backward.dw, *again.backward.dw);
+    EXPECT_SAME_BITS(*once.backward.db, *again.backward.db);
+  }
+}
+
+}  // namespace
+}  // namespace norma
