@@ -23,8 +23,11 @@ Tensor rounded_weight(const Tensor& w, DType dtype) {
   if (w.dtype() == dtype) return w;
   TensorImpl& impl = w.impl();
   const uint32_t version = impl.storage->version();
-  if (impl.rounded && impl.rounded->dtype == dtype && impl.rounded_version == version)
+  if (impl.rounded && impl.rounded->dtype == dtype && impl.rounded_version == version) {
+    // A graph takes these values as they are; who changes the weight by hand means them too.
+    if (is_replayed()) before_each_replay(w, [w, dtype] { rounded_weight(w, dtype); });
     return Tensor(impl.rounded);
+  }
   const OutsideCapturedCall kept;
   Tensor rounded =
       impl.rounded && impl.rounded->dtype == dtype && impl.rounded->storage->device() == w.device()

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "norma/core/autocast.h"
 #include "norma/core/captured_call.h"
 #include "norma/core/cuda/allocator.h"
 #include "norma/core/cuda/graph.h"
@@ -528,7 +529,8 @@ void CaptureEngine::call(CapturedBody& body) {
         "function there");
   KeyWriter key;
   body.visit_arguments(key);
-  key.key.push_back(is_grad_enabled() ? 'g' : 'n');
+  const int64_t around[] = {is_grad_enabled(), static_cast<int64_t>(Autocast::current())};
+  key.plain(around, sizeof around);
   std::unique_ptr<Entry>& owner = entries_[key.key];
   if (!owner) {
     owner = std::make_unique<Entry>();

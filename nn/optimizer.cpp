@@ -56,15 +56,16 @@ namespace {
 /// The bytes of a GradientState as elements of float64.
 constexpr int64_t kStateWords = sizeof(GradientState) / sizeof(double);
 static_assert(sizeof(GradientState) % sizeof(double) == 0);
+constexpr int64_t kFactorWord = offsetof(GradientState, factor) / sizeof(double);
 constexpr int64_t kScaleWord = offsetof(GradientState, loss_scale) / sizeof(double);
 constexpr int64_t kSkippedWord = offsetof(GradientState, skipped) / sizeof(double);
 
+/// A fresh one, made where it lives: also inside a captured function.
 Tensor make_state(Device device, double loss_scale) {
-  // By kernels alone: a captured call may need one.
-  const Tensor state = empty({kStateWords}, float64, device);
-  dispatch(device, FillArgs{.target = state, .value = 0});
-  dispatch(device, FillArgs{.target = norma::detail::raw_view(state, {1}, {1}, kScaleWord),
-                            .value = loss_scale});
+  const Tensor state = zeros({kStateWords}, float64, device);
+  const auto word = [&](int64_t at) { return norma::detail::raw_view(state, {1}, {1}, at); };
+  word(kFactorWord).fill_(1);
+  word(kScaleWord).fill_(loss_scale);
   return state;
 }
 GradientState* state_in(const Tensor& t) { return static_cast<GradientState*>(t.data()); }
