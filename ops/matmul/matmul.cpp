@@ -30,9 +30,9 @@ Shape with_matrix(Shape shape, int64_t rows, int64_t cols) {
   return shape;
 }
 
-/// Weights of up to so many elements have too few tiles for a whole GPU: the product that gives
-/// their gradient runs beside what the sweep goes on with.
-constexpr int64_t kSmallResult = 1 << 20;
+/// Up to so many multiplications, a product that gives a weight's gradient leaves most of a GPU
+/// idle: it runs beside what the sweep goes on with. GPT-2's products, twice as large, lost by it.
+constexpr int64_t kSmallProduct = int64_t{1} << 33;
 
 /// cuBLASLt wants the rows (or columns) of one matrix apart: not repeated, not overlapping.
 bool overlaps(const Tensor& t, int outer, int inner) {
@@ -180,7 +180,7 @@ LinearWeightGrads LinearWeightBackward::forward(Context&, const Tensor& dy, cons
     return grads;
   };
   if constexpr (kBuiltWithCuda) {
-    if (dy.size(1) * x.size(1) > kSmallResult) return product();
+    if (dy.numel() * x.size(1) > kSmallProduct) return product();
     const auto made = detail::run_beside(dy.device(), {dy, x}, [&] {
       const LinearWeightGrads grads = product();
       std::vector<Tensor> both{grads.dw};

@@ -102,7 +102,7 @@ TEST_F(TrainerTest, LoadedModelPredictsWhatWasTrained) {
 }
 
 TEST_F(TrainerTest, OtherFilesAreNoCheckpoints) {
-  save_safetensors(path + "/x.safetensors", {{"a", ones({2})}});
+  save_safetensors(path + "/x.safetensors", {{"a", ones({2}, float32, cpu)}});
   EXPECT_THROW_MSG(load_model(path + "/x.safetensors"), IOError,
                    path + "/x.safetensors: must be a checkpoint of norma, but has no step");
   EXPECT_THROW_MSG(
