@@ -34,8 +34,8 @@ double milliseconds(const F& f) {
   return times[3];
 }
 
-void measure(int64_t head_dim, int64_t length, DType dtype, const char* what, double p) {
-  const int64_t batch = std::max<int64_t>(1, 32768 / length), heads = 2048 / head_dim;
+void measure(const char* what, const Shape& shape, DType dtype, double p = 0) {
+  const int64_t batch = shape[0], heads = shape[1], length = shape[2], head_dim = shape[3];
   const auto draw = [&] {  // one head's numbers for all: drawn on the processor
     return randn({1, 1, length, head_dim}, float32)
         .to(dtype)
@@ -51,8 +51,8 @@ void measure(int64_t head_dim, int64_t length, DType dtype, const char* what, do
       milliseconds([&] { apply<AttentionBackward>(dy, q, k, v, result.y, result.lse.value, o); });
   const double flops = 2. * static_cast<double>(batch * heads * length * length * head_dim);
   std::printf("%-10s head %3d  T %5d  forward %7.3f ms %4.0f TFLOP/s  backward %7.3f ms %4.0f\n",
-              what, int(head_dim), int(length), forward, flops / forward / 1e9, backward,
-              2.5 * flops / backward / 1e9);
+              what, static_cast<int>(head_dim), static_cast<int>(length), forward,
+              flops / forward / 1e9, backward, 2.5 * flops / backward / 1e9);
   std::fflush(stdout);
 }
 
@@ -64,14 +64,20 @@ int main(int count, char** arguments) {
     return 0;
   }
   const DType dtype = count > 1 && std::string_view(arguments[1]) == "fp16" ? float16 : bfloat16;
+  const auto wide = [](int64_t head_dim, int64_t length) {
+    return Shape{std::max<int64_t>(1, 32768 / length), 2048 / head_dim, length, head_dim};
+  };
   for (int64_t head_dim : {64, 128})
-    for (int64_t length : {256, 1024, 4096, 16384}) measure(head_dim, length, dtype, "norma", 0);
-  measure(64, 1024, dtype, "dropout", 0.2);
-  measure(32, 1024, dtype, "norma", 0);
-  measure(256, 1024, dtype, "norma", 0);
+    for (int64_t length : {256, 1024, 4096, 16384}) measure("norma", wide(head_dim, length), dtype);
+  measure("norma", wide(32, 1024), dtype);
+  measure("norma", wide(256, 1024), dtype);
+  measure("dropout", wide(64, 1024), dtype, 0.2);
+  measure("char", {64, 6, 256, 64}, dtype);
+  measure("char, drop", {64, 6, 256, 64}, dtype, 0.2);
+  measure("gpt2", {32, 12, 1024, 64}, dtype);
+  measure("toy fp32", {12, 4, 64, 32}, float32);
+  measure("float32", wide(64, 1024), float32);
   const PortableAttention only_portable;
-  measure(64, 1024, dtype, "portable", 0);
-  measure(128, 1024, dtype, "portable", 0);
-  measure(64, 1024, float32, "float32", 0);
+  for (int64_t head_dim : {64, 128}) measure("portable", wide(head_dim, 1024), dtype);
   return 0;
 }

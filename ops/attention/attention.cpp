@@ -7,7 +7,6 @@
 #include "norma/core/dispatch.h"
 #include "norma/ops/attention/kernels.h"
 #include "norma/ops/attention/path.h"
-#include "norma/ops/dropout/dropout.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"
 #include "norma/ops/matmul/matmul.h"
@@ -49,13 +48,25 @@ Tensor scores(const Tensor& q, const Tensor& k, const AttentionOptions& o) {
   return where(arange(keys, int64, q.device()) > row, -std::numeric_limits<double>::infinity(), s);
 }
 
-/// p ⊙ m, the probabilities that dropout leaves. The mask is that of rows padded to fours, so that
-/// a kernel draws whole groups wherever a row begins.
+/// x ⊙ m; linear in x, so that it is its own derivative.
+struct AttentionDropout {
+  using Options = AttentionOptions;
+  static constexpr std::string_view name = "attention_dropout";
+  static Tensor forward(Context&, const Tensor& x, const Options& o) {
+    const Tensor u = detail::dense(x);
+    Tensor y = empty_like(u);
+    dispatch(
+        x.device(),
+        AttentionDropoutArgs{
+            .settings = {.causal = o.causal, .scale = 1, .p = o.p, .key = o.key}, .x = u, .y = y});
+    return y;
+  }
+  static Tensor backward(Context& ctx, const Tensor& dy) {
+    return apply<AttentionDropout>(dy, ctx.options());
+  }
+};
 Tensor dropped(const Tensor& p, const AttentionOptions& o) {
-  if (o.p == 0) return p;
-  const Shape& s = p.shape();
-  const Tensor padded = ones({s[0], s[1], s[2], (s[3] + 3) / 4 * 4}, p.dtype(), p.device());
-  return p * apply<Dropout>(padded, {.p = o.p, .key = o.key}).slice(3, 0, s[3]);
+  return o.p == 0 ? p : apply<AttentionDropout>(p, o);
 }
 
 Tensor with_dense_rows(const Tensor& t) { return t.strides()[3] == 1 ? t : detail::dense(t); }

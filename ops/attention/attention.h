@@ -9,7 +9,7 @@ namespace norma {
 struct AttentionOptions {
   bool causal = true;  ///< query t of T sees the first S − T + t + 1 of S keys
   double scale = 0;    ///< of the scores; 0: 1/√D
-  double p = 0;        ///< dropout's, on the probabilities
+  double p = 0;        ///< dropout's, on the probabilities; rounded to 1/65536
   RandomKey key = {};  ///< of its mask; drawn anew by scaled_dot_product_attention
   bool operator==(const AttentionOptions&) const = default;
 };

@@ -12,18 +12,24 @@ constexpr int kLoaderRegisters = 40, kComputeRegisters = 232;
 constexpr int kStep = 64;  // rows of a stage: keys for dq, queries for dkv
 constexpr int kScores = kStep / 2;
 
-template <class T, int kHead>
+template <class T, int kHead, int kTiles>
 struct Shared {
-  static constexpr int kOwned = kHead == 64 ? 2 : 1, kStages = 4;
-  T first[kOwned][kTileRows * kHead], second[kOwned][kTileRows * kHead];  // q and dy, or k and v
-  T left[kStages][kStep * kHead], right[kStages][kStep * kHead];          // k and v, or q and dy
-  float lse_log2[kStages][kStep], delta[kStages][kStep];                  // dkv's
-  Barriers<kOwned> of_owned;
+  static constexpr int kStages = kHead == 64 ? 6 : 6 - kTiles;
+  T own[kTiles][kTileRows * kHead];                               // q, dy and y, or k and v
+  T left[kStages][kStep * kHead], right[kStages][kStep * kHead];  // k and v, or q and dy
+  Barriers<1> of_own;
   Barriers<kStages> of_steps;
 };
+template <class T, int kHead>
+using SharedOfDq = Shared<T, kHead, 3>;
+template <class T, int kHead>
+struct SharedOfDkv : Shared<T, kHead, 2> {
+  float lse_log2[SharedOfDkv::kStages][kStep], delta[SharedOfDkv::kStages][kStep];
+};
 
+template <int kTiles>
 struct Maps {
-  CUtensorMap first, second, left, right;
+  CUtensorMap own[kTiles], left, right;
 };
 
 /// dq: a tile of queries, and the keys they see.
@@ -49,61 +55,61 @@ struct KeyTile {
   }
 };
 
-template <class T, int kHead>
-__device__ __forceinline__ void copy_pair(T* a, T* b, const CUtensorMap& of_a,
-                                          const CUtensorMap& of_b, SharedBarrier& done, int first,
-                                          int head, int batch, bool owned) {
-  const int rows = owned ? kTileRows : kStep;
-  done.expect(2 * rows * kHead * int(sizeof(T)));
-  if (owned) {
-    copy_rows<kTileRows, kHead>(a, of_a, done, first, head, batch);
-    copy_rows<kTileRows, kHead>(b, of_b, done, first, head, batch);
-  } else {
-    copy_rows<kStep, kHead>(a, of_a, done, first, head, batch);
-    copy_rows<kStep, kHead>(b, of_b, done, first, head, batch);
-  }
+template <class T, int kHead, int kTiles>
+__device__ __forceinline__ void copy_own(Shared<T, kHead, kTiles>& m, const Maps<kTiles>& maps,
+                                         Ring<1>& own, int first, int head, int batch) {
+  SharedBarrier& done = m.of_own.acquire(own);
+  done.expect(sizeof m.own);
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+    copy_rows<kTileRows, kHead>(m.own[i], maps.own[i], done, first, head, batch);
+  own.next();
+}
+template <class T, int kHead, int kTiles, int kStages>
+__device__ __forceinline__ void copy_step(Shared<T, kHead, kTiles>& m, const Maps<kTiles>& maps,
+                                          Ring<kStages>& at, int first, int head, int batch) {
+  SharedBarrier& done = m.of_steps.acquire(at);
+  done.expect(2 * sizeof m.left[0]);
+  copy_rows<kStep, kHead>(m.left[at.stage], maps.left, done, first, head, batch);
+  copy_rows<kStep, kHead>(m.right[at.stage], maps.right, done, first, head, batch);
+  at.next();
 }
 
 template <class T, int kHead>
-__device__ void load_for_dq(Shared<T, kHead>& m, const Maps& maps, const Sizes& n,
+__device__ void load_for_dq(SharedOfDq<T, kHead>& m, const Maps<3>& maps, const Sizes& n,
                             const Schedule& work) {
-  Ring<Shared<T, kHead>::kOwned> owned;
-  Ring<Shared<T, kHead>::kStages> at;
-  for (int turn = 0; work.index(turn) < work.count(); ++turn, owned.next()) {
+  Ring<1> own;
+  Ring<SharedOfDq<T, kHead>::kStages> at;
+  for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const QueryTile tile(n, work, work.index(turn));
-    copy_pair<T, kHead>(m.first[owned.stage], m.second[owned.stage], maps.first, maps.second,
-                        m.of_owned.acquire(owned), tile.first, tile.head, tile.batch, true);
-    for (int j = tile.steps - 1; j >= 0; --j, at.next())
-      copy_pair<T, kHead>(m.left[at.stage], m.right[at.stage], maps.left, maps.right,
-                          m.of_steps.acquire(at), j * kStep, tile.head / n.shared(), tile.batch,
-                          false);
+    copy_own(m, maps, own, tile.first, tile.head, tile.batch);
+    for (int j = tile.steps - 1; j >= 0; --j)
+      copy_step(m, maps, at, j * kStep, tile.head / n.shared(), tile.batch);
   }
 }
 
 template <class T, int kHead>
-__device__ void load_for_dkv(Shared<T, kHead>& m, const Maps& maps, const Sizes& n,
+__device__ void load_for_dkv(SharedOfDkv<T, kHead>& m, const Maps<2>& maps, const Sizes& n,
                              const Schedule& work) {
-  Ring<Shared<T, kHead>::kOwned> owned;
-  Ring<Shared<T, kHead>::kStages> at;
-  for (int turn = 0; work.index(turn) < work.count(); ++turn, owned.next()) {
+  Ring<1> own;
+  Ring<SharedOfDkv<T, kHead>::kStages> at;
+  for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const KeyTile tile(n, work, work.index(turn));
-    copy_pair<T, kHead>(m.first[owned.stage], m.second[owned.stage], maps.first, maps.second,
-                        m.of_owned.acquire(owned), tile.first, tile.kv_head, tile.batch, true);
+    copy_own(m, maps, own, tile.first, tile.kv_head, tile.batch);
     for (int shared = 0; shared < n.shared(); ++shared)
-      for (int j = 0; j < tile.steps; ++j, at.next())
-        copy_pair<T, kHead>(m.left[at.stage], m.right[at.stage], maps.left, maps.right,
-                            m.of_steps.acquire(at), tile.start + j * kStep,
-                            tile.kv_head * n.shared() + shared, tile.batch, false);
+      for (int j = 0; j < tile.steps; ++j)
+        copy_step(m, maps, at, tile.start + j * kStep, tile.kv_head * n.shared() + shared,
+                  tile.batch);
   }
 }
 
 /// One warp's part: what belongs to each query of a step.
 template <class T, int kHead>
-__device__ void load_statistics(Shared<T, kHead>& m, const BackwardProblem<T>& k,
+__device__ void load_statistics(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& k,
                                 const Schedule& work) {
   const Sizes& n = k.sizes;
   const int lane = threadIdx.x % kWarpSize;
-  Ring<Shared<T, kHead>::kStages> at;
+  Ring<SharedOfDkv<T, kHead>::kStages> at;
   for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const KeyTile tile(n, work, work.index(turn));
     for (int shared = 0; shared < n.shared(); ++shared)
@@ -122,42 +128,83 @@ __device__ void load_statistics(Shared<T, kHead>& m, const BackwardProblem<T>& k
   }
 }
 
-/// Σ dy ⊙ y of row t, by four lanes.
-template <class T>
-__device__ float row_delta(const BackwardProblem<T>& k, int batch, int head, int t) {
-  constexpr int kWide = kWidest<T>;
-  const T *dy = k.dy.template at<const T>(batch, head, t),
-          *y = k.y.template at<const T>(batch, head, t);
-  float sum = 0;
-  for (int c = threadIdx.x % 4 * kWide; c < k.sizes.dim; c += 4 * kWide) {
-    const auto a = norma::load<kWide>(dy + c), b = norma::load<kWide>(y + c);
+/// This warpgroup's 64 rows of a tile that stays, left operand of every step's product: read from
+/// shared memory each time, or kept in registers where there is room, which halves what the tensor
+/// cores read and frees the tile's place for the next one.
+template <class T, int kHead>
+struct Own {
+  static constexpr bool kInRegisters = kHead == 64;
+  const T* tile;
+  uint32_t rows[kInRegisters ? kHead / 16 : 1][4];
+
+  __device__ explicit Own(const T* own_tile) : tile(own_tile) {
+    if constexpr (kInRegisters) {
 #pragma unroll
-    for (int e = 0; e < kWide; ++e) sum += convert<float>(a[e]) * convert<float>(b[e]);
+      for (int c = 0; c < kHead; c += 16) load_operand(rows[c / 16], tile, c);
+    }
   }
-  return sum;
+  __device__ void multiply_rows(float (&d)[kScores], const T* b) {
+    if constexpr (kInRegisters)
+      attention::multiply_rows<T, kStep, kHead>(d, rows, b);
+    else
+      attention::multiply_rows<T, kStep, kHead>(d, tile, kTileRows, group_row(), b);
+  }
+};
+
+/// Σ dy ⊙ y of a thread's two rows.
+template <class T, int kHead>
+__device__ void dot_rows(float (&delta)[2], const T* dy, const T* y) {
+  delta[0] = delta[1] = 0;
+#pragma unroll
+  for (int c = 0; c < kHead; c += 16) {
+    uint32_t a[4], b[4];
+    load_operand(a, dy, c);
+    load_operand(b, y, c);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const float2 u = unpack_halves<T>(a[r]), v = unpack_halves<T>(b[r]);
+      delta[r % 2] += u.x * v.x + u.y * v.y;
+    }
+  }
+  delta[0] = warp_sum<4>(delta[0]), delta[1] = warp_sum<4>(delta[1]);
 }
 
 template <class T, int kHead>
-__device__ void compute_dq(Shared<T, kHead>& m, const BackwardProblem<T>& k, const Schedule& work) {
+__device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
+                           const Schedule& work) {
   const Sizes& n = k.sizes;
-  Ring<Shared<T, kHead>::kOwned> owned;
-  Ring<Shared<T, kHead>::kStages> at, last;
-  for (int turn = 0; work.index(turn) < work.count(); ++turn, owned.next()) {
+  Ring<1> own;
+  Ring<SharedOfDq<T, kHead>::kStages> at, last;
+  float next_lse[2];
+  const auto fetch_lse = [&](int turn) {  // a tile ahead: nobody waits for it
+    if (work.index(turn) >= work.count()) return;
+    const QueryTile tile(n, work, work.index(turn));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = tile.first + tile_row(i);
+      next_lse[i] = t < n.queries ? k.lse[n.row(tile.batch, tile.head, t)] : 0;
+    }
+  };
+  fetch_lse(0);
+  for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const QueryTile tile(n, work, work.index(turn));
     const int64_t row0 = n.row(tile.batch, tile.head, tile.first);
     const int seen_by_all = n.end_of_keys(tile.first + group_row() + 1);
-    float lse_log2[2], delta[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = tile_row(i);
-      const bool inside = tile.first + t < n.queries;
-      delta[i] = warp_sum<4>(inside ? row_delta(k, tile.batch, tile.head, tile.first + t) : 0);
-      lse_log2[i] = inside ? k.lse[row0 + t] * float(kLog2E) : 0;
-      if (inside && threadIdx.x % 4 == 0) k.delta[row0 + t] = delta[i];
-    }
-    float p[kScores], dp[kScores], dq[kHead / 2];
+    const float lse_log2[2] = {next_lse[0] * float(kLog2E), next_lse[1] * float(kLog2E)};
+    fetch_lse(turn + 1);
+    float delta[2], p[kScores], dp[kScores], dq[kHead / 2];
     uint32_t ds[kStep / 16][4];
-    m.of_owned.wait(owned);
+    m.of_own.wait(own);
+    dot_rows<T, kHead>(delta, m.own[1], m.own[2]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+      if (tile.first + tile_row(i) < n.queries && threadIdx.x % 4 == 0)
+        k.delta[row0 + tile_row(i)] = delta[i];
+    Own<T, kHead> q(m.own[0]), dy(m.own[1]);
+    if constexpr (Own<T, kHead>::kInRegisters) {
+      __syncwarp();
+      m.of_own.release(own);
+    }
     for (int j = tile.steps - 1; j >= 0; --j, at.next()) {
       const int first_key = j * kStep;
       const bool begun = j < tile.steps - 1;
@@ -165,11 +212,9 @@ __device__ void compute_dq(Shared<T, kHead>& m, const BackwardProblem<T>& k, con
       keep_registers(p);
       keep_registers(dp);
       wgmma_begin();
-      multiply_rows<T, kStep, kHead>(p, m.first[owned.stage], kTileRows, group_row(),
-                                     m.left[at.stage]);
+      q.multiply_rows(p, m.left[at.stage]);
       wgmma_commit();
-      multiply_rows<T, kStep, kHead>(dp, m.second[owned.stage], kTileRows, group_row(),
-                                     m.right[at.stage]);
+      dy.multiply_rows(dp, m.right[at.stage]);
       wgmma_commit();
       uint32_t kept = ~0u;
       if (k.dropout) kept = Lanes::kept(k.dropout, row0 - kLoaderRows, first_key);
@@ -205,7 +250,8 @@ __device__ void compute_dq(Shared<T, kHead>& m, const BackwardProblem<T>& k, con
       add_product<T, kHead, kStep>(dq, ds, m.left[at.stage], begun);
       wgmma_commit();
     }
-    m.of_owned.release(owned);
+    if constexpr (!Own<T, kHead>::kInRegisters) m.of_own.release(own);
+    own.next();
     wgmma_wait<0>();
     keep_registers(dq);
     m.of_steps.release(last), last.next();
@@ -220,16 +266,21 @@ __device__ void compute_dq(Shared<T, kHead>& m, const BackwardProblem<T>& k, con
 
 /// Rows are keys here, and columns queries.
 template <class T, int kHead, bool kDropout>
-__device__ void compute_dkv(Shared<T, kHead>& m, const BackwardProblem<T>& k,
+__device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& k,
                             const Schedule& work) {
   const Sizes& n = k.sizes;
-  Ring<Shared<T, kHead>::kOwned> owned;
-  Ring<Shared<T, kHead>::kStages> at, last;
-  for (int turn = 0; work.index(turn) < work.count(); ++turn, owned.next()) {
+  Ring<1> own;
+  Ring<SharedOfDkv<T, kHead>::kStages> at, last;
+  for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const KeyTile tile(n, work, work.index(turn));
     const int my_first = tile.first + group_row(), steps = n.shared() * tile.steps;
     float dk[kHead / 2], dv[kHead / 2];
-    m.of_owned.wait(owned);
+    m.of_own.wait(own);
+    Own<T, kHead> keys(m.own[0]), values(m.own[1]);
+    if constexpr (Own<T, kHead>::kInRegisters) {
+      __syncwarp();
+      m.of_own.release(own);
+    }
     for (int step = 0; step < steps; ++step, at.next()) {
       const int first = tile.start + step % tile.steps * kStep;
       const bool begun = step > 0;
@@ -237,11 +288,9 @@ __device__ void compute_dkv(Shared<T, kHead>& m, const BackwardProblem<T>& k,
       uint32_t operand[kStep / 16][4], ds[kStep / 16][4];
       m.of_steps.wait(at);
       wgmma_begin();
-      multiply_rows<T, kStep, kHead>(p, m.first[owned.stage], kTileRows, group_row(),
-                                     m.left[at.stage]);
+      keys.multiply_rows(p, m.left[at.stage]);
       wgmma_commit();
-      multiply_rows<T, kStep, kHead>(dp, m.second[owned.stage], kTileRows, group_row(),
-                                     m.right[at.stage]);
+      values.multiply_rows(dp, m.right[at.stage]);
       wgmma_commit();
       uint32_t kept = ~0u;
       if constexpr (kDropout) {
@@ -306,7 +355,8 @@ __device__ void compute_dkv(Shared<T, kHead>& m, const BackwardProblem<T>& k,
       wgmma_commit();
       if constexpr (kHead == 128) wgmma_wait<0>();  // operands give their registers to scores
     }
-    m.of_owned.release(owned);
+    if constexpr (!Own<T, kHead>::kInRegisters) m.of_own.release(own);
+    own.next();
     wgmma_wait<0>();
     keep_registers(dk);
     keep_registers(dv);
@@ -325,13 +375,13 @@ __device__ void compute_dkv(Shared<T, kHead>& m, const BackwardProblem<T>& k,
 
 template <class T, int kHead>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    attention_dq_hopper_kernel(const __grid_constant__ Maps maps,
+    attention_dq_hopper_kernel(const __grid_constant__ Maps<3> maps,
                                const __grid_constant__ BackwardProblem<T> k,
                                const __grid_constant__ Schedule work) {
   if constexpr (kHasWgmma) {
-    auto& m = shared_memory<Shared<T, kHead>>();
+    auto& m = shared_memory<SharedOfDq<T, kHead>>();
     if (threadIdx.x == 0) {
-      m.of_owned.init(1), m.of_steps.init(1);
+      m.of_own.init(1), m.of_steps.init(1);
       publish_barriers();
     }
     __syncthreads();
@@ -349,13 +399,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
 template <class T, int kHead, bool kDropout>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    attention_dkv_hopper_kernel(const __grid_constant__ Maps maps,
+    attention_dkv_hopper_kernel(const __grid_constant__ Maps<2> maps,
                                 const __grid_constant__ BackwardProblem<T> k,
                                 const __grid_constant__ Schedule work) {
   if constexpr (kHasWgmma) {
-    auto& m = shared_memory<Shared<T, kHead>>();
+    auto& m = shared_memory<SharedOfDkv<T, kHead>>();
     if (threadIdx.x == 0) {
-      m.of_owned.init(1), m.of_steps.init(2);  // the copy engine's thread and a warp's
+      m.of_own.init(1), m.of_steps.init(2);  // the copy engine's thread and a warp's
       publish_barriers();
     }
     __syncthreads();
@@ -376,23 +426,29 @@ template <class T, int kHead>
 void launch_backward(const Cuda& on, const AttentionBackwardArgs& a) {
   const int64_t bytes = kHead * int64_t{2 * sizeof(T)};
   const BackwardProblem<T> k(a);
-  const auto start = [&](auto* kernel, const Maps& maps, const Schedule& work) {
+  const auto start = [&]<class Shared>(auto* kernel, const auto& maps, const Schedule& work) {
     const int64_t blocks = std::min<int64_t>(int64_t{work.heads} * work.tiles,
                                              detail::properties().multiProcessorCount);
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(kHopperThreads),
-            .shared = kSharedBytes<Shared<T, kHead>>},
+            .shared = kSharedBytes<Shared>},
            kernel, maps, k, work);
   };
-  start(attention_dq_hopper_kernel<T, kHead>,
-        {map_of(a.q, kTileRows), map_of(a.dy, kTileRows), map_of(a.k, kStep), map_of(a.v, kStep)},
-        schedule(a.q.shape[0] * a.q.shape[1], a.q.shape[2], a.k.shape[2] * bytes));
-  start(k.dropout ? attention_dkv_hopper_kernel<T, kHead, true>
-                  : attention_dkv_hopper_kernel<T, kHead, false>,
-        {map_of(a.k, kTileRows), map_of(a.v, kTileRows), map_of(a.q, kStep), map_of(a.dy, kStep)},
-        schedule(a.k.shape[0] * a.k.shape[1], a.k.shape[2],
-                 a.q.shape[2] * bytes * (a.q.shape[1] / a.k.shape[1])));
+  start.template operator()<SharedOfDq<T, kHead>>(
+      attention_dq_hopper_kernel<T, kHead>,
+      Maps<3>{{map_of(a.q, kTileRows), map_of(a.dy, kTileRows), map_of(a.y, kTileRows)},
+              map_of(a.k, kStep),
+              map_of(a.v, kStep)},
+      schedule(a.q.shape[0] * a.q.shape[1], a.q.shape[2], a.k.shape[2] * bytes));
+  start.template operator()<SharedOfDkv<T, kHead>>(
+      k.dropout ? attention_dkv_hopper_kernel<T, kHead, true>
+                : attention_dkv_hopper_kernel<T, kHead, false>,
+      Maps<2>{{map_of(a.k, kTileRows), map_of(a.v, kTileRows)},
+              map_of(a.q, kStep),
+              map_of(a.dy, kStep)},
+      schedule(a.k.shape[0] * a.k.shape[1], a.k.shape[2],
+               a.q.shape[2] * bytes * (a.q.shape[1] / a.k.shape[1])));
 }
 
 }  // namespace

@@ -54,33 +54,36 @@ struct Visible {
   }
 };
 
-/// Which probabilities of a row dropout keeps.
-class Kept {
+/// The mask of dropout, see AttentionSettings.
+class Mask {
  public:
-  Kept(const AttentionSettings& settings, const ConstView& q, const ConstView& k)
-      : key_(settings.key),
-        p_(static_cast<float>(settings.p)),
-        heads_(q.shape[1]),
-        queries_(q.shape[2]),
-        groups_((k.shape[2] + 3) / 4) {}
-  /// f(j) for each key first_key + j that is dropped, j < n; first_key is a multiple of four.
+  Mask(const AttentionSettings& settings, int64_t keys)
+      : key_(settings.key.resolved()),
+        below_(static_cast<uint32_t>(settings.dropped())),
+        groups_((keys + 7) / 8) {}
+  /// f(j) for each dropped key first_key + j of a row, j < n; first_key is a multiple of eight.
   template <class F>
-  void for_dropped(int64_t batch, int64_t head, int64_t query, int64_t first_key, int64_t n,
-                   const F& f) const {
-    if (p_ == 0) return;
-    const int64_t row = (batch * heads_ + head) * queries_ + query;
-    for (int64_t j = 0; j < n; ++j) {
-      const auto group = static_cast<uint64_t>(row * groups_ + (first_key + j) / 4);
-      const uint32_t word = random_words(key_, group)[static_cast<size_t>(j % 4)];
-      if (static_cast<float>(word >> 8) * 0x1p-24F < p_) f(j);
+  void for_dropped(int64_t row, int64_t first_key, int64_t n, const F& f) const {
+    if (below_ == 0) return;
+    for (int64_t group = 0; group < n; group += 8) {
+      const auto words =
+          random_words(key_, static_cast<uint64_t>(row * groups_ + (first_key + group) / 8));
+      for (int64_t j = group; j < std::min(group + 8, n); ++j) {
+        const uint32_t word = words[static_cast<size_t>(j % 8 / 2)];
+        if ((j % 2 == 0 ? word & 0xFFFF : word >> 16) < below_) f(j);
+      }
     }
   }
 
  private:
   RandomKey key_;
-  float p_;
-  int64_t heads_, queries_, groups_;
+  uint32_t below_;
+  int64_t groups_;
 };
+/// Row (batch, head, query) among all.
+int64_t row_of(const ConstView& q, int64_t batch, int64_t head, int64_t query) {
+  return (batch * q.shape[1] + head) * q.shape[2] + query;
+}
 
 /// The kernel's own scratch for one task. Rows of s and ds are kBlock apart.
 template <class T>
@@ -136,7 +139,7 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
   const int64_t dim = k.q.shape[3], n_keys = k.k.shape[2];
   const int64_t queries = std::min(kBlock, k.q.shape[2] - first_query);
   const int64_t kv_head = head / (k.q.shape[1] / k.k.shape[1]);
-  const Kept kept(k.settings, k.q, k.k);
+  const Mask mask(k.settings, k.k.shape[2]);
   const auto q = block<T>(k.q, batch, head, first_query, queries);
   T* y = scratch.acc;
   T *largest = scratch.row, *sum = largest + kBlock, *factor = sum + kBlock;
@@ -165,7 +168,7 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
           static_cast<const T*>(row));
       if (largest[i] != next) factor[i] = std::exp(largest[i] - shifted);
       sum[i] = sum[i] * factor[i] + detail::sum_lanes<T>(seen, [&](int64_t j) { return row[j]; });
-      kept.for_dropped(batch, head, first_query + i, first_key, seen,
+      mask.for_dropped(row_of(k.q, batch, head, first_query + i), first_key, seen,
                        [&](int64_t j) { row[j] = 0; });
       largest[i] = next;
     }
@@ -177,7 +180,7 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
   }
   const auto out = block<T>(k.y, batch, head, first_query);
   T* lse = k.lse.as<T>() + (batch * k.q.shape[1] + head) * k.q.shape[2] + first_query;
-  const T rescale = static_cast<T>(1 / (1 - k.settings.p));
+  const T rescale = static_cast<T>(k.settings.rescale());
   for (int64_t i = 0; i < queries; ++i) {
     const T factor_out = end > 0 ? rescale / sum[i] : T(0);
     for (int64_t c = 0; c < dim; ++c) out.data[i * out.stride + c] = y[i * dim + c] * factor_out;
@@ -191,9 +194,8 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
                      const Scratch<T>& scratch) {
   const int64_t dim = k.q.shape[3], n_queries = k.q.shape[2], n_keys = k.k.shape[2];
   const int64_t shared = k.q.shape[1] / k.k.shape[1], shift = n_keys - n_queries;
-  const T scale = static_cast<T>(k.settings.scale),
-          rescale = static_cast<T>(1 / (1 - k.settings.p));
-  const Kept kept(k.settings, k.q, k.k);
+  const T scale = static_cast<T>(k.settings.scale), rescale = static_cast<T>(k.settings.rescale());
+  const Mask mask(k.settings, k.k.shape[2]);
   T *dk = scratch.acc, *dv = scratch.more;
   for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
     const auto dq = block<T>(k.dq, batch, head, 0);
@@ -228,9 +230,11 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
           detail::map_packets(
               seen, row, [&](const auto& v) { return detail::exp_of(v * scale - row_lse); },
               static_cast<const T*>(row));
-          kept.for_dropped(batch, head, first + i, first_key, seen, [&](int64_t j) { d[j] = 0; });
+          mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
+                           [&](int64_t j) { d[j] = 0; });
           for (int64_t j = 0; j < seen; ++j) d[j] = row[j] * (d[j] * rescale - delta) * scale;
-          kept.for_dropped(batch, head, first + i, first_key, seen, [&](int64_t j) { row[j] = 0; });
+          mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
+                           [&](int64_t j) { row[j] = 0; });
         }
         add_transposed_product(scratch.s, dy, visible, {dv, dim, dim}, scratch.product);
         add_transposed_product(scratch.ds, q, visible, {dk, dim, dim}, scratch.product);
@@ -317,6 +321,21 @@ void run(Cpu on, const AttentionBackwardArgs& k) {
   } else {
     attend_all_backward<float>(k);
   }
+}
+
+void run(Cpu, const AttentionDropoutArgs& k) {
+  const Mask mask(k.settings, k.x.cols);
+  visit_floating(k.x.dtype, [&]<class T>() {
+    using Acc = stats_t<T>;
+    const Acc rescale = static_cast<Acc>(k.settings.rescale());
+    for (int64_t i = 0; i < k.x.rows; ++i) {
+      const T* x = k.x.row<T>(i);
+      T* y = k.y.row<T>(i);
+      for (int64_t c = 0; c < k.x.cols; ++c)
+        y[c] = static_cast<T>(static_cast<Acc>(x[c]) * rescale);
+      mask.for_dropped(i, 0, k.x.cols, [&](int64_t c) { y[c] = T(0); });
+    }
+  });
 }
 
 }  // namespace norma

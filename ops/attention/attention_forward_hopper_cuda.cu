@@ -62,10 +62,12 @@ __device__ __forceinline__ void mask(float (&s)[kKeys / 2], const Sizes& n, int 
   }
 }
 
+/// `seen`: keys that this warpgroup sees.
 __device__ __forceinline__ void drop(float (&p)[kKeys / 2], const DropoutMask& dropout,
-                                     int64_t row0, int first_key) {
+                                     int64_t row0, int first_key, int seen) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+    if (first_key + 64 * half >= seen) break;
     const uint32_t kept = Lanes::kept(dropout, row0 - kLoaderRows, first_key + 64 * half);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
@@ -127,7 +129,8 @@ __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const S
       const int first_key = j * kKeys;
       if (first_key + kKeys > seen_by_all) mask(s, n, tile.first, first_key);
       softmax.step(s, k.scale_log2, factor);
-      if (k.dropout) drop(s, k.dropout, row0, first_key);
+      if (k.dropout)
+        drop(s, k.dropout, row0, first_key, n.end_of_keys(tile.first + group_row() + 64));
     };
 
     m.of_q.wait(q);

@@ -85,6 +85,15 @@ __device__ __forceinline__ float fast_exp2(float v) {
   return r;
 }
 
+/// The two floats of pack_halves.
+template <class T>
+__device__ __forceinline__ float2 unpack_halves(uint32_t pair) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
+  else
+    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
 /// 64 columns of v, or all, as the left operand of a product: 16 columns an array.
 template <class T, int kColumns>
 __device__ __forceinline__ void to_operand(uint32_t (&p)[kColumns / 16][4],
@@ -110,6 +119,23 @@ __device__ __forceinline__ void add_product(float (&d)[kHead / 2], uint32_t (&p)
 #pragma unroll
   for (int k = 0; k < kK; k += 16)
     wgmma_registers<T, kHead, true>(d, p[k / 16], columns_of(b, kK, k), add || k > 0);
+}
+
+/// The same with this warpgroup's 64 rows of a in registers.
+template <class T, int kN, int kHead>
+__device__ __forceinline__ void multiply_rows(float (&d)[kN / 2], uint32_t (&a)[kHead / 16][4],
+                                              const T* b) {
+#pragma unroll
+  for (int c = 0; c < kHead; c += 16)
+    wgmma_registers<T, kN, false>(d, a[c / 16], rows_of(b, kN, 0, c), c > 0);
+}
+/// 16 columns from c of this warp's 16 rows of a tile of kTileRows, as a left operand.
+template <class T>
+__device__ __forceinline__ void load_operand(uint32_t (&a)[4], const T* panels, int c) {
+  const int lane = threadIdx.x % kWarpSize;
+  const int row = Lanes::first_row() - kLoaderRows + lane % 16;
+  const int piece = (c % 64 / 8 + lane / 16) ^ (row % 8);  // the copy engine's swizzle
+  load_matrices(a, panels + c / 64 * kTileRows * 64 + row * 64 + piece * 8);
 }
 
 /// Copies kRows rows of one head, in panels of 64 columns.

@@ -13,24 +13,28 @@ __global__ void __launch_bounds__(Tile::kThreads)
   using Acc = typename Tile::Acc;
   extern __shared__ __align__(16) unsigned char shared[];
   T *queries = reinterpret_cast<T*>(shared), *dys = queries + Tile::kElements,
-    *keys = dys + Tile::kElements, *values = keys + Tile::kElements;
-  const Tile tile(values + Tile::kElements);
+    *keys = dys + Tile::kElements, *values = keys + Tile::kStepElements;
+  const Tile tile(values + Tile::kStepElements);
   const Sizes& n = k.sizes;
   const auto [batch, head, first] = query_tile(n, Tile::kTile, blockIdx.x);
   const int kv_head = head / n.shared(), length = min(Tile::kTile, n.queries - first);
-  const auto load = [&](T* to, const Heads& from, int h, int at, int rows) {
-    load_tile<Tile>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  const auto load_own = [&](T* to, const Heads& from, int h) {
+    load_tile<Tile, Tile::kTile>(to, from.at<const T>(batch, h, first), from.row, length, n.dim,
+                                 k.wide);
   };
-  load(queries, k.q, head, first, length);
-  load(dys, k.dy, head, first, length);
-  load(values, k.y, head, first, length);
+  const auto load_step = [&](T* to, const Heads& from, int h, int at, int rows) {
+    load_tile<Tile, Tile::kStep>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  };
+  load_own(queries, k.q, head);
+  load_own(dys, k.dy, head);
+  load_own(keys, k.y, head);  // where two steps' tiles will be
   __syncthreads();
 
   Acc lse_log2[Tile::kRows], delta[Tile::kRows];
 #pragma unroll
   for (int i = 0; i < Tile::kRows; ++i) {
     const int t = tile.row(i);
-    const T *dy = dys + t * Tile::kPitch, *y = values + t * Tile::kPitch;
+    const T *dy = dys + t * Tile::kPitch, *y = keys + t * Tile::kPitch;
     Acc sum = 0;
     for (int c = tile.lane_of_row(); c < n.dim; c += Tile::kRowLanes)
       sum += convert<Acc>(dy[c]) * convert<Acc>(y[c]);
@@ -44,11 +48,11 @@ __global__ void __launch_bounds__(Tile::kThreads)
 
   typename Tile::Out dq;
   const int end = n.end_of_keys(first + length);
-  for (int first_key = 0; first_key < end; first_key += Tile::kTile) {
-    const int rows = min(Tile::kTile, n.keys - first_key);
+  for (int first_key = 0; first_key < end; first_key += Tile::kStep) {
+    const int rows = min(Tile::kStep, n.keys - first_key);
     __syncthreads();
-    load(keys, k.k, kv_head, first_key, rows);
-    load(values, k.v, kv_head, first_key, rows);
+    load_step(keys, k.k, kv_head, first_key, rows);
+    load_step(values, k.v, kv_head, first_key, rows);
     __syncthreads();
     typename Tile::Scores p, dy_v;
     tile.multiply_rows(p, queries, keys);
@@ -82,30 +86,34 @@ __global__ void __launch_bounds__(Tile::kThreads)
   using Acc = typename Tile::Acc;
   extern __shared__ __align__(16) unsigned char shared[];
   T *keys = reinterpret_cast<T*>(shared), *values = keys + Tile::kElements,
-    *queries = values + Tile::kElements, *dys = queries + Tile::kElements;
-  const Tile tile(dys + Tile::kElements);
-  Acc *lse_log2 = reinterpret_cast<Acc*>(dys + Tile::kElements + Tile::kScratch),
-      *delta = lse_log2 + Tile::kTile;
+    *queries = values + Tile::kElements, *dys = queries + Tile::kStepElements;
+  const Tile tile(dys + Tile::kStepElements);
+  Acc *lse_log2 = reinterpret_cast<Acc*>(dys + Tile::kStepElements + Tile::kScratch),
+      *delta = lse_log2 + Tile::kStep;
   const Sizes& n = k.sizes;
   const int kv_heads = n.batches * n.kv_heads, kv = static_cast<int>(blockIdx.x % kv_heads);
   const int batch = kv / n.kv_heads, kv_head = kv % n.kv_heads;
   const int first_key = static_cast<int>(blockIdx.x / kv_heads) * Tile::kTile;
   const int length = min(Tile::kTile, n.keys - first_key), from_column = blockIdx.y * Tile::kOut;
-  const auto load = [&](T* to, const Heads& from, int h, int at, int rows) {
-    load_tile<Tile>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  const auto load_own = [&](T* to, const Heads& from, int h) {
+    load_tile<Tile, Tile::kTile>(to, from.at<const T>(batch, h, first_key), from.row, length, n.dim,
+                                 k.wide);
   };
-  load(keys, k.k, kv_head, first_key, length);
-  load(values, k.v, kv_head, first_key, length);
+  const auto load_step = [&](T* to, const Heads& from, int h, int at, int rows) {
+    load_tile<Tile, Tile::kStep>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
+  };
+  load_own(keys, k.k, kv_head);
+  load_own(values, k.v, kv_head);
 
   typename Tile::Out dk, dv;
-  const int start = n.first_query(first_key) / Tile::kTile * Tile::kTile;
+  const int start = n.first_query(first_key) / Tile::kStep * Tile::kStep;
   for (int head = kv_head * n.shared(); head < (kv_head + 1) * n.shared(); ++head)
-    for (int first = start; first < n.queries; first += Tile::kTile) {
-      const int rows = min(Tile::kTile, n.queries - first);
+    for (int first = start; first < n.queries; first += Tile::kStep) {
+      const int rows = min(Tile::kStep, n.queries - first);
       __syncthreads();
-      load(queries, k.q, head, first, rows);
-      load(dys, k.dy, head, first, rows);
-      if (const int t = threadIdx.x; t < Tile::kTile) {
+      load_step(queries, k.q, head, first, rows);
+      load_step(dys, k.dy, head, first, rows);
+      if (const int t = threadIdx.x; t < Tile::kStep) {
         const int64_t row = n.row(batch, head, first + t);
         lse_log2[t] = t < rows ? k.lse[row] * Acc(kLog2E) : Acc(INFINITY);  // probability 0
         delta[t] = t < rows ? k.delta[row] : 0;
@@ -155,7 +163,7 @@ void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
-            .shared = shared_bytes<Tile>(4)},
+            .shared = shared_bytes<Tile>(2, 2)},
            attention_dq_kernel<Tile>, k);
     // The sums of wide heads in parts: two of 256 columns would take all registers.
     constexpr int kParts = kHead > 128 ? 2 : 1;
@@ -164,7 +172,7 @@ void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(key_blocks), kParts),
             .block = dim3(Part::kThreads),
-            .shared = shared_bytes<Part>(4, 2)},
+            .shared = shared_bytes<Part>(2, 2, 2)},
            attention_dkv_kernel<Part>, k);
   });
 }

@@ -24,26 +24,26 @@ __global__ void __launch_bounds__(Tile::kThreads)
   constexpr Acc kNever = -INFINITY;
   extern __shared__ __align__(16) unsigned char shared[];
   T *queries = reinterpret_cast<T*>(shared), *keys = queries + Tile::kElements,
-    *values = keys + Tile::kElements;
-  const Tile tile(values + Tile::kElements);
+    *values = keys + Tile::kStepElements;
+  const Tile tile(values + Tile::kStepElements);
   const Sizes& n = k.sizes;
   const auto [batch, head, first] = query_tile(n, Tile::kTile, blockIdx.x);
   const int kv_head = head / n.shared(), length = min(Tile::kTile, n.queries - first);
-  load_tile<Tile>(queries, k.q.template at<const T>(batch, head, first), k.q.row, length, n.dim,
-                  k.wide);
+  load_tile<Tile, Tile::kTile>(queries, k.q.template at<const T>(batch, head, first), k.q.row,
+                               length, n.dim, k.wide);
 
   typename Tile::Out y;
   Acc largest[Tile::kRows], sum[Tile::kRows];
 #pragma unroll
   for (int i = 0; i < Tile::kRows; ++i) largest[i] = kNever, sum[i] = 0;
   const int end = n.end_of_keys(first + length);
-  for (int first_key = 0; first_key < end; first_key += Tile::kTile) {
-    const int rows = min(Tile::kTile, n.keys - first_key);
+  for (int first_key = 0; first_key < end; first_key += Tile::kStep) {
+    const int rows = min(Tile::kStep, n.keys - first_key);
     __syncthreads();
-    load_tile<Tile>(keys, k.k.template at<const T>(batch, kv_head, first_key), k.k.row, rows, n.dim,
-                    k.wide);
-    load_tile<Tile>(values, k.v.template at<const T>(batch, kv_head, first_key), k.v.row, rows,
-                    n.dim, k.wide);
+    load_tile<Tile, Tile::kStep>(keys, k.k.template at<const T>(batch, kv_head, first_key), k.k.row,
+                                 rows, n.dim, k.wide);
+    load_tile<Tile, Tile::kStep>(values, k.v.template at<const T>(batch, kv_head, first_key),
+                                 k.v.row, rows, n.dim, k.wide);
     __syncthreads();
     typename Tile::Scores p;
     tile.multiply_rows(p, queries, keys);
@@ -108,10 +108,12 @@ void visit_head(int64_t dim, const F& f) {
     f.template operator()<256>();
 }
 
+/// For tiles of the block's own, tiles that pass, and rows of numbers for each passing row.
 template <class Tile>
-constexpr size_t shared_bytes(int tiles, int rows_of_numbers = 0) {
-  return (size_t(tiles) * Tile::kElements + Tile::kScratch) * sizeof(typename Tile::Element) +
-         size_t(rows_of_numbers) * Tile::kTile * sizeof(typename Tile::Acc);
+constexpr size_t shared_bytes(int own, int passing, int numbers = 0) {
+  const int elements = own * Tile::kElements + passing * Tile::kStepElements + Tile::kScratch;
+  return size_t(elements) * sizeof(typename Tile::Element) +
+         size_t(numbers) * Tile::kStep * sizeof(typename Tile::Acc);
 }
 
 template <class T>
@@ -123,7 +125,7 @@ void forward_portable(const Cuda& on, const AttentionForwardArgs& a) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
-            .shared = shared_bytes<Tile>(3)},
+            .shared = shared_bytes<Tile>(1, 2)},
            attention_forward_kernel<Tile>, k);
   });
 }

@@ -64,21 +64,26 @@ struct Sizes {
   }
 };
 
-/// A mask's two numbers, see AttentionSettings.
+/// AttentionSettings' mask as kernels draw it.
 struct DropoutMask {
   RandomKey key;
-  uint32_t below;  ///< of random words: dropped
-  int groups;      ///< of four keys in a row
+  uint32_t below;  ///< of random words' upper halves: dropped
+  int groups;      ///< of eight keys in a row
 
   DropoutMask(const AttentionSettings& settings, int64_t keys)
       : key(settings.key),
-        below(static_cast<uint32_t>(std::ceil(double(float(settings.p)) * 0x1p24)) << 8),
-        groups(static_cast<int>((keys + 3) / 4)) {}
+        below(uint32_t(settings.dropped()) << 16),
+        groups(static_cast<int>((keys + 7) / 8)) {}
   __host__ __device__ explicit operator bool() const { return below > 0; }
-  /// Bit e: whether key 4 group + e of a row is kept.
+  /// Bit e: whether key 8 group + e of a row is kept.
   __device__ uint32_t kept(int64_t row, int group) const {
-    const auto w = random_words(key, static_cast<uint64_t>(row * groups + group));
-    return (w[0] >= below) | (w[1] >= below) << 1 | (w[2] >= below) << 2 | (w[3] >= below) << 3;
+    const auto words = random_words(key, static_cast<uint64_t>(row * groups + group));
+    uint32_t bits = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w)
+      bits |= uint32_t(words[w] << 16 >= below) << 2 * w | uint32_t(words[w] >= below)
+                                                               << (2 * w + 1);
+    return bits;
   }
 };
 
@@ -102,7 +107,7 @@ struct Problem {
         scale(static_cast<Acc>(s.scale)),
         scale_log2(static_cast<Acc>(s.scale * kLog2E)),
         dropout(s, k.shape[2]),
-        rescale(static_cast<Acc>(1 / (1 - s.p))),
+        rescale(static_cast<Acc>(s.rescale())),
         wide(wide_rows) {}
 };
 

@@ -6,41 +6,25 @@
 
 namespace norma::attention {
 
-// How a block of threads multiplies tiles of kTile rows in shared memory: MmaTile by tensor cores
-// for the half types, FmaTile by multiply-adds for float and double. Both are written for one
-// thread, which holds
-//   Scores v[i][j]: row row(i) and column col(j) of a kTile × kTile product of rows with rows
+// How a block of threads multiplies tiles in shared memory, one of kTile rows, which are its own,
+// by those of kStep rows that pass by: MmaTile by tensor cores for the half types, FmaTile by
+// multiply-adds for float and double. Both are written for one thread, which holds
+//   Scores v[i][j]: row row(i) and column col(j) of a kTile × kStep product of rows with rows
 //   Out    v[i][j]: the same rows, column out_col(j) of kOut columns of sums of rows.
 // kRowLanes neighbouring lanes share a row. Rows of shared memory are kPitch elements apart, by
 // which the lanes' accesses meet in no bank.
 
 __device__ __forceinline__ bool bit(uint32_t bits, int i) { return bits >> i & 1; }
 
-/// What each lane of a warp drew for the four keys of a group of its own.
-class Votes {
- public:
-  __device__ Votes(const DropoutMask& mask, int64_t row, int group) {
-    const uint32_t four = mask.kept(row, group);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) lanes_[e] = __ballot_sync(0xffffffffu, bit(four, e));
-  }
-  /// Of key e of lane's group: 1 where it is kept.
-  __device__ uint32_t of(int e, int lane) const {
-    const uint32_t low = e & 1 ? lanes_[1] : lanes_[0], high = e & 1 ? lanes_[3] : lanes_[2];
-    return (e & 2 ? high : low) >> lane & 1;
-  }
-
- private:
-  uint32_t lanes_[4];
-};
-
 template <class T, int kHeadDim, int kOutDim = kHeadDim>
 struct MmaTile {
   using Element = T;
   using Acc = float;
   static constexpr int kTile = 64, kThreads = 128, kHead = kHeadDim, kOut = kOutDim;
-  static constexpr int kPitch = kHead + 8, kElements = kTile * kPitch, kScratch = 0;
-  static constexpr int kRows = 2, kCols = kTile / 4, kOutCols = kOut / 4, kRowLanes = 4, kRun = 2;
+  static constexpr int kStep = kHead > 128 ? 32 : 64;  // so that two blocks fit a multiprocessor
+  static constexpr int kPitch = kHead + 8, kElements = kTile * kPitch;
+  static constexpr int kStepElements = kStep * kPitch, kScratch = 0;
+  static constexpr int kRows = 2, kCols = kStep / 4, kOutCols = kOut / 4, kRowLanes = 4, kRun = 2;
   struct Scores {
     float v[kRows][kCols] = {};
   };
@@ -66,7 +50,7 @@ struct MmaTile {
       uint32_t af[4], bf[4];
       load_matrices(af, a_row + d);
 #pragma unroll
-      for (int n = 0; n < kTile; n += 16) {
+      for (int n = 0; n < kStep; n += 16) {
         load_matrices(bf, b_row + n * kPitch + d);
         const int j = n / 4;
         mma<T>(s.v[0][j], s.v[0][j + 1], s.v[1][j], s.v[1][j + 1], af, bf[0], bf[1]);
@@ -79,7 +63,7 @@ struct MmaTile {
     const int l = lane();
     const T* b_row = b + l % 16 * kPitch + l / 16 * 8;
 #pragma unroll
-    for (int k = 0; k < kTile; k += 16) {
+    for (int k = 0; k < kStep; k += 16) {
       const int i = k / 4;
       const uint32_t af[4] = {pack_halves<T>(p.v[0][i], p.v[0][i + 1]),
                               pack_halves<T>(p.v[1][i], p.v[1][i + 1]),
@@ -98,34 +82,41 @@ struct MmaTile {
   }
 
   /// Bit i kCols + j: whether dropout keeps element (i, j) of scores whose rows are queries, row(i)
-  /// being row row0 + row(i) of all, and whose columns are the keys from key0, a multiple of kTile.
-  /// A lane's two columns are half a group of four keys: it draws a group for its neighbour too.
+  /// being row row0 + row(i) of all, and whose columns are the keys from key0, a multiple of kStep.
+  /// Four lanes share two rows of 16 columns, four groups of eight keys: each draws one for all.
   __device__ static uint32_t kept(const DropoutMask& mask, int64_t row0, int key0) {
-    const int odd = lane() % 2;
+    const int q = lane() % 4;
     uint32_t bits = 0;
 #pragma unroll 1  // the generator's code once
-    for (int c = 0; c < kTile / 8; ++c) {
-      const Votes votes(mask, row0 + row(odd), key0 / 4 + 2 * c + lane() % 4 / 2);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          bits |= votes.of(2 * odd + e, lane() - odd + i) << (i * kCols + 2 * c + e);
+    for (int c = 0; c < kStep / 8; c += 2) {
+      uint32_t four = mask.kept(row0 + row(q % 2), key0 / 8 + c + q / 2) << 8 * q;
+      four |= __shfl_xor_sync(0xffffffffu, four, 1);
+      four |= __shfl_xor_sync(0xffffffffu, four, 2);
+      four >>= 2 * q;  // this lane's two columns of each
+      bits |= (four & 3) << 2 * c | (four >> 16 & 3) << (2 * c + 2) |
+              (four >> 8 & 3) << (kCols + 2 * c) | (four >> 24 & 3) << (kCols + 2 * c + 2);
     }
     return bits;
   }
-  /// The same where rows are keys from `key0` and columns queries, those of row0 + col(j).
+  /// The same where rows are keys from key0 and columns queries, those of row0 + col(j). Eight
+  /// lanes share two groups of eight keys of four queries.
   __device__ static uint32_t kept_transposed(const DropoutMask& mask, int64_t row0, int key0) {
-    const int quad = lane() / 4 % 4;
+    const int r = lane() / 4;
     uint32_t bits = 0;
 #pragma unroll 1
-    for (int c = 0; c < kTile / 8; ++c) {
-      const Votes votes(mask, row0 + col(2 * c + quad % 2), (key0 + row(quad / 2)) / 4);
+    for (int c = 0; c < kStep / 8; c += 2) {
+      const int query = col(2 * (c + r / 4) + r / 2 % 2), key = first_row() + 8 * (r % 2);
+      uint32_t four = mask.kept(row0 + query, (key0 + key) / 8) << 8 * (r % 4);
+      four |= __shfl_xor_sync(0xffffffffu, four, 4);
+      four |= __shfl_xor_sync(0xffffffffu, four, 8);
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, four, 16);
+      const uint32_t low = (r < 4 ? four : other) >> r, high = (r < 4 ? other : four) >> r;
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          bits |= votes.of(quad, lane() + 4 * (e + 2 * i - quad)) << (i * kCols + 2 * c + e);
+          bits |= (low >> 8 * (i + 2 * e) & 1) << (i * kCols + 2 * c + e) |
+                  (high >> 8 * (i + 2 * e) & 1) << (i * kCols + 2 * c + 2 + e);
     }
     return bits;
   }
@@ -138,7 +129,9 @@ struct FmaTile {
   static constexpr int kHead = kHeadDim, kOut = kOutDim, kThreads = 256;
   /// So that four tiles, and scores, fit into shared memory.
   static constexpr int kTile = sizeof(T) * kHead <= 512 ? 64 : sizeof(T) * kHead <= 1024 ? 32 : 16;
+  static constexpr int kStep = kTile;
   static constexpr int kWide = kWidest<T>, kPitch = kHead + kWide, kElements = kTile * kPitch;
+  static constexpr int kStepElements = kElements;
   static constexpr int kRows = kTile / 16, kCols = kTile / 16, kOutCols = kOut / 16;
   static constexpr int kRowLanes = 16, kRun = kOutCols % kWide == 0 ? kWide : 2;
   static constexpr int kScorePitch = kTile + kWide, kScratch = kTile * kScorePitch;
@@ -199,15 +192,18 @@ struct FmaTile {
     }
   }
 
-  /// As in MmaTile. Four neighbouring lanes hold the four keys of kCols groups, and draw one each.
+  /// As in MmaTile. Eight neighbouring lanes hold the eight keys of kCols groups.
   __device__ static uint32_t kept(const DropoutMask& mask, int64_t row0, int key0) {
-    const int lane = threadIdx.x % kWarpSize, quad = lane % 4;
+    const int lane = threadIdx.x % kWarpSize, place = lane % 8;
     uint32_t bits = 0;
 #pragma unroll 1
     for (int i = 0; i < kRows; ++i) {
-      const Votes votes(mask, row0 + row(i), (key0 + col(quad % kCols)) / 4);
+      const uint32_t mine = mask.kept(row0 + row(i), (key0 + col(place % kCols)) / 8);
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) bits |= votes.of(quad, lane - quad + j) << (i * kCols + j);
+      for (int j = 0; j < kCols; ++j) {
+        const uint32_t eight = __shfl_sync(0xffffffffu, mine, lane - place + j);
+        bits |= (eight >> place & 1) << (i * kCols + j);
+      }
     }
     return bits;
   }
@@ -216,9 +212,9 @@ struct FmaTile {
     uint32_t bits = 0;
 #pragma unroll 1
     for (int j = 0; j < kCols; ++j) {
-      const uint32_t four = mask.kept(row0 + col(j), (key0 + row(0)) / 4) >> row(0) % 4;
+      const uint32_t eight = mask.kept(row0 + col(j), (key0 + row(0)) / 8) >> row(0) % 8;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) bits |= (four >> i & 1) << (i * kCols + j);
+      for (int i = 0; i < kRows; ++i) bits |= (eight >> i & 1) << (i * kCols + j);
     }
     return bits;
   }
@@ -232,12 +228,12 @@ struct FmaTile {
 template <class T, int kHead, int kOut = kHead>
 using TileOf = std::conditional_t<is_half<T>, MmaTile<T, kHead, kOut>, FmaTile<T, kHead, kOut>>;
 
-/// Rows first … of one head to shared memory; zeros beyond `length` and `dim`.
-template <class Tile, class T>
+/// `rows` rows of one head to shared memory, and zeros up to kCount; zeros too beyond `dim`.
+template <class Tile, int kCount, class T>
 __device__ void load_tile(T* to, const T* from, int64_t stride, int rows, int dim, bool wide) {
   constexpr int kWide = kWidest<T>, kPieces = Tile::kHead / kWide;
 #pragma unroll 4
-  for (int n = threadIdx.x; n < Tile::kTile * kPieces; n += Tile::kThreads) {
+  for (int n = threadIdx.x; n < kCount * kPieces; n += Tile::kThreads) {
     const int r = n / kPieces, c = n % kPieces * kWide;
     Packed<T, kWide> v{};
     if (r < rows && c < dim) {

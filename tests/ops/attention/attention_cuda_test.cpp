@@ -2,6 +2,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "norma/core/format.h"
 #include "norma/core/random.h"
@@ -53,12 +54,6 @@ constexpr Case kCases[] = {
     {0, 2, 2, 5, 5, 64, true},
 };
 
-std::string describe(const Case& c) {
-  return format("B {} H {} H_kv {} T {} S {} D {}{}{}{}", c.batch, c.heads, c.kv_heads, c.queries,
-                c.keys, c.dim, c.causal ? " causal" : "", c.packed ? " packed" : "",
-                c.p > 0 ? " dropout" : "");
-}
-
 struct Inputs {
   Tensor q, k, v, dy;
   Inputs to(Device device) const {
@@ -106,17 +101,27 @@ double relative_error(const Tensor& a, const Tensor& b) {
   return std::sqrt(off) / std::max(std::sqrt(size), 1.);
 }
 
-template <class T>
-class AttentionCudaTest : public ::testing::Test {
+using DTypeAndCase = std::tuple<DType, Case>;
+class AttentionCudaTest : public ::testing::TestWithParam<DTypeAndCase> {
  protected:
   void SetUp() override {
     if (!Device::best().is_cuda()) GTEST_SKIP() << "no GPU";
   }
 };
-TYPED_TEST_SUITE(AttentionCudaTest, testing::FloatingTypes);
+std::string name_of(const ::testing::TestParamInfo<DTypeAndCase>& info) {
+  const auto& [dtype, c] = info.param;
+  return format("{}_{}_{}_{}_{}_{}_{}{}{}{}", to_string(dtype), c.batch, c.heads, c.kv_heads,
+                c.queries, c.keys, c.dim, c.causal ? "_causal" : "", c.packed ? "_packed" : "",
+                c.p > 0 ? "_dropout" : "");
+}
+constexpr DType kDTypes[] = {float32, float64, bfloat16, float16};
+INSTANTIATE_TEST_SUITE_P(All, AttentionCudaTest,
+                         ::testing::Combine(::testing::ValuesIn(kDTypes),
+                                            ::testing::ValuesIn(kCases)),
+                         name_of);
 
-TYPED_TEST(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
-  constexpr DType dtype = dtype_of<TypeParam>;
+TEST_P(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
+  const auto& [dtype, c] = GetParam();
   const double u = unit_roundoff(dtype);
   // Half types round the probabilities, then y: 2 u of y's size, less as errors are of both signs.
   // For a gradient the factors p and ds, the result, and y as it enters Σ dy ⊙ y, with a condition
@@ -125,51 +130,67 @@ TYPED_TEST(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
   const bool half = size_of(dtype) == 2;
   const double for_y = half ? 2 * u : 64 * u, for_gradients = half ? 4 * u : 64 * u;
   const double for_lse = 64 * unit_roundoff(stats_dtype(dtype));
-  for (const Case& c : kCases) {
-    const AttentionOptions o{.causal = c.causal, .p = c.p, .key = {.key = 11, .ordinal = 2}};
-    const Inputs on_gpu = c.packed ? draw_packed(c, dtype, cuda) : draw(c, dtype).to(cuda);
-    const auto wide = [](const Tensor& t) { return detail::dense(t.to(cpu)).to(float64); };
-    const Inputs exact{wide(on_gpu.q), wide(on_gpu.k), wide(on_gpu.v), wide(on_gpu.dy)};
-    const Results expected = results(exact, o);
+  const AttentionOptions o{.causal = c.causal, .p = c.p, .key = {.key = 11, .ordinal = 2}};
+  const Inputs on_gpu = c.packed ? draw_packed(c, dtype, cuda) : draw(c, dtype).to(cuda);
+  const auto wide = [](const Tensor& t) { return detail::dense(t.to(cpu)).to(float64); };
+  const Inputs exact{wide(on_gpu.q), wide(on_gpu.k), wide(on_gpu.v), wide(on_gpu.dy)};
+  const Results expected = results(exact, o);
+  for (bool portable : {true, false}) {
+    SCOPED_TRACE(portable ? "portable" : "best");
+    std::optional<PortableAttention> only_portable;
+    if (portable) only_portable.emplace();
+    const Results actual = results(on_gpu, o), again = results(on_gpu, o);
+    const auto compare = [](const char* what, const Tensor& a, const Tensor& b, double bound) {
+      EXPECT_LE(relative_error(a, b), bound) << what;
+    };
+    compare("y", actual.y, expected.y, for_y);
+    compare("lse", actual.lse, expected.lse, for_lse);
+    compare("dq", actual.dq, expected.dq, for_gradients);
+    compare("dk", actual.dk, expected.dk, for_gradients);
+    compare("dv", actual.dv, expected.dv, for_gradients);
+    const auto same = [](const char* what, const Tensor& a, const Tensor& b) {
+      EXPECT_SAME_BITS(detail::dense(a.to(cpu)), detail::dense(b.to(cpu))) << what;
+    };
+    same("y", actual.y, again.y);
+    same("dq", actual.dq, again.dq);
+    same("dk", actual.dk, again.dk);
+    same("dv", actual.dv, again.dv);
+  }
+}
+
+/// The mask alone: the one that the definition multiplies by.
+TEST(AttentionCuda, DropoutIsTheProcessors) {
+  if (!Device::best().is_cuda()) GTEST_SKIP() << "no GPU";
+  // With v = 1 and no scores y is the share of the keys that are kept, a number of at most 8 bits.
+  const AttentionOptions o{.causal = false, .p = 0.5, .key = {.key = 3}};
+  for (DType dtype : kDTypes) {
+    const Tensor q = zeros({2, 3, 130, 64}, dtype), v = ones({2, 3, 130, 64}, dtype);
+    const Tensor expected = apply<Attention>(q, q, v, o).y;
     for (bool portable : {true, false}) {
-      SCOPED_TRACE(describe(c) + (portable ? ", portable" : ", best"));
       std::optional<PortableAttention> only_portable;
       if (portable) only_portable.emplace();
-      const Results actual = results(on_gpu, o), again = results(on_gpu, o);
-      const auto compare = [](const char* what, const Tensor& a, const Tensor& b, double bound) {
-        EXPECT_LE(relative_error(a, b), bound) << what;
-      };
-      compare("y", actual.y, expected.y, for_y);
-      compare("lse", actual.lse, expected.lse, for_lse);
-      compare("dq", actual.dq, expected.dq, for_gradients);
-      compare("dk", actual.dk, expected.dk, for_gradients);
-      compare("dv", actual.dv, expected.dv, for_gradients);
-      const auto same = [](const char* what, const Tensor& a, const Tensor& b) {
-        EXPECT_SAME_BITS(detail::dense(a.to(cpu)), detail::dense(b.to(cpu))) << what;
-      };
-      same("y", actual.y, again.y);
-      same("dq", actual.dq, again.dq);
-      same("dk", actual.dk, again.dk);
-      same("dv", actual.dv, again.dv);
+      const Tensor y = apply<Attention>(q.to(cuda), q.to(cuda), v.to(cuda), o).y.to(cpu);
+      EXPECT_CLOSE(y, expected, {.relative = 4 * unit_roundoff(dtype)}) << to_string(dtype);
     }
   }
 }
 
-TYPED_TEST(AttentionCudaTest, NaNStaysInItsRowAndHead) {
-  constexpr DType dtype = dtype_of<TypeParam>;
-  const Case c{1, 2, 2, 200, 200, 64, true};
-  Inputs in = draw(c, dtype);
-  in.q.select(1, 0).select(1, 150).fill_(NAN);
-  for (bool portable : {true, false}) {
-    std::optional<PortableAttention> only_portable;
-    if (portable) only_portable.emplace();
+TEST(AttentionCuda, NaNStaysInItsRowAndHead) {
+  if (!Device::best().is_cuda()) GTEST_SKIP() << "no GPU";
+  for (DType dtype : kDTypes) {
+    Inputs in = draw({1, 2, 2, 200, 200, 64, true}, dtype);
+    in.q.select(1, 0).select(1, 150).fill_(NAN);
     const Inputs on_gpu = in.to(cuda);
-    const Tensor y = scaled_dot_product_attention(on_gpu.q, on_gpu.k, on_gpu.v).to(cpu);
-    for (int64_t h = 0; h < 2; ++h)
-      for (int64_t t = 0; t < 200; ++t) {
-        const double first = y.select(1, h).select(1, t).select(1, 0).item();
-        EXPECT_EQ(std::isnan(first), h == 0 && t == 150) << h << ", " << t;
-      }
+    for (bool portable : {true, false}) {
+      std::optional<PortableAttention> only_portable;
+      if (portable) only_portable.emplace();
+      const Tensor y = scaled_dot_product_attention(on_gpu.q, on_gpu.k, on_gpu.v).to(cpu);
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t t = 0; t < 200; ++t) {
+          const double first = y.select(1, h).select(1, t).select(1, 0).item();
+          EXPECT_EQ(std::isnan(first), h == 0 && t == 150) << h << ", " << t;
+        }
+    }
   }
 }
 
