@@ -42,6 +42,8 @@ TYPED_TEST(AttentionTest, KernelIsItsDefinition) {
   constexpr DType dtype = dtype_of<TypeParam>;
   // Scores of size √D in D products, exp, sums over up to 130 keys.
   const double stats = 512 * unit_roundoff(stats_dtype(dtype)), round = unit_roundoff(dtype);
+  // Tensor cores take probabilities of the half types: y is off by Σ p |v| of it, |v| below 5.
+  const double through_p = default_device().is_cuda() && size_of(dtype) == 2 ? 5 * round : 0;
   for (const auto& [q_shape, k_shape, causal, why, p] : kCases) {
     SCOPED_TRACE(why);
     const AttentionOptions o{.causal = causal, .p = p, .key = {.key = 7, .ordinal = 3}};
@@ -49,7 +51,7 @@ TYPED_TEST(AttentionTest, KernelIsItsDefinition) {
     const Tensor v = randn(k_shape, float64).to(dtype), dy = randn(q_shape, float64).to(dtype);
     const auto kernel = apply<Attention>(q, k, v, o);
     const auto formula = Attention::define(q.to(float64), k.to(float64), v.to(float64), o);
-    EXPECT_CLOSE(kernel.y, formula.y, {.relative = round, .absolute = stats + 0x1p-25});
+    EXPECT_CLOSE(kernel.y, formula.y, {.relative = round, .absolute = stats + through_p + 0x1p-25});
     EXPECT_CLOSE(kernel.lse.value, formula.lse.value, {.relative = stats, .absolute = stats});
     const auto grads = apply<AttentionBackward>(dy, q, k, v, kernel.y, kernel.lse.value, o);
     const auto expected = AttentionBackward::define(dy.to(float64), q.to(float64), k.to(float64),
