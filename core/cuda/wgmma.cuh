@@ -31,7 +31,9 @@ template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
-/// Keeps the compiler from moving a use of these registers across this point.
+/// Keeps the compiler from moving a use of these registers across this point, or from giving them
+/// to others before it: registers that a product reads or writes are named once more after its
+/// wait, or something else may be put into a left operand that is still being read.
 template <class V, int kCount>
 __device__ __forceinline__ void keep_registers(V (&v)[kCount]) {
 #pragma unroll
@@ -41,6 +43,11 @@ __device__ __forceinline__ void keep_registers(V (&v)[kCount]) {
     else
       asm volatile("" : "+r"(v[i])::"memory");
   }
+}
+template <int kRows>
+__device__ __forceinline__ void keep_registers(uint32_t (&v)[kRows][4]) {
+#pragma unroll
+  for (auto& four : v) keep_registers(four);
 }
 
 // Where a product finds a matrix in shared memory. A panel holds rows of 64 elements, 128 bytes, as

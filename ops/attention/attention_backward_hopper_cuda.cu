@@ -14,10 +14,10 @@ constexpr int kScores = kStep / 2;
 
 template <class T, int kHead, int kTiles>
 struct Shared {
-  static constexpr int kStages = kHead == 64 ? 6 : 6 - kTiles;
-  T own[kTiles][kTileRows * kHead];                               // q, dy and y, or k and v
+  static constexpr int kOwn = kHead == 64 ? 2 : 1, kStages = kHead == 64 ? 6 : 6 - kTiles;
+  T own[kOwn][kTiles][kTileRows * kHead];                         // q, dy and y, or k and v
   T left[kStages][kStep * kHead], right[kStages][kStep * kHead];  // k and v, or q and dy
-  Barriers<1> of_own;
+  Barriers<kOwn> of_own;
   Barriers<kStages> of_steps;
 };
 template <class T, int kHead>
@@ -55,14 +55,14 @@ struct KeyTile {
   }
 };
 
-template <class T, int kHead, int kTiles>
+template <class T, int kHead, int kTiles, int kOwn>
 __device__ __forceinline__ void copy_own(Shared<T, kHead, kTiles>& m, const Maps<kTiles>& maps,
-                                         Ring<1>& own, int first, int head, int batch) {
+                                         Ring<kOwn>& own, int first, int head, int batch) {
   SharedBarrier& done = m.of_own.acquire(own);
-  done.expect(sizeof m.own);
+  done.expect(sizeof m.own[0]);
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
-    copy_rows<kTileRows, kHead>(m.own[i], maps.own[i], done, first, head, batch);
+    copy_rows<kTileRows, kHead>(m.own[own.stage][i], maps.own[i], done, first, head, batch);
   own.next();
 }
 template <class T, int kHead, int kTiles, int kStages>
@@ -78,7 +78,7 @@ __device__ __forceinline__ void copy_step(Shared<T, kHead, kTiles>& m, const Map
 template <class T, int kHead>
 __device__ void load_for_dq(SharedOfDq<T, kHead>& m, const Maps<3>& maps, const Sizes& n,
                             const Schedule& work) {
-  Ring<1> own;
+  Ring<SharedOfDq<T, kHead>::kOwn> own;
   Ring<SharedOfDq<T, kHead>::kStages> at;
   for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const QueryTile tile(n, work, work.index(turn));
@@ -91,7 +91,7 @@ __device__ void load_for_dq(SharedOfDq<T, kHead>& m, const Maps<3>& maps, const 
 template <class T, int kHead>
 __device__ void load_for_dkv(SharedOfDkv<T, kHead>& m, const Maps<2>& maps, const Sizes& n,
                              const Schedule& work) {
-  Ring<1> own;
+  Ring<SharedOfDkv<T, kHead>::kOwn> own;
   Ring<SharedOfDkv<T, kHead>::kStages> at;
   for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const KeyTile tile(n, work, work.index(turn));
@@ -128,29 +128,6 @@ __device__ void load_statistics(SharedOfDkv<T, kHead>& m, const BackwardProblem<
   }
 }
 
-/// This warpgroup's 64 rows of a tile that stays, left operand of every step's product: read from
-/// shared memory each time, or kept in registers where there is room, which halves what the tensor
-/// cores read and frees the tile's place for the next one.
-template <class T, int kHead>
-struct Own {
-  static constexpr bool kInRegisters = kHead == 64;
-  const T* tile;
-  uint32_t rows[kInRegisters ? kHead / 16 : 1][4];
-
-  __device__ explicit Own(const T* own_tile) : tile(own_tile) {
-    if constexpr (kInRegisters) {
-#pragma unroll
-      for (int c = 0; c < kHead; c += 16) load_operand(rows[c / 16], tile, c);
-    }
-  }
-  __device__ void multiply_rows(float (&d)[kScores], const T* b) {
-    if constexpr (kInRegisters)
-      attention::multiply_rows<T, kStep, kHead>(d, rows, b);
-    else
-      attention::multiply_rows<T, kStep, kHead>(d, tile, kTileRows, group_row(), b);
-  }
-};
-
 /// Σ dy ⊙ y of a thread's two rows.
 template <class T, int kHead>
 __device__ void dot_rows(float (&delta)[2], const T* dy, const T* y) {
@@ -173,7 +150,7 @@ template <class T, int kHead>
 __device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
                            const Schedule& work) {
   const Sizes& n = k.sizes;
-  Ring<1> own;
+  Ring<SharedOfDq<T, kHead>::kOwn> own;
   Ring<SharedOfDq<T, kHead>::kStages> at, last;
   float next_lse[2];
   const auto fetch_lse = [&](int turn) {  // a tile ahead: nobody waits for it
@@ -195,16 +172,12 @@ __device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
     float delta[2], p[kScores], dp[kScores], dq[kHead / 2];
     uint32_t ds[kStep / 16][4];
     m.of_own.wait(own);
-    dot_rows<T, kHead>(delta, m.own[1], m.own[2]);
+    const T *q = m.own[own.stage][0], *dy = m.own[own.stage][1];
+    dot_rows<T, kHead>(delta, dy, m.own[own.stage][2]);
 #pragma unroll
     for (int i = 0; i < 2; ++i)
       if (tile.first + tile_row(i) < n.queries && threadIdx.x % 4 == 0)
         k.delta[row0 + tile_row(i)] = delta[i];
-    Own<T, kHead> q(m.own[0]), dy(m.own[1]);
-    if constexpr (Own<T, kHead>::kInRegisters) {
-      __syncwarp();
-      m.of_own.release(own);
-    }
     for (int j = tile.steps - 1; j >= 0; --j, at.next()) {
       const int first_key = j * kStep;
       const bool begun = j < tile.steps - 1;
@@ -212,15 +185,16 @@ __device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
       keep_registers(p);
       keep_registers(dp);
       wgmma_begin();
-      q.multiply_rows(p, m.left[at.stage]);
+      multiply_rows<T, kStep, kHead>(p, q, kTileRows, group_row(), m.left[at.stage]);
       wgmma_commit();
-      dy.multiply_rows(dp, m.right[at.stage]);
+      multiply_rows<T, kStep, kHead>(dp, dy, kTileRows, group_row(), m.right[at.stage]);
       wgmma_commit();
       uint32_t kept = ~0u;
       if (k.dropout) kept = Lanes::kept(k.dropout, row0 - kLoaderRows, first_key);
       wgmma_wait<1>();  // the scores, and dq's product of the step before
       keep_registers(p);
       keep_registers(dq);
+      keep_registers(ds);
       if (begun) m.of_steps.release(last), last.next();
 #pragma unroll
       for (int c = 0; c < kScores; ++c) p[c] = fast_exp2(p[c] * k.scale_log2 - lse_log2[c / 2 % 2]);
@@ -243,17 +217,16 @@ __device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
 #pragma unroll
       for (int c = 0; c < kScores; ++c) p[c] *= dp[c] - delta[c / 2 % 2];
       to_operand<T, kStep>(ds, p);
-#pragma unroll
-      for (auto& four : ds) keep_registers(four);
+      keep_registers(ds);
       keep_registers(dq);
       wgmma_begin();
       add_product<T, kHead, kStep>(dq, ds, m.left[at.stage], begun);
       wgmma_commit();
     }
-    if constexpr (!Own<T, kHead>::kInRegisters) m.of_own.release(own);
-    own.next();
+    m.of_own.release(own), own.next();
     wgmma_wait<0>();
     keep_registers(dq);
+    keep_registers(ds);
     m.of_steps.release(last), last.next();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -269,28 +242,24 @@ template <class T, int kHead, bool kDropout>
 __device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& k,
                             const Schedule& work) {
   const Sizes& n = k.sizes;
-  Ring<1> own;
+  Ring<SharedOfDkv<T, kHead>::kOwn> own;
   Ring<SharedOfDkv<T, kHead>::kStages> at, last;
   for (int turn = 0; work.index(turn) < work.count(); ++turn) {
     const KeyTile tile(n, work, work.index(turn));
     const int my_first = tile.first + group_row(), steps = n.shared() * tile.steps;
     float dk[kHead / 2], dv[kHead / 2];
+    uint32_t operand[kStep / 16][4], ds[kStep / 16][4];  // of the products for dv and dk
     m.of_own.wait(own);
-    Own<T, kHead> keys(m.own[0]), values(m.own[1]);
-    if constexpr (Own<T, kHead>::kInRegisters) {
-      __syncwarp();
-      m.of_own.release(own);
-    }
+    const T *keys = m.own[own.stage][0], *values = m.own[own.stage][1];
     for (int step = 0; step < steps; ++step, at.next()) {
       const int first = tile.start + step % tile.steps * kStep;
       const bool begun = step > 0;
       float p[kScores], dp[kScores];
-      uint32_t operand[kStep / 16][4], ds[kStep / 16][4];
       m.of_steps.wait(at);
       wgmma_begin();
-      keys.multiply_rows(p, m.left[at.stage]);
+      multiply_rows<T, kStep, kHead>(p, keys, kTileRows, group_row(), m.left[at.stage]);
       wgmma_commit();
-      values.multiply_rows(dp, m.right[at.stage]);
+      multiply_rows<T, kStep, kHead>(dp, values, kTileRows, group_row(), m.right[at.stage]);
       wgmma_commit();
       uint32_t kept = ~0u;
       if constexpr (kDropout) {
@@ -302,6 +271,10 @@ __device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& 
       keep_registers(p);
       keep_registers(dk);
       keep_registers(dv);
+      if constexpr (kHead == 64) {
+        keep_registers(operand);
+        keep_registers(ds);
+      }
       if (begun) m.of_steps.release(last), last.next();
       const float *lse_log2 = m.lse_log2[at.stage], *delta = m.delta[at.stage];
 #pragma unroll
@@ -329,8 +302,7 @@ __device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& 
       } else {
         to_operand<T, kStep>(operand, p);
       }
-#pragma unroll
-      for (auto& four : operand) keep_registers(four);
+      keep_registers(operand);
       wgmma_begin();
       add_product<T, kHead, kStep>(dv, operand, m.right[at.stage], begun);
       wgmma_commit();
@@ -348,18 +320,24 @@ __device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& 
         for (int e = 0; e < 4; ++e) p[4 * c + e] *= dp[4 * c + e] - d[e % 2];
       }
       to_operand<T, kStep>(ds, p);
-#pragma unroll
-      for (auto& four : ds) keep_registers(four);
+      keep_registers(ds);
       wgmma_begin();
       add_product<T, kHead, kStep>(dk, ds, m.left[at.stage], begun);
       wgmma_commit();
-      if constexpr (kHead == 128) wgmma_wait<0>();  // operands give their registers to scores
+      if constexpr (kHead == 128) {
+        wgmma_wait<0>();  // the operands give their registers to scores
+        keep_registers(operand);
+        keep_registers(ds);
+      }
     }
-    if constexpr (!Own<T, kHead>::kInRegisters) m.of_own.release(own);
-    own.next();
+    m.of_own.release(own), own.next();
     wgmma_wait<0>();
     keep_registers(dk);
     keep_registers(dv);
+    if constexpr (kHead == 64) {
+      keep_registers(operand);
+      keep_registers(ds);
+    }
     if (steps > 0) m.of_steps.release(last), last.next();
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

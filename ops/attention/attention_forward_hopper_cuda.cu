@@ -110,7 +110,7 @@ __device__ void load(Shared<T, kHead>& m, const Maps& maps, const Sizes& n, cons
   }
 }
 
-template <class T, int kHead>
+template <class T, int kHead, bool kDropout>
 __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const Schedule& work) {
   const Sizes& n = k.sizes;
   const int group = static_cast<int>(threadIdx.x) / kGroup - 1;
@@ -129,7 +129,7 @@ __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const S
       const int first_key = j * kKeys;
       if (first_key + kKeys > seen_by_all) mask(s, n, tile.first, first_key);
       softmax.step(s, k.scale_log2, factor);
-      if (k.dropout)
+      if constexpr (kDropout)
         drop(s, k.dropout, row0, first_key, n.end_of_keys(tile.first + group_row() + 64));
     };
 
@@ -164,6 +164,7 @@ __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const S
       finish_scores(j);  // under the product with the values
       wgmma_wait<0>();
       keep_registers(y);
+      keep_registers(p);
       m.of_v.release(of_v), of_v.next();
 #pragma unroll
       for (int c = 0; c < kHead / 2; ++c) y[c] *= factor[c / 2 % 2];
@@ -177,6 +178,7 @@ __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const S
     wgmma_commit();
     wgmma_wait<0>();
     keep_registers(y);
+    keep_registers(p);
     m.of_v.release(of_v), of_v.next();
 
 #pragma unroll
@@ -192,7 +194,7 @@ __device__ void compute(Shared<T, kHead>& m, const ForwardProblem<T>& k, const S
   }
 }
 
-template <class T, int kHead>
+template <class T, int kHead, bool kDropout>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     attention_forward_hopper_kernel(const __grid_constant__ Maps maps,
                                     const __grid_constant__ ForwardProblem<T> k,
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       if (threadIdx.x == 0) load<T, kHead>(m, maps, k.sizes, work);
     } else {
       take_registers<kComputeRegisters>();
-      compute<T, kHead>(m, k, work);
+      compute<T, kHead, kDropout>(m, k, work);
     }
   } else {
     __trap();
@@ -218,6 +220,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
 template <class T, int kHead>
 void launch_forward(const Cuda& on, const AttentionForwardArgs& a) {
+  const ForwardProblem<T> k(a);
   const Maps maps{map_of(a.q, kTileRows), map_of(a.k, kKeys), map_of(a.v, kKeys)};
   const Schedule work = schedule(a.q.shape[0] * a.q.shape[1], a.q.shape[2],
                                  a.k.shape[2] * kHead * int64_t{2 * sizeof(T)});
@@ -227,7 +230,9 @@ void launch_forward(const Cuda& on, const AttentionForwardArgs& a) {
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kHopperThreads),
           .shared = kSharedBytes<Shared<T, kHead>>},
-         attention_forward_hopper_kernel<T, kHead>, maps, ForwardProblem<T>(a), work);
+         k.dropout ? attention_forward_hopper_kernel<T, kHead, true>
+                   : attention_forward_hopper_kernel<T, kHead, false>,
+         maps, k, work);
 }
 
 }  // namespace

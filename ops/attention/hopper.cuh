@@ -121,14 +121,6 @@ __device__ __forceinline__ void add_product(float (&d)[kHead / 2], uint32_t (&p)
     wgmma_registers<T, kHead, true>(d, p[k / 16], columns_of(b, kK, k), add || k > 0);
 }
 
-/// The same with this warpgroup's 64 rows of a in registers.
-template <class T, int kN, int kHead>
-__device__ __forceinline__ void multiply_rows(float (&d)[kN / 2], uint32_t (&a)[kHead / 16][4],
-                                              const T* b) {
-#pragma unroll
-  for (int c = 0; c < kHead; c += 16)
-    wgmma_registers<T, kN, false>(d, a[c / 16], rows_of(b, kN, 0, c), c > 0);
-}
 /// 16 columns from c of this warp's 16 rows of a tile of kTileRows, as a left operand.
 template <class T>
 __device__ __forceinline__ void load_operand(uint32_t (&a)[4], const T* panels, int c) {
