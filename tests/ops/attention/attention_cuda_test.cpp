@@ -110,9 +110,9 @@ class AttentionCudaTest : public ::testing::TestWithParam<DTypeAndCase> {
 };
 std::string name_of(const ::testing::TestParamInfo<DTypeAndCase>& info) {
   const auto& [dtype, c] = info.param;
-  return format("{}_{}_{}_{}_{}_{}_{}{}{}{}", to_string(dtype), c.batch, c.heads, c.kv_heads,
-                c.queries, c.keys, c.dim, c.causal ? "_causal" : "", c.packed ? "_packed" : "",
-                c.p > 0 ? "_dropout" : "");
+  return norma::format("{}_{}_{}_{}_{}_{}_{}{}{}{}", to_string(dtype), c.batch, c.heads, c.kv_heads,
+                       c.queries, c.keys, c.dim, c.causal ? "_causal" : "",
+                       c.packed ? "_packed" : "", c.p > 0 ? "_dropout" : "");
 }
 constexpr DType kDTypes[] = {float32, float64, bfloat16, float16};
 INSTANTIATE_TEST_SUITE_P(All, AttentionCudaTest,
