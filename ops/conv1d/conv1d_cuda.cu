@@ -2,6 +2,7 @@
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/scratch.h"
+#include "norma/core/cuda/words.cuh"
 #include "norma/ops/conv1d/kernels.h"
 
 namespace norma {
@@ -11,10 +12,12 @@ namespace {
 // registers; a warp's lanes lie side by side, so that a row is read in whole sectors.
 //   bytes  forward x and y, backward x, dy and dx, each once; K − 1 rows a tile again, from L2
 //   bound  memory
-constexpr int kForwardSteps = 16;   // rows a thread
+constexpr int kForwardSteps = 32;   // rows a thread
 constexpr int kBackwardSteps = 32;  // rows a thread; kRowThreads of them share one partial sum
 constexpr int kRowThreads = 8;
 constexpr int kForwardThreads = 256;
+
+constexpr int kAhead = 4;  // rows in flight
 
 template <class T>
 constexpr int kWidth = sizeof(T) == 8 ? 2 : 4;
@@ -54,18 +57,24 @@ struct Lane {
     return lane;
   }
 };
-/// `n` of kWidth channels exist.
+/// As they lie, `n` of kWidth channels exist.
 template <bool kAligned, class T>
-__device__ __forceinline__ Lane<T> read(const T* from, int n) {
-  Packed<T, kWidth<T>> packed;
+__device__ __forceinline__ Words<T, kWidth<T>> fetch(const T* from, int n) {
   if constexpr (kAligned)
-    packed = load<kWidth<T>>(from);
+    return Words<T, kWidth<T>>::load(from);
   else
-    packed = load_some<kWidth<T>>(from, n, T{});
+    return Words<T, kWidth<T>>::load_some(from, n);
+}
+template <class T>
+__device__ __forceinline__ Lane<T> widened(const Words<T, kWidth<T>>& words) {
   Lane<T> lane;
 #pragma unroll
-  for (int i = 0; i < kWidth<T>; ++i) lane.v[i] = convert<typename Lane<T>::Acc>(packed[i]);
+  for (int i = 0; i < kWidth<T>; ++i) lane.v[i] = convert<typename Lane<T>::Acc>(words[i]);
   return lane;
+}
+template <bool kAligned, class T>
+__device__ __forceinline__ Lane<T> read(const T* from, int n) {
+  return widened<T>(fetch<kAligned>(from, n));
 }
 template <bool kAligned, class T>
 __device__ __forceinline__ void write(T* to, const Lane<T>& lane, int n) {
@@ -93,11 +102,22 @@ struct Weights {
   using Acc = stats_t<T>;
   Acc w[kTaps][kWidth<T>], b[kWidth<T>];
 
+  /// A channel's taps lie side by side: one load where that is possible.
   __device__ void read(const Acc* __restrict__ weight, const Acc* __restrict__ bias, int64_t c,
                        int n) {
+    constexpr bool kWhole = kTaps == 2 || kTaps == 4;
 #pragma unroll
     for (int i = 0; i < kWidth<T>; ++i) {
       b[i] = bias && i < n ? bias[c + i] : Acc(0);
+      if constexpr (kWhole) {
+        if (is_aligned<kTaps>(weight)) {
+          Packed<Acc, kTaps> taps{};
+          if (i < n) taps = load<kTaps>(weight + (c + i) * kTaps);
+#pragma unroll
+          for (int k = 0; k < kTaps; ++k) w[k][i] = taps[k];
+          continue;
+        }
+      }
 #pragma unroll
       for (int k = 0; k < kTaps; ++k) w[k][i] = i < n ? weight[(c + i) * kTaps + k] : Acc(0);
     }
@@ -154,15 +174,14 @@ __global__ void __launch_bounds__(kForwardThreads)
   for (int j = 1; j < kTaps; ++j)
     u[j] = read_input<kAligned, kTaps>(k.x, k.state, batch, first + j - kTaps, c, n);
   u[0] = Lane<T>::zero();
-  constexpr int kAhead = 4;  // rows in flight
   for (int64_t t = first; t < min(first + kForwardSteps, k.x.length); t += kAhead) {
-    Lane<T> next[kAhead];
+    Words<T, kWidth<T>> next[kAhead];
 #pragma unroll
     for (int a = 0; a < kAhead; ++a)
-      next[a] = t + a < k.x.length ? read<kAligned>(k.x.row(batch, t + a) + c, n) : Lane<T>::zero();
+      if (t + a < k.x.length) next[a] = fetch<kAligned>(k.x.row(batch, t + a) + c, n);
 #pragma unroll
     for (int a = 0; a < kAhead; ++a) {
-      push(u, next[a]);
+      push(u, widened<T>(next[a]));
       if (t + a >= k.x.length) break;
       Lane<T> p = weights.convolve(u);
       if (k.silu) {
@@ -204,7 +223,7 @@ struct BackwardKernelArgs {
 
 /// Step s makes dp_s; by then every dp that reaches row s − K + 1 of dx is there.
 template <class T, int kTaps, bool kAligned>
-__global__ void __launch_bounds__(kWarpSize* kRowThreads)
+__global__ void __launch_bounds__(kWarpSize* kRowThreads, sizeof(T) == 8 ? 1 : 2)
     conv1d_backward_kernel(BackwardKernelArgs<T, kTaps> k) {
   using Acc = stats_t<T>;
   constexpr int kPast = kTaps - 1;
@@ -225,42 +244,57 @@ __global__ void __launch_bounds__(kWarpSize* kRowThreads)
                     : read_input<kAligned, kTaps>(k.x, k.state, batch, begin + j - kTaps, c, n);
       dp[j] = Lane<T>::zero();
     }
-#pragma unroll 4
-    for (int64_t s = begin; s < end + kPast; ++s) {
-      push(u, read_input<kAligned, kTaps>(k.x, k.state, batch, s, c, n));
-      Lane<T> slope =
-          s >= 0 && s < k.x.length ? read<kAligned>(k.dy.row(batch, s) + c, n) : Lane<T>::zero();
-      if (k.silu) {
-        const Lane<T> p = weights.convolve(u);
+    for (int64_t s0 = begin; s0 < end + kPast; s0 += kAhead) {
+      Words<T, kWidth<T>> rows[kAhead], slopes[kAhead];
 #pragma unroll
-        for (int e = 0; e < kWidth<T>; ++e) {
-          const Acc open = sigmoid<T>(p.v[e]);
-          slope.v[e] *= open * (1 + p.v[e] * (1 - open));
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t s = s0 + a;
+        rows[a] = slopes[a] = Words<T, kWidth<T>>::zero();
+        if (s >= 0 && s < k.x.length) {
+          rows[a] = fetch<kAligned>(k.x.row(batch, s) + c, n);
+          slopes[a] = fetch<kAligned>(k.dy.row(batch, s) + c, n);
+        } else if (s < 0 && k.state.data) {
+          rows[a] = fetch<kAligned>(k.state.row(batch, s + kPast) + c, n);
         }
       }
-      push(dp, slope);
-      if (s < end) {
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t s = s0 + a;
+        if (s >= end + kPast) break;
+        push(u, widened<T>(rows[a]));
+        Lane<T> slope = widened<T>(slopes[a]);
+        if (k.silu) {
+          const Lane<T> p = weights.convolve(u);
+#pragma unroll
+          for (int e = 0; e < kWidth<T>; ++e) {
+            const Acc open = sigmoid<T>(p.v[e]);
+            slope.v[e] *= open * (1 + p.v[e] * (1 - open));
+          }
+        }
+        push(dp, slope);
+        if (s < end) {
+#pragma unroll
+          for (int e = 0; e < kWidth<T>; ++e) {
+#pragma unroll
+            for (int tap = 0; tap < kTaps; ++tap) sums[tap][e] += slope.v[e] * u[tap].v[e];
+            sums[kTaps][e] += slope.v[e];
+          }
+        }
+        const int64_t t = s - kPast;
+        if (t < begin) continue;
+        Lane<T> du = Lane<T>::zero();
+        if (k.dlast.data && t >= k.x.length - kPast)
+          du = read<kAligned>(k.dlast.row(batch, t - k.x.length + kPast) + c, n);
 #pragma unroll
         for (int e = 0; e < kWidth<T>; ++e) {
 #pragma unroll
-          for (int tap = 0; tap < kTaps; ++tap) sums[tap][e] += slope.v[e] * u[tap].v[e];
-          sums[kTaps][e] += slope.v[e];
+          for (int tap = 0; tap < kTaps; ++tap) du.v[e] += weights.w[tap][e] * dp[kPast - tap].v[e];
         }
+        if (t >= 0)
+          write<kAligned>(k.dx.row(batch, t) + c, du, n);
+        else
+          write<kAligned>(k.dstate.row(batch, t + kPast) + c, du, n);
       }
-      const int64_t t = s - kPast;
-      if (t < begin) continue;
-      Lane<T> du = Lane<T>::zero();
-      if (k.dlast.data && t >= k.x.length - kPast)
-        du = read<kAligned>(k.dlast.row(batch, t - k.x.length + kPast) + c, n);
-#pragma unroll
-      for (int e = 0; e < kWidth<T>; ++e) {
-#pragma unroll
-        for (int tap = 0; tap < kTaps; ++tap) du.v[e] += weights.w[tap][e] * dp[kPast - tap].v[e];
-      }
-      if (t >= 0)
-        write<kAligned>(k.dx.row(batch, t) + c, du, n);
-      else
-        write<kAligned>(k.dstate.row(batch, t + kPast) + c, du, n);
     }
   }
   // The block's rows are added by index.

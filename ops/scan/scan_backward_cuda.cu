@@ -34,7 +34,8 @@ struct BackwardShared {
 };
 
 template <class T, class P>
-__global__ void __launch_bounds__(kThreads) scan_backward_kernel(BackwardKernelArgs<T> k) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3)
+    scan_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
   constexpr int kLanes = P::kLanes, kStates = P::kStates, kPer = P::kPer;
   constexpr Acc kLn2 = Acc(0.6931471805599453);
@@ -67,20 +68,20 @@ __global__ void __launch_bounds__(kThreads) scan_backward_kernel(BackwardKernelA
     d[i] = k.d && i < count ? k.d[first_channel + column + i] : Acc(0);
     bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
   }
-  Elements<kPer, T> x, dt, dy, z;
+  Words<T, kPer> x, dt, dy, z;
   States<P, T> b, c;
-  const auto fetch = [&](int64_t t0) {
+  const auto fetch_tile = [&](int64_t t0) {
     const int64_t at = first_channel + column;
     const int n = t0 + row < s.length ? count : 0;
-    x.read(k.x.row(batch, t0 + row) + at, n, s.aligned);
-    dt.read(k.dt.row(batch, t0 + row) + at, n, s.aligned);
-    dy.read(k.dy.row(batch, t0 + row) + at, n, s.aligned);
-    if (k.z.data) z.read(k.z.row(batch, t0 + row) + at, n, s.aligned);
+    x = fetch<kPer>(k.x.row(batch, t0 + row) + at, n, s.aligned);
+    dt = fetch<kPer>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    dy = fetch<kPer>(k.dy.row(batch, t0 + row) + at, n, s.aligned);
+    if (k.z.data) z = fetch<kPer>(k.z.row(batch, t0 + row) + at, n, s.aligned);
     b.read(k.b, s, batch, t0);
     c.read(k.c, s, batch, t0);
   };
 
-  fetch((chunks - 1) * kSteps);
+  fetch_tile((chunks - 1) * kSteps);
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t t0 = chunk * kSteps;
     Acc h[kStates];
@@ -91,23 +92,23 @@ __global__ void __launch_bounds__(kThreads) scan_backward_kernel(BackwardKernelA
     Acc gate_slopes[kPer];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      const Acc raw = convert<Acc>(dt.v[i]) + bias[i];
-      Acc slope = convert<Acc>(dy.v[i]);
+      const Acc raw = convert<Acc>(dt[i]) + bias[i];
+      Acc slope = convert<Acc>(dy[i]);
       if (k.z.data) {
-        const Acc gate = convert<Acc>(z.v[i]), open = sigmoid(gate);
+        const Acc gate = convert<Acc>(z[i]), open = sigmoid(gate);
         gate_slopes[i] = slope * open * (1 + gate * (1 - open));
         slope *= gate * open;
       }
       shared.delta[row][column + i] = t0 + row >= s.length ? Acc(0)
                                       : k.dt_softplus      ? softplus(raw)
                                                            : raw;
-      shared.x[row][column + i] = convert<Acc>(x.v[i]);
+      shared.x[row][column + i] = convert<Acc>(x[i]);
       shared.slope[row][column + i] = slope;
     }
     b.put(k.b, s, batch, t0, &shared.b.v[0][0]);
     c.put(k.c, s, batch, t0, &shared.c.v[0][0]);
     __syncthreads();
-    if (chunk > 0) fetch(t0 - kSteps);
+    if (chunk > 0) fetch_tile(t0 - kSteps);
 
 #pragma unroll 1
     for (int quad = 0; quad < kSteps / kQuad; ++quad) {

@@ -4,6 +4,7 @@
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/scratch.h"
+#include "norma/core/cuda/words.cuh"
 #include "norma/ops/scan/kernels.h"
 
 namespace norma::scan_cuda {
@@ -100,25 +101,17 @@ __device__ __forceinline__ void scatter_sum(Acc (&v)[kValues]) {
   }
 }
 
-/// A thread's kPer elements of a row; those beyond `count` are zeros.
+/// A thread's kPer elements of a row as they come; those beyond `count` are zeros.
+template <int kPer, class T>
+__device__ __forceinline__ Words<T, kPer> fetch(const T* from, int count, bool aligned) {
+  return aligned && count >= kPer ? Words<T, kPer>::load(from)
+                                  : Words<T, kPer>::load_some(from, count);
+}
+/// A thread's kPer elements of a row on their way out.
 template <int kPer, class T>
 struct Elements {
   T v[kPer];
 
-  __device__ __forceinline__ void read(const T* from, int count, bool aligned) {
-    constexpr int kWide = kPer < kWidest<T> ? kPer : kWidest<T>;
-    if (aligned && count >= kPer) {
-#pragma unroll
-      for (int i = 0; i < kPer; i += kWide) {
-        const auto packed = load<kWide>(from + i);
-#pragma unroll
-        for (int e = 0; e < kWide; ++e) v[i + e] = packed[e];
-      }
-      return;
-    }
-#pragma unroll
-    for (int i = 0; i < kPer; ++i) v[i] = i < count ? from[i] : T{};
-  }
   __device__ __forceinline__ void write(T* to, int count, bool aligned) const {
     constexpr int kWide = kPer < kWidest<T> ? kPer : kWidest<T>;
     if (aligned && count >= kPer) {
@@ -146,12 +139,13 @@ template <class P, class T>
 struct States {
   static constexpr int kEach = kSteps * P::kN / kThreads;
   static constexpr bool kEarly = kEach <= 16;
-  T v[kEarly ? kEach : 1];
+  Words<T, 1> v[kEarly ? kEach : 1];
 
-  __device__ __forceinline__ static T one(const Sequence<const T>& from, const Sizes& s,
-                                          int64_t batch, int64_t first, int i) {
+  __device__ __forceinline__ static Words<T, 1> one(const Sequence<const T>& from, const Sizes& s,
+                                                    int64_t batch, int64_t first, int i) {
     const int at = i * kThreads + int(threadIdx.x), t = at / P::kN, n = at % P::kN;
-    return first + t < s.length && n < s.n ? from.row(batch, first + t)[n] : T{};
+    return first + t < s.length && n < s.n ? Words<T, 1>::load(from.row(batch, first + t) + n)
+                                           : Words<T, 1>::zero();
   }
   __device__ __forceinline__ void read(const Sequence<const T>& from, const Sizes& s, int64_t batch,
                                        int64_t first) {
@@ -166,12 +160,12 @@ struct States {
     if constexpr (kDirect<T, P>) return;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      T value;
+      Words<T, 1> value;
       if constexpr (kEarly)
         value = v[i];
       else
         value = one(from, s, batch, first, i);
-      to[i * kThreads + threadIdx.x] = convert<Acc>(value);
+      to[i * kThreads + threadIdx.x] = convert<Acc>(value[0]);
     }
   }
 };

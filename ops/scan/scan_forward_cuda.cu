@@ -51,19 +51,19 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
     d[i] = k.d && i < count ? k.d[first_channel + column + i] : Acc(0);
     bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
   }
-  Elements<kPer, T> x, dt, z;
+  Words<T, kPer> x, dt, z;
   States<P, T> b, c;
-  const auto fetch = [&](int64_t t0) {
+  const auto fetch_tile = [&](int64_t t0) {
     const int64_t at = first_channel + column;
     const int n = t0 + row < s.length ? count : 0;
-    x.read(k.x.row(batch, t0 + row) + at, n, s.aligned);
-    dt.read(k.dt.row(batch, t0 + row) + at, n, s.aligned);
-    if (k.z.data) z.read(k.z.row(batch, t0 + row) + at, n, s.aligned);
+    x = fetch<kPer>(k.x.row(batch, t0 + row) + at, n, s.aligned);
+    dt = fetch<kPer>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    if (k.z.data) z = fetch<kPer>(k.z.row(batch, t0 + row) + at, n, s.aligned);
     b.read(k.b, s, batch, t0);
     c.read(k.c, s, batch, t0);
   };
 
-  fetch(0);
+  fetch_tile(0);
   for (int64_t t0 = 0; t0 < s.length; t0 += kSteps) {
     if (k.chunk_states && exists) {
       const int64_t chunks = (s.length + kSteps - 1) / kSteps;
@@ -75,21 +75,21 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
     Acc inputs[kPer], gates[kPer];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      const Acc raw = convert<Acc>(dt.v[i]) + bias[i];
+      const Acc raw = convert<Acc>(dt[i]) + bias[i];
       // Steps beyond the end change nothing: Δ = 0.
       const Acc delta = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
-      inputs[i] = convert<Acc>(x.v[i]);
+      inputs[i] = convert<Acc>(x[i]);
       shared.delta[row][column + i] = delta;
       shared.input[row][column + i] = delta * inputs[i];
       if (k.z.data) {
-        const Acc gate = convert<Acc>(z.v[i]);
+        const Acc gate = convert<Acc>(z[i]);
         gates[i] = gate * sigmoid(gate);
       }
     }
     b.put(k.b, s, batch, t0, &shared.b.v[0][0]);
     c.put(k.c, s, batch, t0, &shared.c.v[0][0]);
     __syncthreads();
-    if (t0 + kSteps < s.length) fetch(t0 + kSteps);
+    if (t0 + kSteps < s.length) fetch_tile(t0 + kSteps);
 
 #pragma unroll 2
     for (int t = 0; t < kSteps; t += kQuad) {
