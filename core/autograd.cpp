@@ -18,8 +18,8 @@ namespace {
 struct ThreadState {
   bool grad_enabled = true;
   bool destroying = false;
-  int sweeps = 0;      // that run, one inside the other
-  int one_stream = 0;  // how many ask for it
+  int sweeps = 0;            // that run, one inside the other
+  int one_stream = 0;        // how many ask for it
   bool frees_graph = false;  // the running sweep does
   uint64_t sequence = 0;
   Node* dead = nullptr;

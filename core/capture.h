@@ -202,8 +202,8 @@ class Captured {
 /// For arguments of a new kind the first call is a plain one, the second is recorded and launched,
 /// later ones launch again: no step is done twice. The kind is the arguments' structure, the
 /// tensors' shapes, dtypes, devices and requires_grad, every plain number, enum and text by value,
-/// and whether recording and autocast are on. Arguments may be tensors, numbers, enums, text, optionals, vectors, plain structs of up
-/// to eight of these, and objects that show these by name:
+/// and whether recording and autocast are on. Arguments may be tensors, numbers, enums, text,
+/// optionals, vectors, plain structs of up to eight of these, and objects that show these by name:
 /// template <class V> void visit(V& v) { v("name", member); }. Tensors are copied into fixed
 /// places, so that f must not keep one; a model is not passed but captured by reference. The result
 /// is tensors or structs of them, given out as copies without history.

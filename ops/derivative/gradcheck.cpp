@@ -127,7 +127,8 @@ GradcheckReport check(const TensorFunction& f, const std::vector<Tensor>& inputs
       norma::detail::raw_view(x[i], {}, {}, x[i].offset() + e).fill_(value);
     };
     for (int64_t e = 0; e < x[i].numel(); ++e, ++checked) {
-      const double value = values[static_cast<size_t>(e)], h = o.step * std::max(1.0, std::abs(value));
+      const double value = values[static_cast<size_t>(e)],
+                   h = o.step * std::max(1.0, std::abs(value));
       // What f returns may be a view of x: clones keep the upper values.
       set(e, value + h);
       std::vector<Tensor> upper;

@@ -88,8 +88,7 @@ TEST(Dataset, DrawsAreEvenAndEndBelowTheirLimit) {
 
 TEST(Dataset, AnAnswerIsRightAsAWhole) {
   const std::vector<int32_t> targets = {-1, 1, 2, -1, 1, 2}, predicted = {9, 1, 2, 1, 1, 1};
-  const Batch batch{zeros({2, 3}, int32, cpu),
-                    from_span<int32_t>(targets, Shape{2, 3}).to(cpu)};
+  const Batch batch{zeros({2, 3}, int32, cpu), from_span<int32_t>(targets, Shape{2, 3}).to(cpu)};
   EXPECT_EQ(exact_answers(batch, from_span<int32_t>(predicted, Shape{2, 3})), 0.5);
   EXPECT_THAT(
       [&] {
