@@ -37,6 +37,7 @@ void run_sample(const Settings& s) {
   std::fputs(s.prompt.c_str(), stdout);
   const auto begin = std::chrono::steady_clock::now();
   const auto made = generate(*loaded.model, prompt, options, [&](int32_t token) {
+    if (loaded.vocabulary.kind() != Vocabulary::Kind::bytes) std::fputc(' ', stdout);
     std::fputs(loaded.vocabulary.decode({&token, 1}).c_str(), stdout);
     std::fflush(stdout);
   });
