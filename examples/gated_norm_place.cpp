@@ -103,6 +103,7 @@ void draw(const std::vector<Result>& results, double best, const std::string& pi
   panel("loss", "step", "loss", format(", {} dt 2 lc 'black' title 'best possible'", best));
   script += "set logscale y\n";
   panel("gradient norm", "step", "gradient", "");
+  script += "set xtics 1\n";
   panel("size of the residual stream after training", "layer", "stream", "");
   write_file_atomically(picture, nn::gnuplot(script + "unset multiplot\n"));
 }
@@ -123,10 +124,10 @@ int run(int64_t steps) {
     print("\nNo picture: {}\n", error.what());
   }
   print(
-      "What to see: behind the gate a norm takes away whatever scale the gate gave a token, so "
-      "that "
-      "each block adds about as much; before it the gate may still silence a token. Without a norm "
-      "nothing bounds what a block adds: look at its stream and at its gradients.\n");
+      "What to see: at this size the losses are close; the norm decides how loudly a block writes. "
+      "With one, each block adds about as much whatever its recurrence gave, and the stream grows "
+      "with the depth; without one the blocks go on as quietly as they start. Before the gate the "
+      "norm leaves a token's size to the gate, behind it to the weight.\n");
   return 0;
 }
 
