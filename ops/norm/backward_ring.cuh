@@ -260,7 +260,9 @@ __global__ void __launch_bounds__(kRingWarps<T, kVecs, kBlock>* kWarpSize, 1)
               dz[e] = mul(mul(du[e], r.h[e]), r.gate[e].slope);
               du[e] = mul(du[e], r.gate[e].value);
             } else {
-              dz[e] = mul(mul(r.dy[e], add(mul(gain[v][e], r.x_hat[e]), bias[e])), r.gate[e].slope);
+              const Acc product = mul(gain[v][e], r.x_hat[e]);  // an absent bias adds no +0 to −0
+              const Acc n = k.b ? add(product, bias[e]) : product;
+              dz[e] = mul(mul(r.dy[e], n), r.gate[e].slope);
             }
           }
           if (k.dz) write_whole(k.dz.row<T>(row) + at + local(v), dz);
@@ -432,9 +434,9 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& k) {
   int64_t slice = size;
   int most_warps = 16;
   if (block) {
-    // As many chunks a block as leave four stages.
+    // As many chunks a block as leave three stages: few warps cannot keep up with a gate.
     int most = 16;
-    while (most > 4 && (kMemory - fixed) / static_cast<size_t>(most * kChunk * element) < 4)
+    while (most > 4 && (kMemory - fixed) / static_cast<size_t>(most * kChunk * element) < 3)
       most /= 2;
     while (plan.cluster * most < plan.order.chunks) plan.cluster *= 2;
     while (plan.cluster > 8 && most < 16) plan.cluster /= 2, most *= 2;
