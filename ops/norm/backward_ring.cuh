@@ -434,9 +434,10 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& k) {
   int64_t slice = size;
   int most_warps = 16;
   if (block) {
-    // As many chunks a block as leave three stages: few warps cannot keep up with a gate.
+    // As many chunks a block as leave four stages. Three would give gated rows twice the warps: not
+    // tried on a GPU yet.
     int most = 16;
-    while (most > 4 && (kMemory - fixed) / static_cast<size_t>(most * kChunk * element) < 3)
+    while (most > 4 && (kMemory - fixed) / static_cast<size_t>(most * kChunk * element) < 4)
       most /= 2;
     while (plan.cluster * most < plan.order.chunks) plan.cluster *= 2;
     while (plan.cluster > 8 && most < 16) plan.cluster /= 2, most *= 2;

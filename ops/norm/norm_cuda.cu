@@ -1,7 +1,15 @@
+#include <cstdlib>
+#include <string_view>
+
 #include "norma/ops/norm/plans.h"
 
 namespace norma {
 namespace {
+
+bool asks_for_fast_plans() {
+  const char* plans = std::getenv("NORMA_NORM_PLANS");
+  return plans && std::string_view(plans) == "fast";
+}
 
 /// x's dtype, by whatever a backward has of it; the statistics' where only they are left.
 DType dtype_of_x(const NormBackwardArgs& k) {
@@ -13,7 +21,7 @@ DType dtype_of_x(const NormBackwardArgs& k) {
 
 }  // namespace
 
-bool norm_cuda::only_general_plans = false;
+bool norm_cuda::only_general_plans = !asks_for_fast_plans();
 
 void run(Cuda on, const NormForwardArgs& k) {
   visit_floating(k.x.dtype, [&]<class T>() { norm_cuda::forward<T>(on, k); });

@@ -4,8 +4,9 @@
 
 namespace norma::norm_cuda {
 
-/// Tests set it: the kernels that cover every member and size then take the place of the fast ones,
-/// and must give the same bits in y, dx and dz.
+/// Whether the kernels that cover every member and size run alone. They do, unless the environment
+/// says NORMA_NORM_PLANS=fast: the plans that read each tensor once must give the same bits in y,
+/// dx and dz, and are not yet proven on a GPU at every size.
 extern bool only_general_plans;
 
 /// For x of T; a file each instantiates them.

@@ -51,10 +51,16 @@ void force_general(bool on) {
   if constexpr (kBuiltWithCuda) norm_cuda::only_general_plans = on;
 }
 
+bool only_general() {
+  if constexpr (kBuiltWithCuda) return norm_cuda::only_general_plans;
+  return true;
+}
+
 class NormPlans : public ::testing::Test {
  protected:
   void SetUp() override {
     if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
+    if (only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=fast runs them";
     on_gpu_.emplace(cuda);
   }
   std::optional<DefaultDevice> on_gpu_;
