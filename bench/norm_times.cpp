@@ -2,6 +2,8 @@
 //   echo "layer forward 1024 64 0.1" | build/cpu/bench/norm_times
 // A line: kind (layer, rms, gated or copy), direction, rows, cols, seconds; the answer: the least
 // microseconds a call took.
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <iostream>
@@ -86,6 +88,10 @@ int main() {
   Cell cell, last;
   std::optional<Inputs> inputs;
   double seconds;
+  if (isatty(STDIN_FILENO)) {
+    std::puts("norm_times is asked line by line: see bench/peers/norms.py");
+    return 0;
+  }
   while (std::cin >> cell.kind >> cell.direction >> cell.rows >> cell.cols >> seconds) {
     if (cell != last) inputs.reset();
     if (!inputs) inputs.emplace(cell);

@@ -1,6 +1,6 @@
 """The norms of PyTorch and of Norma, forward and backward, on as many threads, taking turns in one run:
 
-  ./dev bench norm_times </dev/null && python3 bench/peers/norms.py [--threads 2] [--sizes 64x64,65536x4096]
+  ./dev build && python3 bench/peers/norms.py [--threads 2] [--sizes 64x64,65536x4096]
 
 A row a cell: the least time a call took, ours and PyTorch's, their ratio (above 1: we are faster), and our
 share of the copy bandwidth (the better of memcpy and a loop past the caches, of as many bytes as one tensor

@@ -1,7 +1,7 @@
 """A training step of the toy model (4 layers, d_model 128, 4 heads, 64 tokens, batch 12, vocabulary 65)
-in PyTorch, eager and compiled, and in Norma, on as many threads, in one run:
+in PyTorch, eager and compiled, and in Norma, on as many threads, taking turns in one run:
 
-  python3 bench/peers/toy.py TEXT [--threads 2] [--program build/cpu/norma]
+  python3 bench/peers/toy.py TEXT [--threads 2] [--program build/cpu/norma] [--turns 3]
 
 TEXT is any text of 65 different bytes, such as tiny Shakespeare."""
 
@@ -45,8 +45,7 @@ class Model(nn.Module):
         return F.linear(self.ln_f(x), self.wte.weight)
 
 
-def torch_step_ms(model, steps=60):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+def torch_step_ms(model, optimizer, steps=60):
     times = []
     for step in range(steps + 10):
         x, y = (torch.randint(0, VOCAB, (BATCH, T)) for _ in range(2))
@@ -64,7 +63,7 @@ def torch_step_ms(model, steps=60):
 
 def norma_step_ms(program, text, threads):
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "train", "--text", text, "--steps", "300", "--eval-every", "100000",
+        command = [program, "train", "--text", text, "--steps", "150", "--eval-every", "100000",
                    "--checkpoint-every", "100000", "--threads", str(threads), "--out", folder + "/run"]
         subprocess.run(command, check=True, capture_output=True)
         with open(folder + "/run/metrics.csv") as file:
@@ -77,11 +76,17 @@ def main():
     parser.add_argument("text")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--program", default="build/cpu/norma")
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    eager = torch_step_ms(Model())
-    ours = norma_step_ms(arguments.program, arguments.text, arguments.threads)
-    compiled = torch_step_ms(torch.compile(Model()))
+    models = {"eager": Model(), "compiled": torch.compile(Model())}
+    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True) for name, model in models.items()}
+    best = dict.fromkeys(["norma", *models], float("inf"))
+    for _ in range(arguments.turns):  # the least median: what the machine does beside only adds
+        for name, model in models.items():
+            best[name] = min(best[name], torch_step_ms(model, optimizers[name]))
+        best["norma"] = min(best["norma"], norma_step_ms(arguments.program, arguments.text, arguments.threads))
+    ours, eager, compiled = best["norma"], best["eager"], best["compiled"]
     print(f"toy step on {arguments.threads} threads: norma {ours:.1f} ms, torch {torch.__version__} eager "
           f"{eager:.1f} ms, compiled {compiled:.1f} ms: {min(eager, compiled) / ours:.2f} times as fast")
 
