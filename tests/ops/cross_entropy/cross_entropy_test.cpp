@@ -88,7 +88,9 @@ TEST(CrossEntropy, GradientTakesTheLogitsMemoryAtTheirLastUse) {
     w.clear_grad();
     backward({loss}, {}, o);
     EXPECT_EQ(seen.data() == memory, !holds_logits && !o.retain_graph);
-    if (holds_logits) EXPECT_SAME_BITS(held.detach(), values);
+    if (holds_logits) {
+      EXPECT_SAME_BITS(held.detach(), values);
+    }
     return w.grad().clone();
   };
   const Tensor expected = dw({}, true);
