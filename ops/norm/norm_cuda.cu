@@ -6,9 +6,9 @@
 namespace norma {
 namespace {
 
-bool asks_for_fast_plans() {
+bool asks_for_general_plans() {
   const char* plans = std::getenv("NORMA_NORM_PLANS");
-  return plans && std::string_view(plans) == "fast";
+  return plans && std::string_view(plans) == "general";
 }
 
 /// x's dtype, by whatever a backward has of it; the statistics' where only they are left.
@@ -21,7 +21,7 @@ DType dtype_of_x(const NormBackwardArgs& k) {
 
 }  // namespace
 
-bool norm_cuda::only_general_plans = !asks_for_fast_plans();
+bool norm_cuda::only_general_plans = asks_for_general_plans();
 
 void run(Cuda on, const NormForwardArgs& k) {
   visit_floating(k.x.dtype, [&]<class T>() { norm_cuda::forward<T>(on, k); });

@@ -4,9 +4,9 @@
 
 namespace norma::norm_cuda {
 
-/// Whether the kernels that cover every member and size run alone. They do, unless the environment
-/// says NORMA_NORM_PLANS=fast: the plans that read each tensor once must give the same bits in y,
-/// dx and dz, and are not yet proven on a GPU at every size.
+/// Whether the kernels that cover every member and size run alone: where the environment says
+/// NORMA_NORM_PLANS=general. The plans that read each tensor once give the same bits in y, dx and
+/// dz, so this is for telling a bug of theirs from another's.
 extern bool only_general_plans;
 
 /// For x of T; a file each instantiates them.

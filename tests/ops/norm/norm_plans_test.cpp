@@ -60,7 +60,7 @@ class NormPlans : public ::testing::Test {
  protected:
   void SetUp() override {
     if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    if (only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=fast runs them";
+    if (only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=general leaves them out";
     on_gpu_.emplace(cuda);
   }
   std::optional<DefaultDevice> on_gpu_;
