@@ -1,9 +1,5 @@
 #pragma once
 
-#include <map>
-#include <mutex>
-#include <tuple>
-
 #include "norma/ops/norm/backward_any.cuh"
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/forward_held.cuh"
@@ -389,31 +385,6 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
          !k.mean_gx && !k.g_norm && !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) &&
          weight(k.b) && k.dy.rows > 0 && even(k.h) && even(k.dy) && even(k.z) && even(k.dh) &&
          even(k.dx) && even(k.dz) && even(k.dresidual) && on_16_bytes(k.w) && on_16_bytes(k.b);
-}
-
-/// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.
-inline int resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared,
-                             int cluster) {
-  static std::mutex mutex;
-  static auto* known = new std::map<std::tuple<int, const void*, int, size_t, int>, int>;
-  const std::lock_guard lock(mutex);
-  int& count = (*known)[{on.device.index, kernel, threads, shared, cluster}];
-  if (count > 0) return count;
-  detail::allow_shared_memory(kernel, shared);
-  if (cluster > 8) detail::allow_large_clusters(kernel);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  detail::check(cudaOccupancyMaxActiveClusters(&count, kernel, &config),
-                "count the clusters that fit");
-  return count;
 }
 
 /// Runs it, or says that the sizes do not fit.

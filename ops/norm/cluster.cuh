@@ -1,6 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "norma/core/cuda/launch.cuh"
 
 namespace norma::norm_cuda {
 
@@ -121,6 +126,31 @@ __device__ __forceinline__ void send(float2* to, float a, float b, Barrier* ther
                    address_in(shared_address(there), rank))
                : "memory");
 #endif
+}
+
+/// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.
+inline int resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared,
+                             int cluster) {
+  static std::mutex mutex;
+  static auto* known = new std::map<std::tuple<int, const void*, int, size_t, int>, int>;
+  const std::lock_guard lock(mutex);
+  int& count = (*known)[{on.device.index, kernel, threads, shared, cluster}];
+  if (count > 0) return count;
+  detail::allow_shared_memory(kernel, shared);
+  if (cluster > 8) detail::allow_large_clusters(kernel);
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  detail::check(cudaOccupancyMaxActiveClusters(&count, kernel, &config),
+                "count the clusters that fit");
+  return count;
 }
 
 }  // namespace norma::norm_cuda
