@@ -1,5 +1,6 @@
 #pragma once
 
+#include "norma/ops/norm/backward_any.cuh"
 #include "norma/ops/norm/backward_ring.cuh"
 #include "norma/ops/norm/plans.h"
 

@@ -117,9 +117,9 @@ __global__ void __launch_bounds__(kAnyThreads)
           lane[2].product(e, v.g[e], v.g[e]);
         }
       });
-      const Acc terms = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(size);
-      const Acc mean_gx = total[0] / terms;
-      const Acc mean_g = o.kind == NormKind::layer ? total[1] / terms : Acc(0);
+      const Acc inverse = o.kind == NormKind::l2 ? Acc(1) : 1 / static_cast<Acc>(size);
+      const Acc mean_gx = mul(total[0], inverse);
+      const Acc mean_g = o.kind == NormKind::layer ? mul(total[1], inverse) : Acc(0);
       const Acc g_norm = sqrt(total[2]);
 
       Acc after[2];

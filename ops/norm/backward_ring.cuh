@@ -1,373 +1,484 @@
 #pragma once
 
-#include "norma/ops/norm/backward_any.cuh"
+#include "norma/core/cuda/scratch.h"
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/forward_held.cuh"
+#include "norma/ops/norm/ring_plan.cuh"
+#include "norma/ops/norm/weight_sums.cuh"
 
 namespace norma::norm_cuda {
 
-/// How norm_backward_ring_kernel runs.
-struct RingPlan {
-  RowOrder order;
-  int64_t groups = 1;
-  int64_t items = 0;   ///< rows × groups, or rows where a worker keeps to one group
-  int bound = 1;       ///< groups that workers are bound to: those with weights of their own
-  int cluster = 1;     ///< blocks a group
-  int warps = 1;       ///< of a block that compute; one more copies
-  int team_warps = 1;  ///< warps a group in this block
-  int rows = 1;        ///< groups at a time in a block
-  int stages = 2;
-  int lag = 1;                                      ///< turns after which a stage is sent for anew
-  bool dense = false;                               ///< the rows of a tile lie one after another
-  uint32_t h_bytes = 0, dh_bytes = 0, t_bytes = 0;  ///< a group's slice in this block
-  uint32_t stage_bytes = 0;
+/// 16 bytes of T on their way between memory and registers, two of 16 bits an instruction.
+template <class T>
+__device__ __forceinline__ void unpack(const void* from, float (&v)[kLaneWidth<T>]) {
+  const uint4 words = *static_cast<const uint4*>(from);
+  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      v[2 * i] = __uint_as_float(w[i] << 16);
+      v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<T, Float16>) {
+      const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&w[i]));
+      v[2 * i] = both.x, v[2 * i + 1] = both.y;
+    } else {
+      v[i] = __uint_as_float(w[i]);
+    }
+  }
+}
+template <class T>
+__device__ __forceinline__ void pack(void* to, const float (&v)[kLaneWidth<T>]) {
+  uint32_t w[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      const __nv_bfloat162 both = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+      w[i] = *reinterpret_cast<const uint32_t*>(&both);
+    } else if constexpr (std::is_same_v<T, Float16>) {
+      const __half2 both = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+      w[i] = *reinterpret_cast<const uint32_t*>(&both);
+    } else {
+      w[i] = __float_as_uint(v[i]);
+    }
+  }
+  *static_cast<uint4*>(to) = uint4{w[0], w[1], w[2], w[3]};
+}
+
+/// s(z) and its slope of the activations short enough for a fast kernel.
+template <int kWidth>
+__device__ __forceinline__ void short_gates_of(const NormOptions& o, const float (&z)[kWidth],
+                                               Gate<float> (&gate)[kWidth]) {
+  if (o.activation == GateActivation::identity) {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) gate[e] = {z[e], 1.0f};
+  } else if (o.activation == GateActivation::sigmoid) {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      const float s = sigmoid(z[e]);
+      gate[e] = {s, mul(s, sub(1.0f, s))};
+    }
+  } else {
+    const float beta = o.activation == GateActivation::swish ? static_cast<float>(o.beta) : 1.0f;
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      const float v = mul(beta, z[e]), s = sigmoid(v);
+      gate[e] = {mul(z[e], s), mul(s, fused(v, sub(1.0f, s), 1.0f))};
+    }
+  }
+}
+
+/// A warp of norm_backward_ring_kernel: its ring, its columns and their sums for the weights.
+///   kFull  LayerNorm, or a bias's gradient; else neither
+///   kWide  h and its gradients are float, where T is not
+template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
+struct RingWarp {
+  using Acc = float;
+  using H = std::conditional_t<kWide, float, T>;
+  static constexpr int kWidth = kLaneWidth<T>, kVecs = kRingElements / kWidth;
+  static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
+  static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
+  static constexpr bool kGated = kGateFirst || kGateLast;
+
+  const NormBackwardArgs& k;
+  const RingPlan& plan;
+  unsigned char* memory;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int lanes, lane_in, team;  // of those that share a group: how many, which; their number
+  const int unit, chunk;           // the unit's number in the block; the warp's chunk of a group
+  int column, group;               // of this lane's first vector
+  int place, units, turns;         // among the units of a set, and tiles for it
+  Barrier* landed;                 // a stage's bytes
+  uint32_t ring;
+  // Lane i < 4 sends for plan.in[i].
+  const unsigned char* source = nullptr;
+  int64_t source_step = 0;
+  uint32_t sent_bytes = 0;
+  int unsent;
+  Acc gain[kVecs][kWidth], dw[kVecs][kWidth] = {};
+  Acc db[kFull ? kVecs : 1][kWidth] = {};
+
+  __device__ __forceinline__ RingWarp(const NormBackwardArgs& args, const RingPlan& p,
+                                      unsigned char* shared, int rank)
+      : k(args),
+        plan(p),
+        memory(shared),
+        lanes(kBlock ? kWarpSize : p.order.lanes),
+        lane_in(lane & (lanes - 1)),
+        team(kBlock ? 0 : lane / lanes),
+        unit(kBlock ? warp / p.unit_warps : warp),
+        chunk(kBlock ? rank * p.unit_warps + warp % p.unit_warps : 0) {
+    const int number = static_cast<int>(blockIdx.x) / plan.cluster * plan.units + unit;
+    const int set = number % plan.bound;
+    column = chunk * kChunk + lane_in * kWidth;
+    group = set * plan.set_groups + (plan.by_rows ? 0 : team);
+    place = number / plan.bound;
+    units = static_cast<int>(gridDim.x) / plan.cluster * plan.units / plan.bound;
+    const int left = ceil_div(plan.rows, plan.tile_rows) - place;
+    const bool works = place < units && left > 0 && chunk < max(plan.order.chunks, 1);
+    turns = unsent = works ? ceil_div(left, units) : 0;
+    landed = reinterpret_cast<Barrier*>(memory) + warp * plan.stages;
+    ring = plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes;
+    if (lane < 4) {
+      const RingRows& t = plan.in[lane];
+      const int piece = kBlock
+                            ? min(plan.size - chunk * kChunk, kChunk)
+                            : plan.size * min(plan.groups - set * plan.set_groups, plan.set_groups);
+      const int first = set * plan.set_groups * plan.size + chunk * kChunk;
+      source = t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element;
+      source_step = int64_t{units} * plan.tile_rows * t.row_bytes;
+      sent_bytes = static_cast<uint32_t>(piece * t.element);
+    }
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) read_gain(v, gain[v]);
+  }
+
+  __device__ __forceinline__ int of(int v) const { return v * lanes * kWidth; }
+  __device__ __forceinline__ bool exists(int v) const { return column + of(v) < plan.size; }
+  /// Of a weight, or a sum for one, of which there is one a group or one for all.
+  __device__ __forceinline__ int64_t weight_place(int64_t n) const {
+    return (n == plan.size ? 0 : int64_t{group} * plan.size) + column;
+  }
+  __device__ __forceinline__ void read_gain(int v, Acc (&to)[kWidth]) const {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) to[e] = 1;
+    if (!k.w || !exists(v) || group >= plan.groups) return;
+    read_weight<T, true>(k.w, weight_place(k.w.n) + of(v), kWidth, to);
+    if (k.options.zero_centered)
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) to[e] = add(to[e], Acc(1));
+  }
+
+  // ---- What is read
+
+  /// Sends for the next tile.
+  __device__ __forceinline__ void send_into(int stage) {
+    if (unsent == 0) return;
+    --unsent;
+    const int first = (place + (turns - unsent - 1) * units) * plan.tile_rows;
+    const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
+    uint32_t bytes = sent_bytes;
+    if (lane == 0)
+      landed[stage].arrive_expecting(bytes / static_cast<uint32_t>(plan.in[0].element) *
+                                     plan.element_bytes * static_cast<uint32_t>(rows));
+    __syncwarp();
+    if (bytes > 0) {
+      unsigned char* to =
+          memory + ring + static_cast<uint32_t>(stage) * plan.stage_bytes + plan.in[lane & 3].at;
+      if (kBlock || plan.whole) {
+        bulk_copy(to, source, bytes * static_cast<uint32_t>(rows), landed[stage]);
+      } else {
+        const RingRows& t = plan.in[lane & 3];
+        const int pitch = plan.size * plan.set_groups * t.element;
+        for (int r = 0; r < rows; ++r)
+          bulk_copy(to + r * pitch, source + int64_t{r} * t.row_bytes, bytes, landed[stage]);
+      }
+    }
+    source += source_step;
+  }
+  __device__ __forceinline__ Stats<Acc> stats_of(int row) const {
+    Stats<Acc> s;
+    if (row >= plan.rows || group >= plan.groups) return s;
+    const int at = row * plan.groups + group;
+    if (kFull && k.mean) s.mean = k.mean.at<Acc>(at);
+    if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<Acc>(at);
+    s.rstd = k.rstd.at<Acc>(at);
+    return s;
+  }
+  /// `at`: an element of the stage, of which this is vector v of this lane.
+  template <class E>
+  __device__ __forceinline__ void read_stage(uint32_t stage, int which, int at,
+                                             Acc (&to)[kWidth]) const {
+    const unsigned char* from = memory + stage + plan.in[which].at + at * int{sizeof(E)};
+    if constexpr (std::is_same_v<E, T>)
+      unpack<T>(from, to);
+    else
+      read_whole(reinterpret_cast<const Acc*>(from), to);
+  }
+  __device__ __forceinline__ void write(const RingRows& t, int row, int at,
+                                        const Acc (&v)[kWidth]) const {
+    unsigned char* to = t.data + int64_t{row} * t.row_bytes;
+    pack<T>(to + at * int{sizeof(T)}, v);
+  }
+
+  // ---- What is computed
+
+  struct Vector {
+    Acc h[kWidth], x_hat[kWidth], dy[kWidth], dn[kWidth], g[kWidth], gain[kWidth];
+    Gate<Acc> gate[kGated ? kWidth : 1];
+  };
+  /// x̂ and g of a vector, and what they were made of.
+  __device__ __forceinline__ void read(uint32_t stage, int at, int v, const Stats<Acc>& s,
+                                       Vector& r) const {
+    read_stage<H>(stage, 0, at + of(v), r.h);
+    read_stage<T>(stage, 1, at + of(v), r.dy);
+    if constexpr (kGated) {
+      Acc z[kWidth];
+      read_stage<T>(stage, 2, at + of(v), z);
+      short_gates_of(k.options, z, r.gate);
+    }
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) {
+      r.gain[e] = gain[v][e];
+      const Acc u = kGateFirst ? mul(r.h[e], r.gate[kGated ? e : 0].value) : r.h[e];
+      r.x_hat[e] = kFull ? s.normalized(u) : mul(u, s.rstd);
+      r.dn[e] = kGateLast ? mul(r.dy[e], r.gate[kGated ? e : 0].value) : r.dy[e];
+      r.g[e] = mul(r.gain[e], r.dn[e]);
+    }
+  }
+  /// Σ g ⊙ x̂ and Σ g of this lane, and its share of dw and db.
+  __device__ __forceinline__ float2 begin(uint32_t stage, int at, const Stats<Acc>& s) {
+    LaneSum<Acc> gx, g;
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      if (!exists(v)) continue;
+      Vector r;
+      read(stage, at, v, s, r);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) {
+        gx.product(e, r.g[e], r.x_hat[e]);
+        dw[v][e] = fused(r.dn[e], r.x_hat[e], dw[v][e]);
+        if constexpr (kFull) {
+          g.term(e, r.g[e]);
+          db[v][e] = add(db[v][e], r.dn[e]);
+        }
+      }
+    }
+    return {gx.total(), kFull ? g.total() : 0.0f};
+  }
+  /// Writes dx and the like of this lane's part of a row.
+  __device__ __forceinline__ void finish(uint32_t stage, int at, const Stats<Acc>& s, int row,
+                                         float2 mean) const {
+    const int to = group * plan.size + column;
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      if (!exists(v)) continue;
+      Vector r;
+      read(stage, at, v, s, r);
+      Acc du[kWidth], other[kWidth];
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        du[e] = mul(s.rstd, fused(-r.x_hat[e], mean.x, kFull ? sub(r.g[e], mean.y) : r.g[e]));
+      if constexpr (kGateFirst) {
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) {
+          other[e] = mul(mul(du[e], r.h[e]), r.gate[e].slope);
+          du[e] = mul(du[e], r.gate[e].value);
+        }
+      }
+      if constexpr (kGateLast) {
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) r.gain[e] = mul(r.gain[e], r.x_hat[e]);  // n less b
+        if (k.b) {  // an absent one adds no +0 to −0
+          read_weight<T, true>(k.b, weight_place(k.b.n) + of(v), kWidth, other);
+#pragma unroll
+          for (int e = 0; e < kWidth; ++e) r.gain[e] = add(r.gain[e], other[e]);
+        }
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) other[e] = mul(mul(r.dy[e], r.gain[e]), r.gate[e].slope);
+      }
+      if (kGated && plan.dz.data) write(plan.dz, row, to + of(v), other);
+      if (plan.in[3].data) {
+        read_stage<H>(stage, 3, at + of(v), other);
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
+      }
+      if (plan.dresidual.data) {
+        if (kWide || sizeof(T) == 4 || plan.dresidual.element == 4)
+          write_whole(reinterpret_cast<Acc*>(plan.dresidual.data +
+                                             int64_t{row} * plan.dresidual.row_bytes) +
+                          to + of(v),
+                      du);
+        else
+          write(plan.dresidual, row, to + of(v), du);
+      }
+      if (plan.dx.data) write(plan.dx, row, to + of(v), du);
+    }
+  }
+  static __device__ __forceinline__ float2 over_lanes(float2 s, int lanes) {
+#pragma unroll
+    for (int step = kWarpSize / 2; step > 0; step /= 2) {
+      if (step >= lanes) continue;
+      s.x = add(s.x, __shfl_xor_sync(0xffffffffu, s.x, step));
+      if (kFull) s.y = add(s.y, __shfl_xor_sync(0xffffffffu, s.y, step));
+    }
+    return s;
+  }
+  /// Their means: of g only where the norm is centred.
+  __device__ __forceinline__ float2 means_of(float2 sums) const {
+    const Acc inverse = k.options.kind == NormKind::l2 ? Acc(1) : 1 / static_cast<Acc>(plan.size);
+    return {mul(sums.x, inverse),
+            kFull && k.options.kind == NormKind::layer ? mul(sums.y, inverse) : Acc(0)};
+  }
+
+  // ---- Turns
+
+  /// Rows of one warp: a row is begun and finished at once.
+  __device__ __forceinline__ void run_alone() {
+    const int shift = plan.by_rows ? team : 0;
+    int stage = 0, row = place * plan.tile_rows + shift;
+    uint32_t parity = 0;
+    Stats<Acc> next = stats_of(row);
+    for (int n = 0; n < turns; ++n) {
+      landed[stage].wait(parity);
+      const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
+      const int first = (place + n * units) * plan.tile_rows;
+      int at = team * plan.size + lane_in * kWidth;
+      for (int r = 0; r < plan.tile_rows && first + r < plan.rows;) {
+        const int here = row;
+        const Stats<Acc> s = next;
+        r += plan.step_rows;
+        row = first + shift + (r < plan.tile_rows ? r : units * plan.tile_rows);
+        next = stats_of(row);  // on its way meanwhile
+        const bool real = here < plan.rows && group < plan.groups;
+        const float2 mine = real ? begin(from, at, s) : float2{0, 0};
+        const float2 mean = means_of(over_lanes(mine, lanes));
+        if (real) finish(from, at, s, here, mean);
+        at += plan.at_once * plan.size;
+      }
+      __syncwarp();
+      send_into(stage);
+      if (++stage == plan.stages) stage = 0, parity ^= 1;
+    }
+  }
+
+  /// Rows of many warps, whose sums meet in slots: `arrived` and `slots` have kSlots turns.
+  __device__ __forceinline__ void run_together(Barrier* arrived, float2* slots) {
+    struct Row {
+      int row = 0, stage = 0;
+      Stats<Acc> stats;
+    };
+    const int at = lane_in * kWidth;
+    int stage = 0, row = place;
+    uint32_t parity = 0;
+    Stats<Acc> next = stats_of(row);
+    Row before;
+    for (int n = 0; n < turns + plan.behind; ++n) {
+      const Row now{row, stage, next};
+      if (n < turns) {
+        row += units;
+        next = stats_of(row);  // on its way meanwhile
+        landed[stage].wait(parity);
+        const float2 mine =
+            begin(ring + static_cast<uint32_t>(stage) * plan.stage_bytes, at, now.stats);
+        publish(over_lanes(mine, kWarpSize), n, arrived, slots);
+        if (++stage == plan.stages) stage = 0, parity ^= 1;
+      }
+      if (n >= plan.behind) {
+        const float2 mean = means_of(collect(n - plan.behind, arrived, slots));
+        const Row ended = plan.behind ? before : now;
+        finish(ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes, at, ended.stats,
+               ended.row, mean);
+        __syncwarp();
+        send_into(ended.stage);
+      }
+      before = now;
+    }
+  }
+  __device__ __forceinline__ void publish(float2 mine, int turn, Barrier* arrived,
+                                          float2* slots) const {
+    const int slot = turn % kSlots;
+    float2* to = slots + slot * plan.order.chunks + chunk;
+    if (plan.cluster == 1) {
+      if (lane == 0) {
+        *to = mine;
+        arrived[slot].arrive();
+      }
+      return;
+    }
+    if (threadIdx.x == 0)
+      arrived[slot].arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * 8);
+    if (lane < plan.ranks) send_counted(to, mine, &arrived[slot], static_cast<uint32_t>(lane));
+  }
+  /// The chunks' sums as chunks_sum has them.
+  __device__ __forceinline__ float2 collect(int turn, Barrier* arrived, const float2* slots) const {
+    const int slot = turn % kSlots, chunks = plan.order.chunks;
+    const auto parity = static_cast<uint32_t>(turn / kSlots) & 1;
+    arrived[slot].wait(parity);
+    const float2* from = slots + slot * chunks;
+    const int first = lane & (plan.slot_lanes - 1);
+    float2 s{0, 0};
+    if (first < chunks) s = from[first];
+#pragma unroll 1
+    for (int c = first + kWarpSize; c < chunks; c += kWarpSize) {
+      const float2 other = from[c];
+      s.x = add(s.x, other.x), s.y = add(s.y, other.y);
+    }
+    return over_lanes(s, plan.slot_lanes);
+  }
+
+  /// Its sums for the weights. Those of units that keep to groups of their own are rows of their
+  /// own; others are added here, one unit after another, where the ring was.
+  __device__ __forceinline__ void leave_sums(const WeightSums<Acc>& sums, int rank) const {
+    const bool own = sums.n != plan.size, direct = own || (kBlock && plan.units == 1);
+    const int worker = static_cast<int>(blockIdx.x) / plan.cluster;
+    const int slice = kBlock ? plan.unit_warps * kChunk : plan.order.vecs * lanes * kWidth;
+    const int slice_first = kBlock ? rank * slice : 0;
+    const int teams = kBlock ? plan.units : plan.warps * plan.at_once;
+    auto* shared = reinterpret_cast<Acc*>(memory);
+    Acc* mine =
+        shared + (kBlock ? unit : warp * plan.at_once + team) * slice + column - slice_first;
+#pragma unroll
+    for (int which = 0; which < (kFull ? 2 : 1); ++which) {
+      if (sums.place[which] < 0) continue;
+      if (direct) mine = sums.of(own ? place : worker, which) + weight_place(sums.n);
+      const bool writes = !own || (group < plan.groups && place < units);
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+        if (exists(v) && writes) write_whole(mine + of(v), which == 0 ? dw[v] : db[kFull ? v : 0]);
+      if (direct) continue;
+      __syncthreads();
+      Acc* to = sums.of(worker, which) + slice_first;
+      const int end = min(slice, plan.size - slice_first);
+      for (int c = static_cast<int>(threadIdx.x); c < end; c += static_cast<int>(blockDim.x)) {
+        Acc sum = shared[c];
+        for (int t = 1; t < teams; ++t) sum = add(sum, shared[t * slice + c]);
+        to[c] = sum;
+      }
+      __syncthreads();
+    }
+  }
 };
 
-inline constexpr int kSlots = 4;  // sums on their way: see below
-inline constexpr int kMostClusterChunks = 256;
-
-/// The ring in shared memory.
-struct RingMemory {
-  Barrier full[8], empty[8];
-  Barrier slot_full[16][kSlots];
-};
-
-template <class T, int kVecs, bool kBlock>
-inline constexpr int kRingWarps = kBlock || kVecs* kLaneWidth<T> <= 16 ? 16 : 8;
-
-/// The plain members, each tensor read once. Blocks live for the whole call. Warp 0 sends for
-/// slices of h, dy, z and dh, which the bulk copy engine brings into a ring of stages; warps read a
-/// row from its stage, form its two sums and add to the weights' gradients in registers, send their
-/// chunk's sums to every block of the cluster, and only then finish the row before: no barrier of a
-/// block or cluster in the loop. A row of one warp is finished at once.
+/// The plain members, each tensor read once. Blocks live for the whole call. Each warp keeps a ring
+/// of stages in shared memory, into which the bulk copy engine brings its part of h, dy, z and dh;
+/// it reads a row from there, forms its two sums and adds to the weights' gradients in registers,
+/// sends the sums to the row's other warps, be they in other blocks of the cluster, and only then
+/// finishes the row before and sends for another in its place. No barrier of a block or cluster in
+/// the loop.
 ///   Four slots of sums suffice: who sends those of row n has finished row n − 2, for which all
 ///   others had sent theirs, and so had read those of row n − 4.
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block bound  memory
-template <class T, GateOrder kGate, int kVecs, bool kBlock>
-__global__ void __launch_bounds__(kRingWarps<T, kVecs, kBlock>* kWarpSize, 1)
+template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
+__global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
-                              const __grid_constant__ RingPlan plan, WeightSums<float> sums) {
-  using Acc = float;
-  constexpr int kWidth = kLaneWidth<T>;
-  constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
-  constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
-  constexpr bool kGated = kGateFirst || kGateLast;
+                              const __grid_constant__ RingPlan plan,
+                              const __grid_constant__ WeightSums<float> sums) {
   extern __shared__ __align__(128) unsigned char memory[];
-  auto& ring = *reinterpret_cast<RingMemory*>(memory);
-  auto* slots = reinterpret_cast<float2*>(memory + sizeof(RingMemory));
-  unsigned char* stages = memory + 1024 + (kBlock ? 16 * kMostClusterChunks * sizeof(float2) : 0);
-  const NormOptions& o = k.options;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const uint32_t rank = plan.cluster > 1 ? cluster_rank() : 0;
-  const int size = static_cast<int>(plan.order.n);
-  const int64_t worker = blockIdx.x / plan.cluster, workers = gridDim.x / plan.cluster;
-  const int64_t worker_group = worker % plan.bound;
-  const int64_t tiles = ceil_div(plan.items, int64_t{plan.rows});
-  const int64_t first_tile = worker / plan.bound, step = workers / plan.bound;
-  const int chunks_here = plan.team_warps;
-  const int slice_first = static_cast<int>(rank) * chunks_here * kChunk;  // of a group, in elements
-  const auto row_of = [&](int64_t item) {
-    return plan.bound > 1 || plan.groups == 1 ? item : item / plan.groups;
-  };
-  const auto group_of = [&](int64_t item) {
-    return plan.bound > 1 ? worker_group : plan.groups == 1 ? 0 : item % plan.groups;
-  };
-
+  auto* barriers = reinterpret_cast<Barrier*>(memory);
+  auto* arrived = barriers + plan.warps * plan.stages;
+  auto* slots = reinterpret_cast<float2*>(memory + plan.slots_at);
+  const bool clustered = kBlock && plan.cluster > 1;
+  const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
+  cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
   if (threadIdx.x == 0) {
-    for (int s = 0; s < plan.stages; ++s) ring.full[s].init(1), ring.empty[s].init(plan.warps);
+    for (int b = 0; b < plan.warps * plan.stages; ++b) barriers[b].init(1);
     if (kBlock)
-      for (int t = 0; t < plan.rows; ++t)
-        for (int s = 0; s < kSlots; ++s) ring.slot_full[t][s].init(plan.order.chunks);
+      for (int b = 0; b < plan.units * kSlots; ++b)
+        arrived[b].init(clustered ? 1 : plan.order.chunks);
     barriers_are_visible();
   }
   __syncthreads();
-  if (plan.cluster > 1) cluster_sync();
-
-  // The last block of a cluster may have a shorter slice.
-  const int in_slice =
-      !kBlock ? size : std::max(0, std::min(size - slice_first, chunks_here * kChunk));
-  const auto bytes_of = [&](DType t) {
-    return static_cast<uint32_t>(in_slice) * static_cast<uint32_t>(size_of(t));
-  };
-  int64_t load_tile = first_tile;
-  int load_stage = 0;
-  uint32_t load_parity = 1;
-  const auto send_for = [&] {
-    if (load_tile >= tiles) return;
-    Barrier& full = ring.full[load_stage];
-    const int64_t left = plan.items - load_tile * plan.rows;
-    const int rows = left < plan.rows ? static_cast<int>(left) : plan.rows;
-    if (lane == 0) {
-      ring.empty[load_stage].wait(load_parity);
-      uint32_t bytes = bytes_of(k.h.dtype) + bytes_of(dtype_of<T>) * (kGated ? 2 : 1);
-      if (k.dh) bytes += bytes_of(k.dh.dtype);
-      full.arrive_expecting(bytes * static_cast<uint32_t>(rows));
-    }
-    __syncwarp();
-    unsigned char* to = stages + static_cast<size_t>(load_stage) * plan.stage_bytes;
-    const auto all = static_cast<uint32_t>(plan.rows);
-    const auto copy = [&](const ConstRows& t, uint32_t offset, uint32_t pitch) {
-      const auto* base = static_cast<const unsigned char*>(t.data);
-      if (plan.dense) {
-        if (lane == 0)
-          bulk_copy(to + offset, base + load_tile * plan.rows * size * size_of(t.dtype),
-                    bytes_of(t.dtype) * static_cast<uint32_t>(rows), full);
-        return;
-      }
-      for (int r = lane; r < rows && in_slice > 0; r += kWarpSize) {
-        const int64_t item = load_tile * plan.rows + r, row = row_of(item);
-        const int64_t at = group_of(item) * size + slice_first;
-        bulk_copy(to + offset + static_cast<uint32_t>(r) * pitch,
-                  base + (row * t.row_stride + at) * size_of(t.dtype), bytes_of(t.dtype), full);
-      }
-    };
-    copy(k.h, 0, plan.h_bytes);
-    copy(k.dy, all * plan.h_bytes, plan.t_bytes);
-    if (kGated) copy(k.z, all * (plan.h_bytes + plan.t_bytes), plan.t_bytes);
-    if (k.dh) copy(k.dh, all * (plan.h_bytes + plan.t_bytes * (kGated ? 2 : 1)), plan.dh_bytes);
-    load_tile += step;
-    if (++load_stage == plan.stages) load_stage = 0, load_parity ^= 1;
-  };
-  if (warp == 0)
-    for (int s = 0; s < plan.stages; ++s) send_for();
-
-  // Who this thread is among those that compute.
-  const int lanes = kBlock ? kWarpSize : plan.order.lanes;
-  const int bits = 31 - __clz(lanes), lane_in = lane & (lanes - 1);
-  const int team = kBlock ? warp / plan.team_warps : (warp << (5 - bits)) + (lane >> bits);
-  const int team_warp = kBlock ? warp % plan.team_warps : 0;
-  const int chunk = static_cast<int>(rank) * chunks_here + team_warp;
-  const int column0 = kBlock ? chunk * kChunk : 0;  // of a group
-  const auto local = [&](int v) {                   // in the block's slice
-    return (kBlock ? team_warp * kChunk : 0) + (v * lanes + lane_in) * kWidth;
-  };
-  const auto exists = [&](int v) { return column0 + (v * lanes + lane_in) * kWidth < size; };
-  Acc gain[kVecs][kWidth], dw[kVecs][kWidth] = {}, db[kVecs][kWidth] = {};
-  {
-    const int64_t w_first = k.w.n == size ? 0 : worker_group * size;
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) gain[v][e] = 1;
-      if (!k.w || !exists(v)) continue;
-      read_weight<T, true>(k.w, w_first + slice_first + local(v), kWidth, gain[v]);
-      if (o.zero_centered)
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) gain[v][e] = add(gain[v][e], Acc(1));
-    }
-    const bool wide_h = k.h.dtype != dtype_of<T>, centred = o.kind == NormKind::layer;
-    const bool wants_db = sums.place[1] >= 0;
-    const Acc terms = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(size);
-    const uint32_t all = static_cast<uint32_t>(plan.rows);
-    const uint32_t dy_at = all * plan.h_bytes, z_at = dy_at + all * plan.t_bytes;
-    const uint32_t dh_at = kGated ? z_at + all * plan.t_bytes : z_at;
-    struct Item {
-      int64_t number;
-      Stats<Acc> stats;
-      bool real;
-    };
-    const auto item_of = [&](int64_t tile) {
-      Item item{tile * plan.rows + team, {}, false};
-      item.real = tile < tiles && item.number < plan.items;
-      if (!item.real) return item;
-      const int64_t stat = plan.bound > 1 ? item.number * plan.groups + worker_group : item.number;
-      if (k.mean) item.stats.mean = k.mean.at<Acc>(stat);
-      if (k.mean_rest) item.stats.mean_rest = k.mean_rest.at<Acc>(stat);
-      item.stats.rstd = k.rstd.at<Acc>(stat);
-      return item;
-    };
-    const auto wide_vector = [&](const unsigned char* from, bool wide, int v, Acc(&to)[kWidth]) {
-      if (wide)
-        read_whole(reinterpret_cast<const Acc*>(from) + local(v), to);
-      else
-        read_whole(reinterpret_cast<const T*>(from) + local(v), to);
-    };
-    // x̂ and g of a vector in its stage, and what they were made of.
-    struct Vector {
-      Acc h[kWidth], x_hat[kWidth], dy[kWidth], dn[kWidth];
-      Gate<Acc> gate[kGated ? kWidth : 1];
-    };
-    const auto vector_at = [&](const unsigned char* stage, const Item& item, int v, Vector& r) {
-      const auto t = static_cast<uint32_t>(team);
-      wide_vector(stage + t * plan.h_bytes, wide_h, v, r.h);
-      wide_vector(stage + dy_at + t * plan.t_bytes, false, v, r.dy);
-      if constexpr (kGated) {
-        Acc z[kWidth];
-        wide_vector(stage + z_at + t * plan.t_bytes, false, v, z);
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) r.gate[e] = short_gate_of(o, z[e]);
-      }
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        Acc u = r.h[e];
-        if constexpr (kGateFirst) u = mul(u, r.gate[e].value);
-        r.x_hat[e] = centred ? item.stats.normalized(u) : mul(u, item.stats.rstd);
-        r.dn[e] = r.dy[e];
-        if constexpr (kGateLast) r.dn[e] = mul(r.dy[e], r.gate[e].value);
-      }
-    };
-    const auto begin = [&](const unsigned char* stage, const Item& item, LaneSum<Acc>& gx,
-                           LaneSum<Acc>& g_sum) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        if (!exists(v)) continue;
-        Vector r;
-        vector_at(stage, item, v, r);
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          const Acc g = mul(gain[v][e], r.dn[e]);
-          gx.product(e, g, r.x_hat[e]);
-          if (centred) g_sum.term(e, g);
-          dw[v][e] = fused(r.dn[e], r.x_hat[e], dw[v][e]);
-        }
-        if (wants_db)
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) db[v][e] = add(db[v][e], r.dn[e]);
-      }
-    };
-    const auto finish = [&](const unsigned char* stage, const Item& item, Acc gx, Acc g_sum) {
-      const Acc mean_gx = gx / terms, mean_g = centred ? g_sum / terms : Acc(0);
-      const int64_t row = row_of(item.number);
-      const int64_t at = group_of(item.number) * size + slice_first;
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        if (!exists(v)) continue;
-        Vector r;
-        vector_at(stage, item, v, r);
-        Acc du[kWidth];
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          const Acc g = mul(gain[v][e], r.dn[e]);
-          du[e] = mul(item.stats.rstd, fused(-r.x_hat[e], mean_gx, sub(g, mean_g)));
-        }
-        if constexpr (kGated) {
-          Acc dz[kWidth], bias[kWidth];
-          if (kGateLast) {
-#pragma unroll
-            for (int e = 0; e < kWidth; ++e) bias[e] = 0;
-            if (k.b)
-              read_weight<T, true>(k.b, (k.b.n == size ? slice_first : at) + local(v), kWidth,
-                                   bias);
-          }
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) {
-            if constexpr (kGateFirst) {
-              dz[e] = mul(mul(du[e], r.h[e]), r.gate[e].slope);
-              du[e] = mul(du[e], r.gate[e].value);
-            } else {
-              const Acc product = mul(gain[v][e], r.x_hat[e]);  // an absent bias adds no +0 to −0
-              const Acc n = k.b ? add(product, bias[e]) : product;
-              dz[e] = mul(mul(r.dy[e], n), r.gate[e].slope);
-            }
-          }
-          if (k.dz) write_whole(k.dz.row<T>(row) + at + local(v), dz);
-        }
-        if (k.dh) {
-          Acc dh[kWidth];
-          wide_vector(stage + dh_at + static_cast<uint32_t>(team) * plan.dh_bytes,
-                      k.dh.dtype != dtype_of<T>, v, dh);
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], dh[e]);
-        }
-        if (k.dresidual) {
-          if (k.dresidual.dtype == dtype_of<T>)
-            write_whole(k.dresidual.row<T>(row) + at + local(v), du);
-          else
-            write_whole(k.dresidual.row<Acc>(row) + at + local(v), du);
-        }
-        if (k.dx) write_whole(k.dx.row<T>(row) + at + local(v), du);
-      }
-    };
-
-    int stage = 0, number = 0, before_stage = 0;
-    uint32_t parity = 0;
-    Item item = item_of(first_tile), before = item;
-    bool waiting = false;
-    const auto finish_before = [&](int n) {  // row n of this block, begun a turn ago
-      if constexpr (kBlock) {
-        const int slot = n % kSlots;
-        const unsigned char* at = stages + static_cast<size_t>(before_stage) * plan.stage_bytes;
-        if (before.real) {
-          const uint32_t parity_of = static_cast<uint32_t>(n / kSlots) & 1;
-          if (plan.cluster > 1)
-            ring.slot_full[team][slot].wait_in_cluster(parity_of);
-          else
-            ring.slot_full[team][slot].wait(parity_of);
-          const float2* from = slots + (team * kSlots + slot) * plan.order.chunks;
-          Acc gx = 0, g = 0;
-          for (int c = lane; c < plan.order.chunks; c += kWarpSize) {
-            const float2 s = from[c];
-            gx = c == lane ? s.x : add(gx, s.x), g = c == lane ? s.y : add(g, s.y);
-          }
-          finish(at, before, lanes_sum(gx, kWarpSize), lanes_sum(g, kWarpSize));
-        }
-        __syncwarp();
-        if (lane == 0) ring.empty[before_stage].arrive();
-      }
-    };
-    for (int64_t tile = first_tile; tile < tiles; tile += step, ++number) {
-      const Item next = item_of(tile + step);  // its statistics are on their way meanwhile
-      const unsigned char* at = stages + static_cast<size_t>(stage) * plan.stage_bytes;
-      ring.full[stage].wait(parity);
-      LaneSum<Acc> gx, g;
-      if (item.real) begin(at, item, gx, g);
-      const Acc gx_sum = lanes_sum(gx.total(), lanes);
-      const Acc g_sum = centred ? lanes_sum(g.total(), lanes) : Acc(0);
-      if constexpr (kBlock) {
-        if (item.real) {
-          const int slot = number % kSlots;
-          Barrier& arrived = ring.slot_full[team][slot];
-          float2* to = slots + (team * kSlots + slot) * plan.order.chunks + chunk;
-          if (chunk < plan.order.chunks) {
-            if (plan.cluster > 1) {
-              if (lane < plan.cluster)
-                send(to, gx_sum, g_sum, &arrived, static_cast<uint32_t>(lane));
-            } else if (lane == 0) {
-              *to = float2{gx_sum, g_sum};
-              arrived.arrive();
-            }
-          }
-        }
-        if (waiting) finish_before(number - 1);
-        before = item, before_stage = stage, waiting = true;
-      } else {
-        if (item.real) finish(at, item, gx_sum, g_sum);
-        __syncwarp();
-        if (lane == 0) ring.empty[stage].arrive();
-      }
-      // A turn after its stage was free, if there are stages enough: then nobody is waited for.
-      if (warp == 0 && number >= plan.lag) send_for();
-      item = next;
-      if (++stage == plan.stages) stage = 0, parity ^= 1;
-    }
-    if (waiting) finish_before(number - 1);
-  }
-
-  // The teams' sums for the weights, one after another, where the ring was.
+  if (clustered) cluster_sync();
+  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, memory, rank);
+  for (int s = 0; s < plan.stages; ++s) warp.send_into(s);
+  if constexpr (kBlock)
+    warp.run_together(arrived + warp.unit * kSlots, slots + warp.unit * kSlots * plan.order.chunks);
+  else
+    warp.run_alone();
   __syncthreads();
-  if (plan.cluster > 1) cluster_sync();  // nobody leaves while others may still write to it
-  if (sums.count == 0) return;
-  auto* shared = reinterpret_cast<Acc*>(stages);
-  const int64_t slice =
-      kBlock ? int64_t{chunks_here} * kChunk : int64_t{plan.order.vecs} * lanes * kWidth;
-  const int64_t w_first = sums.n == size ? 0 : worker_group * size;
-  const int64_t place = sums.n == size ? worker : worker / plan.bound;
-#pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    if (sums.place[which] < 0) continue;
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v)
-      write_whole(shared + team * slice + local(v), which == 0 ? dw[v] : db[v]);
-    __syncthreads();
-    Acc* to = sums.of(place, which) + w_first + slice_first;
-    for (int64_t c = threadIdx.x; c < slice && slice_first + c < size; c += blockDim.x) {
-      Acc sum = shared[c];
-      for (int t = 1; t < plan.rows; ++t) sum = add(sum, shared[t * slice + c]);
-      to[c] = sum;
-    }
-    __syncthreads();
-  }
+  if (clustered) cluster_sync();  // nobody leaves while others may write to it
+  warp.leave_sums(sums, rank);
 }
 
 template <class T>
@@ -377,83 +488,51 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
   const auto weight = [](const ConstVec& w) {
     return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
   };
-  const auto even = [&](const auto& t) { return is_even<T>(t, size); };
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;  // rows and bytes of one are counted in int
+  const auto even = [&](const auto& t) {
+    return is_even<T>(t, size) && t.row_stride * size_of(t.dtype) <= kMost;
+  };
   // Where eps is so small that rstd may overflow, rows are looked at one by one.
-  return !std::is_same_v<T, double> && detail::properties(on.device).major >= 9 &&
-         o.activation != GateActivation::gelu && o.casting == Casting::wide && o.dropout == 0 &&
-         !o.precise && o.eps > 1e-37 && k.h && !k.row_scale && !k.w2 && !k.dy2 && !k.drow_scale &&
-         !k.mean_gx && !k.g_norm && !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) &&
-         weight(k.b) && k.dy.rows > 0 && even(k.h) && even(k.dy) && even(k.z) && even(k.dh) &&
-         even(k.dx) && even(k.dz) && even(k.dresidual) && on_16_bytes(k.w) && on_16_bytes(k.b);
+  return detail::properties(on.device).major >= 9 && o.activation != GateActivation::gelu &&
+         o.casting == Casting::wide && o.dropout == 0 && !o.precise && o.eps > 1e-37 && k.h &&
+         !k.row_scale && !k.w2 && !k.dy2 && !k.drow_scale && !k.mean_gx && !k.g_norm &&
+         !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) && weight(k.b) && k.dy.rows > 0 &&
+         k.dy.rows * (k.dy.cols / size) <= kMost && even(k.h) && even(k.dy) && even(k.z) &&
+         even(k.dh) && even(k.dx) && even(k.dz) && even(k.dresidual) && on_16_bytes(k.w) &&
+         on_16_bytes(k.b);
 }
 
 /// Runs it, or says that the sizes do not fit.
 template <class T, GateOrder kGate>
-bool backward_ring(const Cuda& on, const NormBackwardArgs& k) {
-  const int64_t size = k.options.group == 0 ? k.dy.cols : k.options.group;
-  constexpr bool kGated = kGate != GateOrder::no_gate;
-  constexpr size_t kMemory = 220 << 10;
-  RingPlan plan{.order = RowOrder(size, kLaneWidth<T>), .groups = k.dy.cols / size};
-  WeightSums<float> sums(k);
-  const int64_t w_length = k.w ? k.w.n : k.b ? k.b.n : sums.count > 0 ? sums.n : size;
-  if (w_length != size) plan.bound = static_cast<int>(std::min<int64_t>(plan.groups, 1 << 20));
-  plan.items = plan.bound > 1 ? k.dy.rows : k.dy.rows * plan.groups;
-  const int64_t element =
-      size_of(k.h.dtype) + int64_t{sizeof(T)} * (kGated ? 2 : 1) + (k.dh ? size_of(k.dh.dtype) : 0);
-  const bool block = plan.order.chunks > 1;
-  const size_t fixed = 1024 + (block ? 16 * kMostClusterChunks * sizeof(float2) : 0);
-  int64_t slice = size;
-  int most_warps = 16;
-  if (block) {
-    // As many chunks a block as leave four stages. Three would give gated rows twice the warps: not
-    // tried on a GPU yet.
-    int most = 16;
-    while (most > 4 && (kMemory - fixed) / static_cast<size_t>(most * kChunk * element) < 4)
-      most /= 2;
-    while (plan.cluster * most < plan.order.chunks) plan.cluster *= 2;
-    while (plan.cluster > 8 && most < 16) plan.cluster /= 2, most *= 2;
-    if (plan.cluster > 16) return false;
-    plan.team_warps = ceil_div(plan.order.chunks, plan.cluster);
-    plan.rows = plan.cluster > 1 ? 1 : std::max(1, most / plan.team_warps);
-    plan.warps = plan.rows * plan.team_warps;
-    slice = int64_t{plan.team_warps} * kChunk;
-  } else {
-    most_warps = plan.order.vecs * kLaneWidth<T> <= 16 ? 16 : 8;
-    plan.warps = most_warps;
-    plan.rows = plan.warps * (kWarpSize / plan.order.lanes);
-    // Two rows of a stage may not be larger than half of the memory.
-    while (plan.warps > 1 &&
-           (kMemory - fixed) / static_cast<size_t>(plan.rows * size * element) < 3)
-      plan.warps /= 2, plan.rows /= 2;
-  }
-  const auto dense = [&](const auto& t) { return !t || t.row_stride == t.cols; };
-  plan.dense = plan.cluster == 1 && plan.bound == 1 && dense(k.h) && dense(k.dy) && dense(k.z) &&
-               dense(k.dh) && size % kChunk * int64_t{block} == 0;
-  plan.h_bytes = static_cast<uint32_t>(slice * size_of(k.h.dtype));
-  plan.t_bytes = static_cast<uint32_t>(slice * int64_t{sizeof(T)});
-  plan.dh_bytes = k.dh ? static_cast<uint32_t>(slice * size_of(k.dh.dtype)) : 0;
-  plan.stage_bytes = static_cast<uint32_t>(plan.rows * slice * element);
-  plan.stages = static_cast<int>(std::min<size_t>(8, (kMemory - fixed) / plan.stage_bytes));
-  if (plan.stages < 2) return false;
-  plan.lag = block ? (plan.stages > 4 ? 2 : 1) : plan.stages > 3 ? 1 : 0;
-  const int64_t padded =
-      block ? slice : int64_t{plan.order.vecs} * plan.order.lanes * kLaneWidth<T>;
-  const size_t shared =
-      fixed + std::max<size_t>(static_cast<size_t>(plan.stages) * plan.stage_bytes,
-                               static_cast<size_t>(plan.rows * padded) * 4);
-  const int64_t tiles = ceil_div(plan.items, int64_t{plan.rows});
-
-  const auto go = [&]<int kVecs, bool kBlock>() {
-    const auto kernel = norm_backward_ring_kernel<T, kGate, kVecs, kBlock>;
+bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
+  const int64_t size = args.options.group == 0 ? args.dy.cols : args.options.group;
+  WeightSums<float> sums(args);
+  const int64_t w_length = args.w ? args.w.n : args.b ? args.b.n : sums.count > 0 ? sums.n : size;
+  const auto dense = [](const auto& t) { return !t || t.row_stride == t.cols; };
+  const bool flat = w_length == size && dense(args.h) && dense(args.dy) && dense(args.z) &&
+                    dense(args.dh) && dense(args.dx) && dense(args.dz) && dense(args.dresidual);
+  const NormBackwardArgs k = flat ? flattened(args, size) : args;
+  const RowOrder order(size, kLaneWidth<T>);
+  const bool full = k.options.kind == NormKind::layer || k.db;
+  const bool wide = k.h.dtype != dtype_of<T>;
+  const auto go = [&]<bool kFull, bool kWide, bool kBlock>() {
+    const RingPlan plan = ring_plan(k, order);
+    if (plan.stages == 0) return false;
+    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kBlock>;
     const int threads = plan.warps * kWarpSize;
+    const size_t ring =
+        plan.ring_at + static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
+    const size_t shared =
+        std::max(ring, static_cast<size_t>(threads) * kRingElements * sizeof(float));
     int64_t workers = k.options.portable
                           ? 128 / plan.cluster
                           : resident_clusters(on, reinterpret_cast<const void*>(kernel), threads,
                                               shared, plan.cluster);
-    workers = std::min(workers, tiles * plan.bound);
-    workers = workers / plan.bound * plan.bound;
-    if (workers < 1) return false;
-    const int64_t places = workers / (sums.n == size ? 1 : plan.bound);
+    const int64_t tiles = ceil_div(int64_t{plan.rows}, int64_t{plan.tile_rows}) * plan.bound;
+    workers = std::min(workers, ceil_div(tiles, int64_t{plan.units}));
+    const int64_t units = workers * plan.units / plan.bound;
+    if (units < 1) return false;
+    const int64_t places = sums.n == size ? workers : units;
     const DeviceScratch<float> scratch(on, std::max<int64_t>(1, places * sums.worker_size()));
     sums.data = scratch.data();
     launch(on,
@@ -465,16 +544,17 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& k) {
     fold(on, sums, places, k);
     return true;
   };
-  if (block) return go.template operator()<kChunk / (kWarpSize * kLaneWidth<T>), true>();
-  const int vecs = plan.order.vecs;
-  if (vecs == 1) return go.template operator()<1, false>();
-  if (vecs == 2) return go.template operator()<2, false>();
-  if (vecs == 3) return go.template operator()<3, false>();
-  if constexpr (sizeof(T) == 4) {
-    if (vecs > 6) return go.template operator()<8, false>();
-    if (vecs > 4) return go.template operator()<6, false>();
-  }
-  return go.template operator()<4, false>();
+  const auto sized = [&]<bool kFull, bool kWide>() {
+    return order.chunks > 1 ? go.template operator()<kFull, kWide, true>()
+                            : go.template operator()<kFull, kWide, false>();
+  };
+  if constexpr (kGate == GateOrder::no_gate && sizeof(T) == 2)
+    if (wide)
+      return full ? sized.template operator()<true, true>()
+                  : sized.template operator()<false, true>();
+  if (wide) return false;
+  return full ? sized.template operator()<true, false>()
+              : sized.template operator()<false, false>();
 }
 
 }  // namespace norma::norm_cuda

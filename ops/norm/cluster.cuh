@@ -115,16 +115,14 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t b
       : "memory");
 #endif
 }
-/// Two floats into block `rank`'s memory, and an arrival at its barrier there.
-__device__ __forceinline__ void send(float2* to, float a, float b, Barrier* there, uint32_t rank) {
+/// Two floats into block `rank`'s memory, whose barrier there counts their 8 bytes.
+__device__ __forceinline__ void send_counted(float2* to, float2 v, Barrier* there, uint32_t rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address_in(shared_address(to), rank)),
-      "f"(a), "f"(b)
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
+          "r"(address_in(shared_address(to), rank)),
+      "f"(v.x), "f"(v.y), "r"(address_in(shared_address(there), rank))
       : "memory");
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                   address_in(shared_address(there), rank))
-               : "memory");
 #endif
 }
 

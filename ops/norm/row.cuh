@@ -156,7 +156,7 @@ __device__ __forceinline__ Acc rounded_to(DType dtype, Acc v) {
 /// Elements that a lane reads at a time: 16 bytes of x's dtype.
 template <class T>
 inline constexpr int kLaneWidth = 16 / int(sizeof(T));
-/// Elements of a chunk, which one warp sums; rows of up to two chunks are one.
+/// Elements of a chunk, which one warp sums.
 inline constexpr int kChunk = 512;
 
 /// A group of n elements is cut into chunks of consecutive elements, and a chunk into vectors of
@@ -172,7 +172,7 @@ struct RowOrder {
   RowOrder() = default;
   RowOrder(int64_t size, int width) : n(size) {
     const int64_t vectors = ceil_div(size, int64_t{width});
-    if (size <= 2 * kChunk) {
+    if (size <= kChunk) {
       vecs = static_cast<int>(ceil_div(vectors, int64_t{kWarpSize}));
       while (lanes > 1 && lanes / 2 >= vectors) lanes /= 2;
     } else {
@@ -456,7 +456,9 @@ __device__ __forceinline__ float sigmoid(float v) {
   float e;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t));
   e = fabsf(t) <= 126 ? fused(e, mul(rest, kLn2), e) : e;  // else rest may be NaN beside e = ∞
-  return __fdividef(1.0f, add(1.0f, e));
+  float s;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(add(1.0f, e)));
+  return s;
 }
 __device__ __forceinline__ double sigmoid(double v) { return 1 / (1 + ::exp(-v)); }
 
