@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <memory>
 #include <queue>
-#include <unordered_set>
+#include <utility>
 
 #include "norma/core/allocator.h"
 #include "norma/core/autocast.h"
@@ -60,6 +59,35 @@ Node::Gradients Leaf::backward(Gradients grads) {
 }
 
 namespace {
+/// Objects that stay where they are while more are made; their memory comes from the thread's
+/// blocks.
+template <class T>
+class Pool {
+ public:
+  Pool() = default;
+  ~Pool() {
+    while (size_ > 0) at(--size_).~T();
+    for (T* chunk : chunks_) deallocate(chunk, kInChunk * sizeof(T));
+  }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  size_t size() const { return size_; }
+  T& at(size_t i) { return chunks_[i / kInChunk][i % kInChunk]; }
+  T& add() {
+    if (size_ == chunks_.size() * kInChunk)
+      chunks_.push_back(static_cast<T*>(allocate(kInChunk * sizeof(T))));
+    T* made = new (&at(size_)) T();
+    ++size_;
+    return *made;
+  }
+
+ private:
+  static constexpr size_t kInChunk = 32;
+  SmallVector<T*, 8> chunks_;
+  size_t size_ = 0;
+};
+
 /// Before someone reads a gradient that a second stream may still be at work on.
 void join_side_stream() {
   if constexpr (kBuiltWithCuda)
@@ -154,39 +182,62 @@ class Sweep {
         retain_(options.retain_graph || options.create_graph),
         until_(until) {}
   ~Sweep() {
-    for (auto it = entries_.rbegin(); it != entries_.rend(); ++it) forget(**it);
+    for (size_t i = entries_.size(); i-- > 0;) forget(entries_.at(i));
   }
   Sweep(const Sweep&) = delete;
   Sweep& operator=(const Sweep&) = delete;
 
   void add(const Edge& edge, Tensor grad) {
-    if (pruned_ && !needed_.contains(edge.node.get())) return;
-    Entry& entry = entry_of(edge.node);
+    Entry* known = find(*edge.node);
+    if (pruned_ && !(known && known->needed)) return;
+    Entry& entry = known ? *known : entry_of(edge.node);
+    if (entry.grads.empty()) {
+      entry.grads.resize(edge.node->outputs.size());
+      heap_.push({edge.node->sequence, &entry});
+    }
     Tensor& slot = entry.grads[edge.index];
     if (slot.defined()) join_side_stream_for(slot, grad);
     slot = slot.defined() ? detail::add_gradients(std::move(slot), grad) : std::move(grad);
   }
 
   /// Asks for the gradient that arrives at this edge.
-  void want(const Edge& edge, size_t slot) { wanted_.push_back({edge, slot}); }
+  void want(const Edge& edge, size_t slot) {
+    Entry* known = find(*edge.node);
+    Entry& entry = known ? *known : entry_of(edge.node);
+    entry.wanted = entry.needed = true;
+    wanted_.push_back({edge, slot});
+  }
   std::vector<Tensor>& found() { return found_; }
 
   /// From now on the sweep leaves out what leads from the outputs to no wanted node.
   void prune(const std::vector<Tensor>& outputs) {
-    std::vector<const Node*> nodes;  // all that the outputs depend on
-    std::unordered_set<const Node*> seen;
-    const auto visit = [&](const Node* node) {
-      if (node && seen.insert(node).second) nodes.push_back(node);
+    struct Visit {
+      Entry* entry;
+      size_t next = 0;
     };
-    for (const Tensor& y : outputs) visit(y.impl().node.get());
-    for (size_t i = 0; i < nodes.size(); ++i)
-      for (const Edge& edge : nodes[i]->inputs) visit(edge.node.get());
-    for (const Wanted& wanted : wanted_) needed_.insert(wanted.edge.node.get());
-    std::sort(nodes.begin(), nodes.end(),
-              [](const Node* a, const Node* b) { return a->sequence < b->sequence; });
-    for (const Node* node : nodes)  // a node after its inputs
-      for (const Edge& edge : node->inputs)
-        if (needed_.contains(edge.node.get())) needed_.insert(node);
+    std::vector<Visit> path;  // a node after all that it depends on, without recursion
+    const auto enter = [&](const Ref<Node>& node) {
+      Entry* known = find(*node);
+      Entry& entry = known ? *known : entry_of(node);
+      if (!std::exchange(entry.visited, true)) path.push_back({&entry});
+      return &entry;
+    };
+    for (const Tensor& y : outputs) {
+      if (y.impl().node) enter(y.impl().node);
+      while (!path.empty()) {
+        Visit& here = path.back();
+        Entry& entry = *here.entry;
+        const Node::Edges& inputs = entry.node->inputs;
+        if (here.next < inputs.size()) {
+          if (const Ref<Node>& input = inputs[here.next++].node)
+            entry.leads_on |= enter(input)->needed;
+          continue;
+        }
+        path.pop_back();
+        entry.needed |= entry.leads_on;
+        if (!path.empty()) path.back().entry->leads_on |= entry.needed;
+      }
+    }
     pruned_ = true;
   }
 
@@ -211,11 +262,16 @@ class Sweep {
     Running(const Running&) = delete;
     Running& operator=(const Running&) = delete;
   };
+  /// What a sweep knows of a node.
   struct Entry {
-    Sweep* sweep;
-    void* before;  // an outer sweep's entry of the same node, put back afterwards
-    Ref<Node> node;
-    Node::Gradients grads;
+    Sweep* sweep = nullptr;
+    void* before = nullptr;  // an outer sweep's entry of the same node, put back afterwards
+    Ref<Node> node = {};
+    Node::Gradients grads = {};  // none before the first arrives
+    bool wanted = false;
+    bool visited = false;   // by prune, which also finds out whether
+    bool leads_on = false;  // an input of it is needed, and whether
+    bool needed = false;    // it is wanted or leads on
   };
   struct Item {
     uint64_t sequence;
@@ -227,27 +283,21 @@ class Sweep {
     size_t slot;
   };
 
+  Entry* find(const Node& node) const {
+    auto* pending = static_cast<Entry*>(node.pending_);
+    return pending && pending->sweep == this ? pending : nullptr;
+  }
   Entry& entry_of(const Ref<Node>& node) {
-    auto* pending = static_cast<Entry*>(node->pending_);
-    if (pending && pending->sweep == this) return *pending;
-    entries_.push_back(std::make_unique<Entry>(
-        Entry{this, node->pending_, node, Node::Gradients(node->outputs.size())}));
-    Entry* entry = entries_.back().get();
+    Entry* entry = unused_.empty() ? &entries_.add() : unused_.back();
+    if (!unused_.empty()) unused_.pop_back();
+    *entry = Entry{this, node->pending_, node};
     node->pending_ = entry;
-    heap_.push({node->sequence, entry});
     return *entry;
   }
 
-  bool leads_on(const Node& node) const {
-    return !pruned_ || std::any_of(node.inputs.begin(), node.inputs.end(), [&](const Edge& edge) {
-      return needed_.contains(edge.node.get());
-    });
-  }
-
-  static void forget(Entry& entry) {
-    if (!entry.node) return;
-    if (entry.node->pending_ == &entry) entry.node->pending_ = entry.before;
-    entry.node.reset();
+  static Ref<Node> forget(Entry& entry) {
+    if (entry.node && entry.node->pending_ == &entry) entry.node->pending_ = entry.before;
+    return std::exchange(entry.node, {});
   }
 
   /// Tells the node that runs whether it is freed afterwards.
@@ -263,21 +313,21 @@ class Sweep {
   };
 
   void step(Entry& entry) {
-    const Ref<Node> node = entry.node;
     Node::Gradients grads = std::move(entry.grads);
-    forget(entry);
+    const bool wanted_here = entry.wanted, leads_on = !pruned_ || entry.leads_on;
+    const Ref<Node> node = forget(entry);
+    unused_.push_back(&entry);
     for (auto& [index, hook] : node->hooks) {
       if (!grads[index].defined()) continue;
       join_side_stream();
       if (std::optional<Tensor> replaced = hook(grads[index])) grads[index] = *replaced;
     }
-    bool cut = false;
-    for (const Wanted& wanted : wanted_) {
-      if (wanted.edge.node != node) continue;
-      found_[wanted.slot] = grads[wanted.edge.index];
-      cut = until_ == Until::cuts;
+    if (wanted_here) {
+      for (const Wanted& wanted : wanted_)
+        if (wanted.edge.node == node) found_[wanted.slot] = grads[wanted.edge.index];
+      if (until_ == Until::cuts) return;
     }
-    if (cut || !leads_on(*node)) return;
+    if (!leads_on) return;
     if (node->inputs.empty()) {
       if (until_ == Until::leaves) node->backward(std::move(grads));
       return;
@@ -296,8 +346,8 @@ class Sweep {
 
   bool create_, retain_, pruned_ = false;
   Until until_;
-  std::unordered_set<const Node*> needed_;
-  std::vector<std::unique_ptr<Entry>> entries_;
+  Pool<Entry> entries_;
+  std::vector<Entry*> unused_;
   std::priority_queue<Item> heap_;
   std::vector<Wanted> wanted_;
   std::vector<Tensor> found_;
@@ -441,7 +491,7 @@ namespace {
 /// y = x, a node of its own: where a nested sweep ends.
 class CutNode final : public Node {
  public:
-  explicit CutNode(Edges edges)
+  explicit CutNode(Edges&& edges)
       : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)) {}
   std::string_view name() const override { return "cut"; }
   Gradients backward(Gradients grads) override { return grads; }

@@ -25,10 +25,10 @@ struct Edge {
 /// it, a node holds the nodes of its inputs: the graph lives exactly as long as someone needs it.
 class Node : public RefCounted {
  public:
-  using Gradients = SmallVector<Tensor, 4>;  // an undefined tensor stands for an absent gradient
+  using Gradients = SmallVector<Tensor, 8>;  // an undefined tensor stands for an absent gradient
   using Edges = SmallVector<Edge, 5>;
 
-  Node(uint64_t number, Edges edges) : sequence(number), inputs(std::move(edges)) {}
+  Node(uint64_t number, Edges&& edges) : sequence(number), inputs(std::move(edges)) {}
   virtual ~Node() = default;
 
   virtual std::string_view name() const = 0;
@@ -43,9 +43,9 @@ class Node : public RefCounted {
   static void* operator new(size_t bytes);
   static void operator delete(void* p, size_t bytes);
 
-  const uint64_t sequence;  ///< larger than that of every node this one depends on
-  Edges inputs;
-  SmallVector<TensorSpec, 1> outputs;
+  const uint64_t sequence;             ///< larger than that of every node this one depends on
+  Edges inputs;                        ///< up to the last input that wants a gradient
+  SmallVector<TensorSpec, 1> outputs;  ///< up to the last result that may get one
   std::vector<std::pair<uint32_t, Tensor::Hook>> hooks;  ///< result index and what to call
 
  private:

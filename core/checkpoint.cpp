@@ -62,7 +62,7 @@ Tensor marker(const Edge& edge) {
 class CheckpointNode final : public Node {
  public:
   CheckpointNode(Function f, std::vector<Tensor> arguments, const GeneratorState& random,
-                 Edges edges)
+                 Edges&& edges)
       : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)),
         f_(std::move(f)),
         arguments_(std::move(arguments)),

@@ -1,5 +1,6 @@
 #include "norma/core/op.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <set>
@@ -43,10 +44,11 @@ void OptionsRef::throw_wrong_type() {
 /// A recorded application: the op, copies of its options, and what its forward saved.
 class OpNode final : public Node {
  public:
-  OpNode(const OpInfo& op, const Call& call, Edges edges)
-      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)), op_(op) {
+  OpNode(const OpInfo& op, const Call& call, Edges&& edges)
+      : Node(detail::next_sequence({edges.data(), edges.size()}), std::move(edges)),
+        op_(op),
+        results_(static_cast<uint32_t>(call.outputs.size())) {
     if (op.copy_options) options_ = op.copy_options(call.options);
-    for (const Tensor& y : call.outputs) outputs.push_back(y.defined() ? y.spec() : TensorSpec{});
   }
   ~OpNode() override {
     if (options_) op_.free_options(options_);
@@ -68,34 +70,43 @@ class OpNode final : public Node {
       const Autocast as_in_forward(autocast_);
       return backward_through_definition(grads);
     }
+    grads.resize(results_);
     Context ctx(op_, nullptr, this, is_grad_enabled());
     return op_.backward(ctx, grads);
   }
 
   void save_inputs(const Call& call) {
-    for (size_t i = 0; i < call.inputs.size(); ++i) saved_.push_back(Saved::of(*call.inputs[i]));
+    places_ = static_cast<uint32_t>(call.inputs.size());
+    saved_.reserve(places_);
+    for (uint32_t i = 0; i < places_; ++i)
+      if (call.inputs[i]->defined()) add_saved(Tensor(*call.inputs[i]), i);
   }
 
-  void save(const Context::Kept& kept, const Call& call) {
-    Saved saved = Saved::of(kept.tensor);
-    if (kept.constant) {
-      if (kept.tensor.defined() && kept.tensor.requires_grad())
-        throw GraphError("{}: save_constant takes tensors without history; save() it instead",
-                         op_.name);
-    } else if (kept.tensor.defined() && !is_input(kept.tensor, call)) {
-      saved.output = output_index(kept.tensor, call);
-      const Tensor& y = kept.tensor;  // a twin, since the output would hold its own maker
-      saved.tensor = detail::raw_view(y, y.shape(), y.strides(), y.offset());
+  void save(Context& ctx, const Call& call) {
+    places_ = ctx.places_;
+    saved_.reserve(ctx.kept_.size());
+    for (Context::Kept& kept : ctx.kept_) {
+      int output = -1;
+      if (kept.constant) {
+        if (kept.tensor.requires_grad())
+          throw GraphError("{}: save_constant takes tensors without history; save() it instead",
+                           op_.name);
+      } else if (!is_input(kept.tensor, call)) {
+        output = output_index(kept.tensor, call);
+        const Tensor& y = kept.tensor;  // a twin, since the output would hold its own maker
+        kept.tensor = detail::raw_view(y, y.shape(), y.strides(), y.offset());
+      }
+      add_saved(std::move(kept.tensor), kept.place, output);
     }
-    saved_.push_back(std::move(saved));
   }
 
   Tensor saved(int i) const {
-    if (i < 0 || static_cast<size_t>(i) >= saved_.size())
+    if (i < 0 || static_cast<uint32_t>(i) >= places_)
       throw GraphError("{}: saved({}) must be below {}, the number of tensors saved", op_.name, i,
-                       saved_.size());
-    const Saved& saved = saved_[static_cast<size_t>(i)];
-    if (!saved.tensor.defined()) return {};
+                       places_);
+    const Saved* found = saved_at(i);
+    if (!found) return {};
+    const Saved& saved = *found;
     const Ref<Storage>& storage = saved.tensor.storage();
     if (storage.get() != saved.storage)
       throw GraphError(
@@ -115,9 +126,9 @@ class OpNode final : public Node {
   }
 
   bool is_last_use(int i) const {
-    const Tensor& t = saved_[static_cast<size_t>(i)].tensor;
-    return detail::sweep_frees_graph() && !is_grad_enabled() && t.defined() &&
-           t.impl().use_count() == 1 && t.storage()->use_count() == 1;
+    const Saved* saved = saved_at(i);
+    return saved && detail::sweep_frees_graph() && !is_grad_enabled() &&
+           saved->tensor.impl().use_count() == 1 && saved->tensor.storage()->use_count() == 1;
   }
 
   OptionsRef options() const { return {options_, op_.options_type}; }
@@ -125,15 +136,24 @@ class OpNode final : public Node {
  private:
   struct Saved {
     Tensor tensor;
-    const Storage* storage = nullptr;
-    uint32_t version = 0;
-    int output = -1;  // which result this is a twin of
-
-    static Saved of(const Tensor& t) {
-      if (!t.defined()) return {};
-      return {t, t.storage().get(), t.storage()->version(), -1};
-    }
+    const Storage* storage;
+    uint32_t version;
+    uint32_t place;  // in the order of saving, absent tensors counted
+    int output;      // which result this is a twin of
   };
+
+  void add_saved(Tensor&& t, uint32_t place, int output = -1) {
+    const Storage* storage = t.storage().get();
+    saved_.emplace_back(std::move(t), storage, storage->version(), place, output);
+  }
+  /// Null where an absent tensor was saved.
+  const Saved* saved_at(int i) const {
+    const auto place = static_cast<uint32_t>(i);
+    const Saved* found =
+        std::lower_bound(saved_.begin(), saved_.end(), place,
+                         [](const Saved& saved, uint32_t wanted) { return saved.place < wanted; });
+    return found != saved_.end() && found->place == place ? found : nullptr;
+  }
 
   static bool is_input(const Tensor& t, const Call& call) {
     for (const Tensor* input : call.inputs)
@@ -153,10 +173,11 @@ class OpNode final : public Node {
   Gradients backward_through_definition(const Gradients& grads) {
     const bool create_graph = is_grad_enabled();
     const EnableGrad recording;
-    Gradients stand_ins(inputs.size());
+    Gradients stand_ins(places_);
     SmallVector<const Tensor*, 8> pointers;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      stand_ins[i] = detail::stand_in(saved(static_cast<int>(i)), inputs[i], create_graph);
+    for (size_t i = 0; i < places_; ++i) {
+      const Edge edge = i < inputs.size() ? inputs[i] : Edge{};
+      stand_ins[i] = detail::stand_in(saved(static_cast<int>(i)), edge, create_graph);
       pointers.push_back(&stand_ins[i]);
     }
     Call call{.inputs = {pointers.data(), pointers.size()}, .options = options_};
@@ -167,7 +188,8 @@ class OpNode final : public Node {
 
   const OpInfo& op_;
   void* options_ = nullptr;
-  SmallVector<Saved, 6> saved_;
+  SmallVector<Saved, 4> saved_;  // those that are there
+  uint32_t places_ = 0, results_;
   bool released_ = false;
   DType autocast_ = Autocast::current();
 };
@@ -186,15 +208,15 @@ OptionsRef Context::options() const {
 }
 bool Context::needs(int i) const {
   const auto index = static_cast<size_t>(i);
-  if (node_) return static_cast<bool>(node_->inputs[index].node);
+  if (node_) return index < node_->inputs.size() && node_->inputs[index].node;
   const Tensor& t = *call_->inputs[index];
   return recording_ && t.defined() && t.requires_grad();
 }
-TensorSpec Context::input(int i) const {
+const TensorSpec& Context::input(int i) const {
   const auto index = static_cast<size_t>(i);
-  if (!node_) return call_->inputs[index]->spec();
+  if (!node_) throw GraphError("{}: input() belongs into backward, not forward", op_.name);
+  if (!needs(i)) throw GraphError("{}: input {} has no gradient, ask needs() first", op_.name, i);
   const Edge& edge = node_->inputs[index];
-  if (!edge.node) throw GraphError("{}: input {} has no gradient, ask needs() first", op_.name, i);
   return edge.node->outputs[edge.index];
 }
 const TensorSpec& Context::output() const {
@@ -312,12 +334,26 @@ void separate_from_inputs(Call& call) {
       if (y.defined() && x->defined() && y.is_same(*x)) y = without_history(y);
 }
 
+/// The edges by which gradients leave; arguments behind the last that wants one need none.
+Node::Edges edges_of(const Call& call) {
+  size_t n = 0;
+  for (size_t i = 0; i < call.inputs.size(); ++i)
+    if (call.inputs[i]->defined() && call.inputs[i]->requires_grad()) n = i + 1;
+  Node::Edges edges(n);
+  for (size_t i = 0; i < n; ++i)
+    if (call.inputs[i]->defined() && call.inputs[i]->requires_grad())
+      edges[i] = detail::edge_of(*call.inputs[i]);
+  return edges;
+}
+
 void attach(const OpInfo& op, Call& call, const Ref<Node>& node) {
   for (size_t i = 0; i < call.outputs.size(); ++i) {
     Tensor& y = call.outputs[i];
     if (!y.defined() || (op.constants >> i & 1) || !is_floating(y.dtype())) continue;
     y.impl().node = node;
     y.impl().output_index = static_cast<uint32_t>(i);
+    node->outputs.resize(i);  // places of results without a gradient
+    node->outputs.emplace_back(y.shape(), y.dtype(), y.device());
   }
 }
 
@@ -348,16 +384,12 @@ void apply_op(const OpInfo& op, Call& call) {
       op.forward(ctx, call);
     }
     separate_from_inputs(call);
-    Node::Edges edges;
-    for (const Tensor* t : call.inputs)
-      edges.push_back(t->defined() && t->requires_grad() ? detail::edge_of(*t) : Edge{});
-    auto* node = new OpNode(op, call, std::move(edges));
+    auto* node = new OpNode(op, call, edges_of(call));
     const Ref<Node> owner(node);
-    if (op.backward) {
-      for (const Context::Kept& kept : ctx.kept_) node->save(kept, call);
-    } else {
+    if (op.backward)
+      node->save(ctx, call);
+    else
       node->save_inputs(call);
-    }
     attach(op, call, owner);
   }
   for (Observer* o = Observer::current(); o; o = o->outer()) o->applied(op, call);

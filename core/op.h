@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "norma/core/allocator.h"
 #include "norma/core/autocast.h"
 #include "norma/core/autograd.h"
 #include "norma/core/fields.h"
@@ -151,8 +152,8 @@ class Context {
   /// In forward: whether backward may follow. In backward: whether it is recorded itself.
   bool recording() const { return recording_; }
   std::string_view name() const { return op_.name; }
-  /// What input i looks like. In backward for inputs that want a gradient only.
-  TensorSpec input(int i) const;
+  /// In backward: what input i looks like, for inputs that want a gradient only.
+  const TensorSpec& input(int i) const;
   /// The spec that check returned.
   const TensorSpec& output() const;
 
@@ -161,13 +162,21 @@ class Context {
   friend class OpNode;
   struct Kept {
     Tensor tensor;
+    uint32_t place;
     bool constant;
   };
   Context(const OpInfo& op, const Call* call, OpNode* node, bool recording)
       : op_(op), call_(call), node_(node), recording_(recording) {}
-  void keep(const Tensor& tensor, bool constant) { kept_.push_back({tensor, constant}); }
+  /// An absent tensor takes a place and nothing else.
+  void keep(const Tensor& tensor, bool constant) {
+    if (tensor.defined()) kept_.emplace_back(tensor, places_, constant);
+    ++places_;
+  }
   void keep(const std::optional<Tensor>& tensor, bool constant) {
-    kept_.push_back({tensor.value_or(Tensor()), constant});
+    if (tensor)
+      keep(*tensor, constant);
+    else
+      ++places_;
   }
   void keep(const std::vector<Tensor>& tensors, bool constant) {
     for (const Tensor& t : tensors) keep(t, constant);
@@ -177,7 +186,8 @@ class Context {
   const Call* call_;  // in forward
   OpNode* node_;      // in backward
   bool recording_;
-  SmallVector<Kept, 6> kept_;
+  SmallVector<Kept, 8> kept_;
+  uint32_t places_ = 0;
 };
 
 namespace detail {
@@ -417,9 +427,12 @@ struct Thunks {
     return (is_tensor_vector<A> || ...) ? outputs : sizeof...(A);
   }
   static void* copy_options(const void* options) {
-    return new Options(*static_cast<const Options*>(options));
+    return new (allocate(sizeof(Options))) Options(*static_cast<const Options*>(options));
   }
-  static void free_options(void* options) { delete static_cast<Options*>(options); }
+  static void free_options(void* options) {
+    static_cast<Options*>(options)->~Options();
+    deallocate(options, sizeof(Options));
+  }
   static bool same_options([[maybe_unused]] const void* a, [[maybe_unused]] const void* b) {
     if constexpr (std::equality_comparable<Options>)
       return *static_cast<const Options*>(a) == *static_cast<const Options*>(b);

@@ -5,10 +5,12 @@
 #include <new>
 #include <utility>
 
+#include "norma/core/allocator.h"
+
 namespace norma {
 
 /// A vector whose first N elements need no allocation: graph nodes have one to four of everything,
-/// and a malloc each would double the cost of a tiny op.
+/// and a malloc each would double the cost of a tiny op. More come from the thread's own blocks.
 template <class T, size_t N>
 class SmallVector {
  public:
@@ -37,12 +39,17 @@ class SmallVector {
   T& operator[](size_t i) { return data_[i]; }
   const T& operator[](size_t i) const { return data_[i]; }
 
-  T& push_back(T value) {
+  T& push_back(T value) { return emplace_back(std::move(value)); }
+  template <class... Parts>
+  T& emplace_back(Parts&&... parts) {
     if (size_ == capacity_) grow(2 * capacity_);
-    return *new (data_ + size_++) T(std::move(value));
+    return *new (data_ + size_++) T{std::forward<Parts>(parts)...};
+  }
+  void reserve(size_t n) {
+    if (n > capacity_) grow(n);
   }
   void resize(size_t n) {
-    if (n > capacity_) grow(n);
+    reserve(n);
     while (size_ > n) data_[--size_].~T();
     while (size_ < n) new (data_ + size_++) T();
   }
@@ -52,7 +59,7 @@ class SmallVector {
   T* inside() { return reinterpret_cast<T*>(buffer_); }
 
   void grow(size_t capacity) {
-    T* grown = std::allocator<T>().allocate(capacity);
+    T* grown = static_cast<T*>(allocate(capacity * sizeof(T)));
     std::uninitialized_move(begin(), end(), grown);
     const size_t size = size_;
     release();
@@ -60,7 +67,7 @@ class SmallVector {
   }
   void release() {
     std::destroy(begin(), end());
-    if (data_ != inside()) std::allocator<T>().deallocate(data_, capacity_);
+    if (data_ != inside()) deallocate(data_, capacity_ * sizeof(T));
     data_ = inside(), size_ = 0, capacity_ = N;
   }
   void take(SmallVector& other) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "norma/core/cache.h"
@@ -46,9 +47,20 @@ class Affine {
   const Acc* b() const { return b_; }
 
  private:
+  static constexpr int64_t kShort = 256;
+  template <int kValue>
+  static const Acc* all() {  // short rows need no buffer of their own for an absent one
+    alignas(64) static constexpr auto values = [] {
+      std::array<Acc, kShort> filled{};
+      filled.fill(Acc(kValue));
+      return filled;
+    }();
+    return values.data();
+  }
   static const Acc* ready(const ConstVec& from, bool add_one, Acc absent, int64_t cols,
                           Tensor& scratch) {
     if (from && from.dtype == dtype_of<Acc> && !add_one) return from.as<Acc>();
+    if (!from && cols <= kShort) return absent == 0 ? all<0>() : all<1>();
     scratch = empty({cols}, dtype_of<Acc>);
     Acc* to = scratch.span<Acc>().data();
     std::fill_n(to, cols, from ? Acc(add_one) : absent);
@@ -180,7 +192,8 @@ void forward(const NormForwardArgs& k) {
   const bool buffered = !std::is_same_v<T, Acc> || k.z;
   const bool short_rows = group <= detail::kLeaf && o.variance == Variance::two_pass;
   const int together = rows_together(group, buffered);
-  const Tensor scratch = empty({buffered ? blocks.blocks : 0, kBuffers, group}, dtype_of<Acc>);
+  Tensor scratch;
+  if (buffered) scratch = empty({blocks.blocks, kBuffers, group}, dtype_of<Acc>);
 
   /// All of group j of row i but its statistics. Written in place: copying what was just written in
   /// parts makes the processor wait.
@@ -365,7 +378,8 @@ void backward(const NormBackwardArgs& k) {
   constexpr int64_t kAhead = 8 << 10;  // bytes of one operand: less arrives late, more is evicted
   const int64_t later =
       std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T))));
-  const Tensor scratch = empty({buffered ? parts : 0, kBuffers, group}, dtype_of<Acc>);
+  Tensor scratch;
+  if (buffered) scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
 
   /// All of group j of row i but its sums: the gate's own gradient where it comes last.
   const auto begin_row = [&](int64_t i, int64_t j, Acc* h_buffer, GradientRow<T, Acc>& row) {
