@@ -18,10 +18,36 @@ using detail::PackedB;
 using detail::round_up;
 using detail::Slab;
 
-/// Rows a task: about 4 million multiplications, 50 µs.
+/// Rows a task: at most about 4 million multiplications, 50 µs, and as many tasks for each thread.
+/// What a row becomes does not depend on the task it is in.
 Split row_panels(int64_t n, int64_t m, int64_t k) {
-  const int64_t rows = (int64_t{1} << 22) / std::max<int64_t>(1, m * k);
-  return split(n, std::clamp<int64_t>(round_up(rows, kTileRows), kTileRows, 8 * kTileRows));
+  const int64_t threads = num_threads();
+  const int64_t rows = std::clamp<int64_t>((int64_t{1} << 22) / (m * k), kTileRows, 8 * kTileRows);
+  const int64_t tasks = round_up((n + rows - 1) / rows, threads);
+  return split(n, round_up((n + tasks - 1) / tasks, kTileRows));
+}
+
+/// Packs b on all threads.
+template <class T>
+void pack_shared(const Slab<T>& b, T* packed) {
+  constexpr int64_t kElements = 1 << 14;  // a task's
+  if (b.col_stride == 1) {
+    const int64_t rows = std::clamp<int64_t>(kElements / b.cols, 1, kDepth);
+    const Split part = split(b.rows, rows);
+    parallel_for(part.blocks, [&](int64_t i) {
+      for (int64_t p = part.begin(i); p < part.end(i);) {
+        const int64_t last = std::min(part.end(i), p / kDepth * kDepth + kDepth);
+        detail::pack_dense_rows(b, p, last, packed);
+        p = last;
+      }
+    });
+    return;
+  }
+  const Split slivers = split(PackedB<T>::sliver_count(b.cols),
+                              std::max<int64_t>(1, kElements / (b.rows * kTileCols<T>)));
+  parallel_for(slivers.blocks, [&](int64_t i) {
+    for (int64_t s = slivers.begin(i); s < slivers.end(i); ++s) pack_sliver(b, s, packed);
+  });
 }
 
 /// One large product on all threads.
@@ -31,11 +57,7 @@ void multiply_shared(const Slab<T>& a, const Slab<T>& b, const T* bias, T* c) {
   const Tensor b_scratch = empty({PackedB<T>::size(k, m)}, dtype_of<T>);
   T* packed_b = b_scratch.span<T>().data();
   const PackedB<T> packed{packed_b, PackedB<T>::sliver_count(m)};
-  const Split slivers =
-      split(packed.slivers, std::max<int64_t>(1, (1 << 15) / (k * kTileCols<T> + 1)));
-  parallel_for(slivers.blocks, [&](int64_t block) {
-    for (int64_t s = slivers.begin(block); s < slivers.end(block); ++s) pack_sliver(b, s, packed_b);
-  });
+  pack_shared(b, packed_b);
   const Split panels = row_panels(n, m, k);
   const int64_t size = round_up(panels.size, kTileRows) * std::min(k, kDepth);
   const Tensor a_scratch = empty({panels.blocks, size}, dtype_of<T>);

@@ -52,23 +52,13 @@ struct PlainRows {
   T at(int i, int64_t p) const { return (data + i / 3 * 3 * stride)[i % 3 * stride + p]; }
 };
 
-/// A tile of the product, kTileRows × kVectors vectors; b is packed k × kTileCols.
-template <class T, int kVectors, class Rows>
-void multiply_tile(int64_t k, const Rows a, const T* __restrict__ b, T* __restrict__ out) {
-  constexpr int kWidth = VectorOf<T>::kWidth;
-  Vector<T> sum[kTileRows][kVectors] = {};
-  for (int64_t p = 0; p < k; ++p) {
-    Vector<T> right[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      right[v] = *reinterpret_cast<const Vector<T>*>(b + v * kWidth);
-#pragma GCC unroll 16
-    for (int i = 0; i < kTileRows; ++i)
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += a.at(i, p) * right[v];
-    b += kTileCols<T>;
+/// f(0), f(1), … f(kCount − 1), the numbers constants: what they index stays in registers.
+template <int kCount, class F>
+[[gnu::always_inline]] inline void for_constants(const F& f) {
+  [&]<int... kIs>(std::integer_sequence<int, kIs...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, kIs>{}), ...);
   }
-  for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      *reinterpret_cast<Vector<T>*>(out + i * kTileCols<T> + v * kWidth) = sum[i][v];
+  (std::make_integer_sequence<int, kCount>{});
 }
 
 /// Where a product goes.
@@ -80,20 +70,63 @@ struct Target {
   bool add = false;  ///< to what is there
 };
 
-/// c (+)= tile, plus the bias at the first depth.
-template <class T, class Cols>
-void store_tile(const T* __restrict__ tile, int64_t rows, Cols cols, T* __restrict__ c,
-                int64_t stride, bool add, const T* __restrict__ bias) {
+/// c (+)= a tile of the product, kTileRows × kVectors vectors, its first `rows` rows; b is packed
+/// k × kTileCols, k at least 1.
+template <class T, int kVectors, class Rows>
+void multiply_tile(int64_t k, const Rows a, const T* __restrict__ b, const Target<T>& c,
+                   int64_t rows) {
+  constexpr int kWidth = VectorOf<T>::kWidth;
+  Vector<T> sum[kTileRows * kVectors], right[kVectors];
+  const auto at = [](const T* p) { return *reinterpret_cast<const Vector<T>*>(p); };
+  const auto load_right = [&]() __attribute__((always_inline)) {
+    for_constants<kVectors>([&](auto v)
+                                __attribute__((always_inline)) { right[v] = at(b + v * kWidth); });
+    b += kTileCols<T>;
+  };
+  load_right();
+  for_constants<kTileRows>([&](auto i) __attribute__((always_inline)) {
+    for_constants<kVectors>([&](auto v) __attribute__((always_inline)) {
+      sum[i * kVectors + v] = a.at(i, 0) * right[v];
+    });
+  });
+  for (int64_t p = 1; p < k; ++p) {
+    load_right();
+    for_constants<kTileRows>([&](auto i) __attribute__((always_inline)) {
+      for_constants<kVectors>([&](auto v) __attribute__((always_inline)) {
+        sum[i * kVectors + v] += a.at(i, p) * right[v];
+      });
+    });
+  }
+  T* const out = c.data;  // the compiler takes it for changed by every store
+  const T* const bias = c.bias;
+  const int64_t stride = c.stride;
+  const auto store = [&](const auto& more) __attribute__((always_inline)) {
+    for_constants<kTileRows>([&](auto i) __attribute__((always_inline)) {
+      if (i >= rows) return;
+      for_constants<kVectors>([&](auto v) __attribute__((always_inline)) {
+        T* to = out + i * stride + v * kWidth;
+        *reinterpret_cast<Vector<T>*>(to) = sum[i * kVectors + v] + more(to, v);
+      });
+    });
+  };
+  if (c.add)
+    store([&](const T* to, int) { return at(to); });
+  else if (bias)
+    store([&](const T*, int v) { return at(bias + v * kWidth); });
+  else
+    store([&](const T*, int) { return Vector<T>{}; });
+}
+
+/// The same where its columns do not fill kVectors vectors: by way of a buffer.
+template <class T, int kVectors, class Rows>
+void multiply_part(int64_t k, const Rows& a, const T* b, const Target<T>& c, int64_t rows) {
+  alignas(64) T tile[kTileRows * kTileCols<T>];
+  multiply_tile<T, kVectors>(k, a, b, {tile, kTileCols<T>, kTileCols<T>}, rows);
   for (int64_t i = 0; i < rows; ++i) {
     const T* from = tile + i * kTileCols<T>;
-    T* to = c + i * stride;
-    if (add) {
-      for (int64_t j = 0; j < cols; ++j) to[j] += from[j];
-    } else if (bias) {
-      for (int64_t j = 0; j < cols; ++j) to[j] = from[j] + bias[j];
-    } else {
-      for (int64_t j = 0; j < cols; ++j) to[j] = from[j];
-    }
+    T* to = c.data + i * c.stride;
+    for (int64_t j = 0; j < c.cols; ++j)
+      to[j] = c.add ? to[j] + from[j] : c.bias ? from[j] + c.bias[j] : from[j];
   }
 }
 
@@ -114,6 +147,19 @@ template <class T, int kHalf = VectorOf<T>::kWidth / 2>
       if (!(i & kHalf)) exchange(v[i], v[i + kHalf], std::make_integer_sequence<int, kWidth>{});
     transpose_lanes<T, kHalf / 2>(v);
   }
+}
+
+/// kWidth lines at kWidth places each, exchanged. What lies `ahead` is fetched meanwhile: the
+/// processor does not foresee that the lines after these come next.
+template <class T, class LineOf>
+[[gnu::always_inline]] inline void load_transposed(Vector<T>* v, const LineOf& line,
+                                                   int64_t ahead) {
+  for_constants<VectorOf<T>::kWidth>([&](auto j) __attribute__((always_inline)) {
+    const T* from = line(j);
+    __builtin_prefetch(from + ahead);
+    v[j] = *reinterpret_cast<const Vector<T>*>(from);
+  });
+  transpose_lanes<T>(v);
 }
 
 /// `width` neighbouring lines of a matrix, interleaved: out[p · kPadded + i] = line i at p. Beyond
@@ -137,13 +183,15 @@ void pack(const T* lines, int64_t line_stride, int64_t step, int64_t width, int6
     for (; first + kWidth <= depth; first += kWidth)
       for (int64_t i = 0; i < kPadded; i += kWidth) {
         Vector<T> v[kWidth];
-#pragma GCC unroll 16
-        for (int64_t j = 0; j < kWidth; ++j)
-          v[j] = *reinterpret_cast<const Vector<T>*>(
-              lines + std::min(i + j, width - 1) * line_stride + first);
-        transpose_lanes<T>(v);
-#pragma GCC unroll 16
-        for (int64_t p = 0; p < kWidth; ++p) {
+        const int64_t ahead = kPadded * line_stride;
+        const T* const here = lines + i * line_stride + first;
+        if (i + kWidth <= width)
+          load_transposed<T>(
+              v, [&](int64_t j) { return here + j * line_stride; }, ahead);
+        else
+          load_transposed<T>(
+              v, [&](int64_t j) { return here + std::min(j, width - 1 - i) * line_stride; }, ahead);
+        for_constants<kWidth>([&](auto p) __attribute__((always_inline)) {
           T* to = out + (first + p) * kPadded + i;
           // A last part of a vector may spill where the next p is still to be written.
           const bool spills = kPadded < kWidth && first + p + 1 < depth;
@@ -151,7 +199,7 @@ void pack(const T* lines, int64_t line_stride, int64_t step, int64_t width, int6
             *reinterpret_cast<Vector<T>*>(to) = v[p];
           else
             std::memcpy(to, &v[p], kPadded % kWidth * sizeof(T));
-        }
+        });
       }
   constexpr int64_t kStrip = 16;  // columns at a time: lines are read in whole cache lines
   for (; first < depth; first += kStrip) {
@@ -174,6 +222,25 @@ struct PackedB {
     return data + (depth_begin * slivers + s * depth) * kTileCols<T>;
   }
 };
+/// Rows first … last − 1 of b for all slivers, where a row is dense: eight slivers at a time are
+/// read as they lie. No depth block begins between those rows.
+template <class T>
+void pack_dense_rows(const Slab<T>& b, int64_t first, int64_t last, T* out) {
+  constexpr int64_t kCols = kTileCols<T>, kTogether = 8;
+  const int64_t slivers = PackedB<T>::sliver_count(b.cols), begin = first / kDepth * kDepth;
+  const int64_t depth = std::min(kDepth, b.rows - begin);
+  for (int64_t s0 = 0; s0 < slivers; s0 += kTogether)
+    for (int64_t p = first; p < last; ++p)
+      for (int64_t s = s0; s < std::min(slivers, s0 + kTogether); ++s) {
+        const T* from = b.data + p * b.row_stride + s * kCols;
+        T* to = out + (begin * slivers + s * depth + p - begin) * kCols;
+        const int64_t width = std::min(kCols, b.cols - s * kCols);
+        if (width == kCols)
+          std::memcpy(to, from, kCols * sizeof(T));
+        else
+          std::fill(std::copy_n(from, width, to), to + kCols, T(0));
+      }
+}
 template <class T>
 void pack_sliver(const Slab<T>& b, int64_t s, T* out) {
   const int64_t slivers = PackedB<T>::sliver_count(b.cols), first = s * kTileCols<T>;
@@ -196,7 +263,6 @@ template <class T, class BandOf>
 void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, int64_t first,
                    int64_t last, T* packed, const BandOf& band) {
   constexpr int64_t kWidth = VectorOf<T>::kWidth;
-  alignas(64) T tile[kTileRows * kTileCols<T>];
   for (int64_t p = 0; p < a.cols; p += kDepth) {
     const int64_t depth = std::min(kDepth, a.cols - p);
     // Rows 4 KiB apart would all fall into one set of the first cache.
@@ -217,25 +283,21 @@ void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, in
                       to = std::min(p + depth, need.depth_end);
         if (from >= to || col >= need.cols) continue;
         const T* right = b.sliver(p, depth, s) + (from - p) * kTileCols<T>;
+        const int64_t rows = std::min<int64_t>(kTileRows, last - i);
+        const Target<T> target{c.data + i * c.stride + col, cols, c.stride,
+                               c.bias ? c.bias + col : nullptr, c.add || from > need.depth_begin};
         const auto multiply = [&](const auto& left) {
-          if (cols > kWidth)
-            multiply_tile<T, kTileVectors>(to - from, left, right, tile);
+          if (cols == kTileCols<T>)
+            multiply_tile<T, kTileVectors>(to - from, left, right, target, rows);
+          else if (cols > kWidth)
+            multiply_part<T, kTileVectors>(to - from, left, right, target, rows);
           else
-            multiply_tile<T, 1>(to - from, left, right, tile);
+            multiply_part<T, 1>(to - from, left, right, target, rows);
         };
         if (is_plain(i))
           multiply(PlainRows<T>{a.data + i * a.row_stride + from, a.row_stride});
         else
           multiply(PackedRows<T>{packed + (i - first) * depth + (from - p) * kTileRows});
-        const int64_t rows = std::min<int64_t>(kTileRows, last - i);
-        const bool add = c.add || from > need.depth_begin;
-        T* target = c.data + i * c.stride + col;
-        const T* bias = c.bias ? c.bias + col : nullptr;
-        if (cols == kTileCols<T>)
-          store_tile(tile, rows, std::integral_constant<int64_t, kTileCols<T>>{}, target, c.stride,
-                     add, bias);
-        else
-          store_tile(tile, rows, cols, target, c.stride, add, bias);
       }
     }
   }
