@@ -5,8 +5,8 @@
 #include "norma/core/parallel.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/attention/kernels.h"
+#include "norma/ops/elementwise/lanes_cpu.h"
 #include "norma/ops/matmul/tile_cpu.h"
-#include "norma/ops/softmax/rows_cpu.h"
 
 namespace norma {
 namespace {
@@ -15,6 +15,7 @@ using detail::Band;
 using detail::multiply_alone;
 using detail::Slab;
 using detail::Target;
+using detail::Vector;
 
 constexpr int64_t kBlock =
     64;  // queries, and keys, at a time: scores of 16 KB stay in the first cache
@@ -133,6 +134,79 @@ void add_transposed_product(const T* scores, const Slab<T>& b, const Visible& vi
                  });
 }
 
+// Rows of scores in whole vectors, up to the block's last key: what a query does not see becomes 0.
+
+template <class T>
+constexpr int64_t kWidth = detail::VectorOf<T>::kWidth;
+static_assert(kBlock % kWidth<float> == 0 && kBlock % kWidth<double> == 0);
+
+template <class T>
+Vector<T> load(const T* from) {
+  return *reinterpret_cast<const Vector<T>*>(from);
+}
+template <class T>
+void store(T* to, const Vector<T>& v) {
+  *reinterpret_cast<Vector<T>*>(to) = v;
+}
+/// The first n elements of v, at least one, `rest` behind them.
+template <class T>
+Vector<T> first_of(const Vector<T>& v, int64_t n, T rest) {
+  if (n >= kWidth<T>) return v;
+  typename detail::IntegersOf<T>::type number;
+  for (int i = 0; i < kWidth<T>; ++i) number[i] = i;
+  using Integer = typename detail::IntegersOf<T>::Element;
+  return number < static_cast<Integer>(n) ? v : rest + Vector<T>{};
+}
+
+/// row ⊙ scale up to `seen`; the largest of it, NaN where one is.
+template <class T>
+T scale_row(T* row, T scale, int64_t seen) {
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  const auto larger = [](const auto& a, const auto& b) { return b > a ? b : b != b ? b : a; };
+  Vector<T> most = lowest + Vector<T>{};
+  for (int64_t j = 0; j < seen; j += kWidth<T>) {
+    const Vector<T> v = load(row + j) * scale;
+    most = larger(most, first_of<T>(v, seen - j, lowest));
+    store(row + j, v);
+  }
+  T largest = most[0];
+  for (int i = 1; i < kWidth<T>; ++i) largest = larger(largest, most[i]);
+  return largest;
+}
+/// exp(row ⊙ scale − shift), 0 from `seen` on; its sum.
+template <class T>
+T exponentials(T* row, T scale, T shift, int64_t seen, int64_t keys) {
+  Vector<T> sum{};
+  int64_t j = 0;
+  for (; j < seen; j += kWidth<T>) {
+    const Vector<T> e = detail::exp_vector<T>(load(row + j) * scale - shift);
+    const Vector<T> visible = first_of<T>(e, seen - j, 0);
+    sum += visible;
+    store(row + j, visible);
+  }
+  for (; j < keys; j += kWidth<T>) store(row + j, Vector<T>{});
+  return detail::sum_of_vector<T>(sum);
+}
+/// d = row ⊙ (d ⊙ rescale − delta) ⊙ scale, 0 from `seen` on.
+template <class T>
+void score_gradient(const T* row, T rescale, T delta, T scale, int64_t seen, int64_t keys, T* d) {
+  int64_t j = 0;
+  for (; j < seen; j += kWidth<T>) {
+    const Vector<T> all = load(row + j) * (load(d + j) * rescale - delta) * scale;
+    store(d + j, first_of<T>(all, seen - j, 0));
+  }
+  for (; j < keys; j += kWidth<T>) store(d + j, Vector<T>{});
+}
+template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+  Vector<T> sum{};
+  int64_t c = 0;
+  for (; c + kWidth<T> <= n; c += kWidth<T>) sum += load(a + c) * load(b + c);
+  T total = detail::sum_of_vector<T>(sum);
+  for (; c < n; ++c) total += a[c] * b[c];
+  return total;
+}
+
 template <class T>
 void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t first_query,
             const Scratch<T>& scratch) {
@@ -156,18 +230,12 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
     for (int64_t i = 0; i < queries; ++i) {
       T* row = scratch.s + i * kBlock;
       const int64_t seen = visible.of_row(i);
-      std::fill(row + seen, row + keys, T(0));
       factor[i] = 1;
-      if (seen == 0) continue;
-      for (int64_t j = 0; j < seen; ++j) row[j] *= static_cast<T>(k.settings.scale);
-      const T now = detail::max_lanes(row, seen);
+      const T now = scale_row(row, static_cast<T>(k.settings.scale), seen);
       const T next = now > largest[i] || now != now ? now : largest[i];
       const T shifted = std::isinf(next) ? T(0) : next;
-      detail::map_packets(
-          seen, row, [&](const auto& v) { return detail::exp_of(v - shifted); },
-          static_cast<const T*>(row));
-      if (largest[i] != next) factor[i] = std::exp(largest[i] - shifted);
-      sum[i] = sum[i] * factor[i] + detail::sum_lanes<T>(seen, [&](int64_t j) { return row[j]; });
+      if (first_key > 0 && largest[i] != next) factor[i] = std::exp(largest[i] - shifted);
+      sum[i] = sum[i] * factor[i] + exponentials(row, T(1), shifted, seen, keys);
       mask.for_dropped(row_of(k.q, batch, head, first_query + i), first_key, seen,
                        [&](int64_t j) { row[j] = 0; });
       largest[i] = next;
@@ -221,18 +289,12 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
         for (int64_t i = 0; i < queries; ++i) {
           const int64_t seen = visible.of_row(i);
           T *row = scratch.s + i * kBlock, *d = scratch.ds + i * kBlock;
-          std::fill(row + seen, row + keys, T(0));
-          std::fill(d + seen, d + keys, T(0));
           const T *dy_row = dy.data + i * dy.row_stride, *y_row = y.data + i * y.row_stride;
-          const T delta =
-              detail::sum_lanes<T>(dim, [&](int64_t c) { return dy_row[c] * y_row[c]; });
-          const T row_lse = lse[i];
-          detail::map_packets(
-              seen, row, [&](const auto& v) { return detail::exp_of(v * scale - row_lse); },
-              static_cast<const T*>(row));
+          const T delta = dot(dy_row, y_row, dim);
+          exponentials(row, scale, lse[i], seen, keys);
           mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
                            [&](int64_t j) { d[j] = 0; });
-          for (int64_t j = 0; j < seen; ++j) d[j] = row[j] * (d[j] * rescale - delta) * scale;
+          score_gradient(row, rescale, delta, scale, seen, keys, d);
           mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
                            [&](int64_t j) { row[j] = 0; });
         }

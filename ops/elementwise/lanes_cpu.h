@@ -1,11 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
-// Without AVX-512 the compiler notes that vectors of 64 bytes travel otherwise than with it; they
-// do so only inside one file.
+#include "norma/ops/elementwise/lanes32_cpu.h"
+
+// Without AVX-512 the compiler notes that vectors of 64 bytes travel otherwise than with it; what
+// returns one is always inline.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 namespace norma::detail {
@@ -31,11 +34,11 @@ constexpr int64_t round_up_to_lanes(int64_t n) {
   return (n + kLaneCount<T> - 1) / kLaneCount<T> * kLaneCount<T>;
 }
 template <class T>
-Lanes<T> load_lanes(const T* from) {
+[[gnu::always_inline]] inline Lanes<T> load_lanes(const T* from) {
   return *reinterpret_cast<const Lanes<T>*>(from);
 }
 template <class T>
-void store_lanes(T* to, const Lanes<T>& lanes) {
+[[gnu::always_inline]] inline void store_lanes(T* to, const Lanes<T>& lanes) {
   *reinterpret_cast<Lanes<T>*>(to) = lanes;
 }
 /// Their sum, always in the same order.
@@ -48,30 +51,92 @@ T sum_of_lanes(const Lanes<T>& lanes) {
   return part[0];
 }
 
-/// 2ˣ: 2^r for the nearest integer r goes into the exponent, the rest, at most 1/2, into the series
-/// of e^(f ln 2), cut where the next term is below half an ulp. 0 below the normal numbers. NaN
-/// stays.
+/// As many integers as a Vector<T> has elements.
 template <class T>
-Lanes<T> exp2_lanes(const Lanes<T>& x) {
+struct IntegersOf {
+  using Element = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+  using type [[gnu::vector_size(kVectorBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = Element;
+};
+/// The sum of its elements, the halves first.
+template <class T>
+T sum_of_vector(const Vector<T>& v) {
+  T part[VectorOf<T>::kWidth];
+  std::memcpy(part, &v, sizeof(v));
+  for (int half = VectorOf<T>::kWidth / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  return part[0];
+}
+/// 2ⁿ, for n that an exponent holds.
+template <class T>
+Vector<T> power_of_2(const typename IntegersOf<T>::type& n) {
+  constexpr int mantissa = std::is_same_v<T, double> ? 52 : 23;
+  constexpr int bias = std::is_same_v<T, double> ? 1023 : 127;
+  return reinterpret_cast<Vector<T>>((n + bias) << mantissa);
+}
+/// The nearest integers.
+template <class T>
+Vector<T> rounded(const Vector<T>& x) {
+  constexpr T magic = T(1.5) * T(int64_t{1} << (std::is_same_v<T, double> ? 52 : 23));
+  return (x + magic) - magic;
+}
+/// eˣ for |x| up to ln 2 / 2: the series, cut where the next term is below half an ulp.
+template <class T>
+Vector<T> exp_series(const Vector<T>& x) {
+  constexpr int terms = std::is_same_v<T, double> ? 13 : 7;
+  Vector<T> series = T(1) + Vector<T>{};
+#pragma GCC unroll 16
+  for (int k = terms; k > 0; --k) series = T(1) + series * x * (T(1) / static_cast<T>(k));
+  return series;
+}
+
+/// 2ˣ, 0 below the normal numbers. NaN stays.
+template <class T>
+Vector<T> exp2_vector(const Vector<T>& x) {
   constexpr bool wide = std::is_same_v<T, double>;
   constexpr T low = wide ? -1022 : -126, high = wide ? 1024 : 128;
-  constexpr int mantissa = wide ? 52 : 23, terms = wide ? 13 : 7;
-  constexpr T ln2 = T(0.693147180559945309417232121458L),
-              magic = T(1.5) * T(int64_t{1} << mantissa);
-  const Lanes<T> bounded = x < low ? low + Lanes<T>{} : x > high ? high + Lanes<T>{} : x;
-  const Lanes<T> whole = (bounded + magic) - magic, f = (bounded - whole) * ln2;
-  Lanes<T> series = T(1) + Lanes<T>{};
-#pragma GCC unroll 16
-  for (int k = terms; k > 0; --k) series = T(1) + series * f * (T(1) / static_cast<T>(k));
-  const auto exponent = __builtin_convertvector(whole, IntegerLanes<T>) << mantissa;
-  const Lanes<T> y =
-      reinterpret_cast<Lanes<T>>(reinterpret_cast<IntegerLanes<T>>(series) + exponent);
-  return x < low ? Lanes<T>{} : x >= high ? std::numeric_limits<T>::infinity() + Lanes<T>{} : y;
+  constexpr T ln2 = T(0.693147180559945309417232121458L);
+  const Vector<T> bounded = x < low ? low + Vector<T>{} : x > high ? high + Vector<T>{} : x;
+  const Vector<T> whole = rounded<T>(bounded), series = exp_series<T>((bounded - whole) * ln2);
+  const auto n = __builtin_convertvector(whole, typename IntegersOf<T>::type);
+  // One more than an exponent holds is infinite: chosen below.
+  const Vector<T> y = series * power_of_2<T>(n);
+  return x < low ? Vector<T>{} : x >= high ? std::numeric_limits<T>::infinity() + Vector<T>{} : y;
+}
+/// eˣ to 2 ulp; 0 below e⁻⁸⁷ (e⁻⁷⁰⁸), infinite above e⁸⁸ (e⁷⁰⁹). NaN stays.
+template <class T>
+Vector<T> exp_vector(const Vector<T>& x) {
+  constexpr bool wide = std::is_same_v<T, double>;
+  constexpr T low = wide ? -708 : -87, high = wide ? 709 : 88;
+  // Few digits in the first part: its multiples are exact.
+  constexpr T log2e = T(1.44269504088896340735992468100L), ln2_high = T(0.693359375),
+              ln2_low = T(-2.12194440054690583e-4);
+  const Vector<T> bounded = x < low ? low + Vector<T>{} : x > high ? high + Vector<T>{} : x;
+  const Vector<T> whole = rounded<T>(bounded * log2e);
+  const Vector<T> series = exp_series<T>(bounded - whole * ln2_high - whole * ln2_low);
+  const auto n = __builtin_convertvector(whole, typename IntegersOf<T>::type);
+  const Vector<T> y = series * power_of_2<T>(n);
+  return x < low ? Vector<T>{} : x > high ? std::numeric_limits<T>::infinity() + Vector<T>{} : y;
+}
+
+/// f of all lanes, a register at a time: g++ takes a choice in wider vectors apart element by
+/// element.
+template <class T, class F>
+[[gnu::always_inline]] inline Lanes<T> by_vectors(const Lanes<T>& x, const F& f) {
+  Vector<T> part[kLaneBytes / kVectorBytes];
+  std::memcpy(part, &x, sizeof(x));
+  for (int i = 0; i < kLaneBytes / kVectorBytes; ++i) part[i] = f(part[i]);
+  Lanes<T> y;
+  std::memcpy(&y, part, sizeof(y));
+  return y;
+}
+template <class T>
+[[gnu::always_inline]] inline Lanes<T> exp2_lanes(const Lanes<T>& x) {
+  return by_vectors<T>(x, [](const Vector<T>& v) { return exp2_vector<T>(v); });
 }
 template <class T>
 inline constexpr T kLog2E = T(1.44269504088896340735992468100L);
 template <class T>
-Lanes<T> sigmoid_lanes(const Lanes<T>& x) {
+[[gnu::always_inline]] inline Lanes<T> sigmoid_lanes(const Lanes<T>& x) {
   return T(1) / (T(1) + exp2_lanes<T>(x * -kLog2E<T>));
 }
 

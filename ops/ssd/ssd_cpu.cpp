@@ -189,16 +189,18 @@ struct Chunk {
   void decay_row(int64_t h, int64_t i, Acc* row) const {
     constexpr int64_t kCount = detail::kLaneCount<Acc>;
     const Acc *from = sum + h * steps, last = from[i];
-    int64_t j = 0;
-    for (; j + kCount <= i + 1; j += kCount)
+    // The end of the whole lanes is worked out first: g++ 12 splits a loop until j + kCount > i + 1
+    // that is followed by j > i, and loses its first lanes (-fsplit-loops).
+    const int64_t whole = (i + 1) / kCount * kCount, more = i + 1 - whole;
+    for (int64_t j = 0; j < whole; j += kCount)
       detail::store_lanes(row + j, detail::exp2_lanes<Acc>((last - detail::load_lanes(from + j)) *
                                                            detail::kLog2E<Acc>));
-    if (j > i) return;
+    if (more == 0) return;
     Acc rest[kCount] = {};
-    for (int64_t e = 0; j + e <= i; ++e) rest[e] = last - from[j + e];
+    for (int64_t e = 0; e < more; ++e) rest[e] = last - from[whole + e];
     detail::store_lanes(rest,
                         detail::exp2_lanes<Acc>(detail::load_lanes(rest) * detail::kLog2E<Acc>));
-    std::copy_n(rest, i + 1 - j, row + j);
+    std::copy_n(rest, more, row + whole);
   }
   /// f(head of the part, step, where its P columns begin in (steps, width)).
   template <class F>
