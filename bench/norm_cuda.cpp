@@ -1,6 +1,6 @@
 // The norm family on a GPU, kernels alone, as shares of a copy on the device:
 //   build/cuda/bench/norm_cuda [--kind rms] [--dtype bfloat16] [--cols 256,1024] [--elements
-//   134217728]
+//   134217728] [--direction forward]
 // Bytes are the fewest that an op can move: each tensor once. The second cache is flushed before
 // each call; the median of a few; the second kernel of the weights' gradients counts.
 #include <cuda_runtime_api.h>
@@ -49,8 +49,9 @@ class Bench {
     check(cudaEventCreate(&end_), "make an event");
     source_ = randn({1 << 22});
   }
-  double copy_bandwidth() {
-    const auto n = static_cast<size_t>(elements_ * 4);
+  /// Of a copy of as many bytes as a tensor of that dtype has.
+  double copy_bandwidth(DType dtype) {
+    const auto n = static_cast<size_t>(elements_ * size_of(dtype));
     const double us = time([&] {
       check(cudaMemcpyAsync(buffers_[1], buffers_[0], n, cudaMemcpyDeviceToDevice,
                             detail::stream_of(on_)),
@@ -58,7 +59,8 @@ class Bench {
     });
     return 2 * static_cast<double>(n) / us * 1e-3;
   }
-  void run(const Kind& kind, DType dtype, int64_t cols, int64_t rows, double copy) {
+  void run(const Kind& kind, DType dtype, int64_t cols, int64_t rows, double copy,
+           std::string_view direction) {
     const DType h_dtype = kind.wide ? float32 : dtype;
     fill(0, dtype), fill(1, dtype), fill(2, h_dtype), fill(3, dtype), fill(4, h_dtype);
     const auto in = [&](int b, DType t) {
@@ -109,7 +111,7 @@ class Bench {
     if (kind.wide) b.dresidual = out(5, h_dtype);
     b.dw = dw;
     if (kind.bias) b.db = db;
-    const double backward = time([&] { norma::run(on_, b); });
+    const double backward = direction == "forward" ? 0 : time([&] { norma::run(on_, b); });
     const double n = static_cast<double>(rows * cols), t = static_cast<double>(size_of(dtype)),
                  h = static_cast<double>(size_of(h_dtype));
     const double forward_bytes = n * (2 * t + gated * t + kind.residual * 2 * h);
@@ -120,8 +122,8 @@ class Bench {
                   direction, std::string(to_string(dtype)).c_str(), static_cast<long long>(rows),
                   static_cast<long long>(cols), us, bytes / us * 1e-3, bytes / us * 0.1 / copy);
     };
-    say("forward", forward, forward_bytes);
-    say("backward", backward, backward_bytes);
+    if (direction != "backward") say("forward", forward, forward_bytes);
+    if (direction != "forward") say("backward", backward, backward_bytes);
     std::fflush(stdout);
   }
 
@@ -167,27 +169,30 @@ class Bench {
 };
 
 int benchmark(int argc, char** argv) {
-  std::string kind = "all", dtype = "all", cols = "256,1024,4096,8192,16384,65536";
+  std::string kind = "all", dtype = "all", cols = "256,1024,4096,8192,16384,65536",
+              direction = "both";
   int64_t elements = int64_t{1} << 27, rows = 0;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string_view flag = argv[i];
     if (flag == "--kind") kind = argv[i + 1];
     if (flag == "--dtype") dtype = argv[i + 1];
     if (flag == "--cols") cols = argv[i + 1];
+    if (flag == "--direction") direction = argv[i + 1];
     if (flag == "--elements") elements = std::atoll(argv[i + 1]);
     if (flag == "--rows") rows = std::atoll(argv[i + 1]);
   }
   Bench bench(elements);
-  const double copy = bench.copy_bandwidth();
-  std::printf("%s: copy %.0f GB/s\n", detail::properties().name, copy);
   for (DType t : {bfloat16, float32, float16}) {
     if (dtype == "all" ? t == float16 : dtype != to_string(t)) continue;
+    const double copy = bench.copy_bandwidth(t);
+    std::printf("%s: copy of %s %.0f GB/s\n", detail::properties().name,
+                std::string(to_string(t)).c_str(), copy);
     for (const Kind& k : kKinds) {
       if (kind != "all" && kind != k.name) continue;
       for (const char* p = cols.c_str(); *p;) {
         char* end = nullptr;
         const int64_t d = std::strtoll(p, &end, 10);
-        bench.run(k, t, d, rows > 0 ? rows : elements / d, copy);
+        bench.run(k, t, d, rows > 0 ? rows : elements / d, copy, direction);
         p = *end ? end + 1 : end;
       }
     }

@@ -7,19 +7,8 @@ namespace norma::norm_cuda {
 
 template <class T>
 void forward(const Cuda& on, const NormForwardArgs& k) {
-  if constexpr (!std::is_same_v<T, double>) {
-    const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
-    if (!only_general_plans && can_hold<T>(k, size)) {
-      switch (k.options.gate) {
-        case GateOrder::no_gate:
-          return forward_held<T, GateOrder::no_gate>(on, k);
-        case GateOrder::norm_then_gate:
-          return forward_held<T, GateOrder::norm_then_gate>(on, k);
-        case GateOrder::gate_then_norm:
-          return forward_held<T, GateOrder::gate_then_norm>(on, k);
-      }
-    }
-  }
+  if constexpr (!std::is_same_v<T, double>)
+    if (!only_general_plans && can_hold<T>(k) && forward_held<T>(on, k)) return;
   forward_any<T>(on, k);
 }
 

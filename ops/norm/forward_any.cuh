@@ -1,23 +1,13 @@
 #pragma once
 
+#include <algorithm>
+
 #include "norma/ops/norm/kernels.h"
-#include "norma/ops/norm/row.cuh"
+#include "norma/ops/norm/plain.cuh"
 
 namespace norma::norm_cuda {
 
 inline constexpr int kAnyThreads = 256;
-
-/// A group of a row, by its number in the whole tensor.
-struct GroupPlace {
-  int64_t row, first, stat;  ///< first: the column that it begins at
-  int group;
-  __device__ GroupPlace(int64_t item, int64_t groups, int64_t size)
-      : row(groups == 1 ? item : item / groups), stat(item) {
-    const int64_t j = item - row * groups;
-    group = static_cast<int>(j);
-    first = j * size;
-  }
-};
 
 /// Every member of the family and every row: a warp or a block a group, which reads it two or three
 /// times, from the caches where it fits. Members and sizes with kernels of their own pass by it.
@@ -65,6 +55,7 @@ __global__ void __launch_bounds__(kAnyThreads)
       for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], gate_of(o, z[e]).value);
     };
     const Stats<Acc> s = statistics<kWidth>(team, o, u_of);
+    const Normalize<Acc> x_hat_of(s);
     if (team.lane() == 0 && team.warp() == 0) {
       if (k.mean) k.mean.at<Acc>(p.stat) = s.mean / s.scale;
       if (k.mean_rest) k.mean_rest.at<Acc>(p.stat) = s.mean_rest / s.scale;
@@ -73,7 +64,7 @@ __global__ void __launch_bounds__(kAnyThreads)
     team.template for_each<kWidth>([&](int64_t c, int n) {
       Acc x_hat[kWidth];
       u_of(c, n, x_hat);
-      for (Acc& e : x_hat) e = s.normalized(s.scale == 1 ? e : mul(e, s.scale));
+      for (Acc& e : x_hat) e = x_hat_of(s.scale == 1 ? e : mul(e, s.scale));
       if (k.x_hat) write_to(k.x_hat.row<T>(p.row) + p.first + c, n, x_hat);
       if (o.casting == Casting::rounded)
         for (Acc& e : x_hat) e = convert<Acc>(convert<T>(e));
@@ -112,7 +103,7 @@ template <class T>
 void forward_any(const Cuda& on, const NormForwardArgs& k) {
   using Acc = stats_t<T>;
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
-  const RowOrder order(size, kLaneWidth<T>);
+  const RowOrder order = forward_order(size, kLaneWidth<T>);
   const int64_t items = k.x.rows * (k.x.cols / size);
   constexpr int64_t kMost = int64_t{1} << 30;
   if (order.chunks == 1)
@@ -122,7 +113,8 @@ void forward_any(const Cuda& on, const NormForwardArgs& k) {
   else
     launch(on,
            {.grid = grid_for(items, 1, kMost),
-            .block = dim3(kAnyThreads),
+            .block = dim3(static_cast<unsigned>(std::min(kAnyThreads / kWarpSize, order.chunks)) *
+                          kWarpSize),
             .shared = team_memory<Acc>(order, 2)},
            norm_forward_any_kernel<T, true>, k, order);
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -182,6 +183,26 @@ struct RowOrder {
   }
 };
 
+/// Elements of a chunk of a forward, whose lanes have 32 each: what a lane does once a row (its
+/// place, the butterflies, a root) is spread over them.
+inline constexpr int kForwardChunk = 1024;
+
+/// The order of the forward's sums: longer chunks of the same number of vectors, and short rows in
+/// fewer lanes.
+inline RowOrder forward_order(int64_t size, int width) {
+  RowOrder order;
+  order.n = size;
+  const int64_t vectors = ceil_div(size, int64_t{width});
+  const int64_t most = kForwardChunk / (kWarpSize * width);  // vectors of a lane
+  order.chunks = static_cast<int>(ceil_div(size, int64_t{kForwardChunk}));
+  if (order.chunks > 8) order.chunks = ceil_div(order.chunks, 16) * 16;  // all warps of a block
+  // Four neighbouring lanes at least, since they read 64 bytes of a row together.
+  while (order.lanes / 2 >= std::min<int64_t>(vectors, 4) && order.lanes / 2 * most >= vectors)
+    order.lanes /= 2;
+  order.vecs = static_cast<int>(ceil_div(vectors, int64_t{order.lanes} * order.chunks));
+  return order;
+}
+
 /// A lane's share of a sum.
 template <class Acc>
 struct LaneSum {
@@ -194,16 +215,19 @@ struct LaneSum {
 /// The sum over groups of `lanes` lanes, a power of two.
 template <class Acc>
 __device__ __forceinline__ Acc lanes_sum(Acc v, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2) v = add(v, __shfl_xor_sync(0xffffffffu, v, step));
+#pragma unroll
+  for (int step = kWarpSize / 2; step > 0; step /= 2)
+    if (step < lanes) v = add(v, __shfl_xor_sync(0xffffffffu, v, step));
   return v;
 }
 
 /// The chunks' sums, in every lane: lane l adds the chunks l, l + 32, …
-template <class Acc>
+template <int kStride = 1, class Acc>
 __device__ __forceinline__ Acc chunks_sum(const Acc* slots, int chunks) {
   const int lane = threadIdx.x % kWarpSize;
-  Acc v = 0;
-  for (int c = lane; c < chunks; c += kWarpSize) v = c == lane ? slots[c] : add(v, slots[c]);
+  Acc v = lane < chunks ? slots[kStride * lane] : Acc(0);
+#pragma unroll 1
+  for (int c = lane + kWarpSize; c < chunks; c += kWarpSize) v = add(v, slots[kStride * c]);
   return lanes_sum(v, kWarpSize);
 }
 
@@ -299,6 +323,16 @@ struct Stats {
     return mul(sub(sub(u, mean), mean_rest), rstd);
   }
 };
+/// x̂ in three operations.
+template <class Acc>
+struct Normalize {
+  Acc mean, rstd, shift;
+  __device__ explicit Normalize(const Stats<Acc>& s)
+      : mean(s.mean), rstd(s.rstd), shift(-mul(s.mean_rest, s.rstd)) {}
+  __device__ __forceinline__ Acc operator()(Acc u) const {
+    return fused(sub(u, mean), rstd, shift);
+  }
+};
 template <class Acc>
 struct Moments {
   Acc mean = 0, mean_rest = 0, squares = 0;
@@ -317,6 +351,13 @@ template <class Acc>
 __device__ __forceinline__ Acc about_mean(Acc squares, Acc rest, Acc size) {
   const Acc less = sub(squares, mul(mul(rest, rest), size));
   return less >= 0 ? less : mul(squares, Acc(0));  // keeps NaN
+}
+/// total / size, rounded once (Markstein), where share = 1 / size was rounded once; NaN where that
+/// leaves the range.
+template <class Acc>
+__device__ __forceinline__ Acc mean_of(Acc total, Acc size, Acc share) {
+  const Acc m = mul(total, share);
+  return fused(fused(-m, size, total), share, m);
 }
 template <class Acc>
 __device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, double eps) {
@@ -384,6 +425,7 @@ template <int kWidth, class Acc, bool kBlock, class F>
 __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOptions& o,
                                  const F& u_of) {
   const Acc size = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(team.order.n);
+  const Acc share = 1 / size;
   Acc scale = 1;
 #pragma unroll 1
   for (;;) {  // twice at the most
@@ -420,11 +462,11 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
             sums[1].product(e, v, v);
           }
         });
-        if (first) m.mean = total[0] / size;
+        if (first) m.mean = mean_of(total[0], size, share);
       }
       m.squares = total[1];
       if (centred) {
-        m.mean_rest = total[0] / size;
+        m.mean_rest = mean_of(total[0], size, share);
         m.squares = about_mean(total[1], m.mean_rest, size);
       }
     }
