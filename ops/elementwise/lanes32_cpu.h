@@ -30,6 +30,15 @@ struct VectorOf {
 template <class T>
 using Vector = typename VectorOf<T>::type;
 
+/// f(0), f(1), … f(kCount − 1), the numbers constants: what they index stays in registers.
+template <int kCount, class F>
+[[gnu::always_inline]] inline void for_constants(const F& f) {
+  [&]<int... kIs>(std::integer_sequence<int, kIs...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, kIs>{}), ...);
+  }
+  (std::make_integer_sequence<int, kCount>{});
+}
+
 inline constexpr int kLanes32 = 32;  // the same for every processor, and so are the bits of sums
 
 /// How many elements from here on: kLanes32, known to the compiler, or fewer at a row's end.

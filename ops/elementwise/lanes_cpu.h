@@ -79,13 +79,21 @@ Vector<T> rounded(const Vector<T>& x) {
   constexpr T magic = T(1.5) * T(int64_t{1} << (std::is_same_v<T, double> ? 52 : 23));
   return (x + magic) - magic;
 }
+template <class T>
+constexpr T one_over_factorial(int k) {
+  double product = 1;
+  for (int i = 2; i <= k; ++i) product *= i;
+  return static_cast<T>(1 / product);
+}
 /// eˣ for |x| up to ln 2 / 2: the series, cut where the next term is below half an ulp.
 template <class T>
 Vector<T> exp_series(const Vector<T>& x) {
   constexpr int terms = std::is_same_v<T, double> ? 13 : 7;
-  Vector<T> series = T(1) + Vector<T>{};
-#pragma GCC unroll 16
-  for (int k = terms; k > 0; --k) series = T(1) + series * x * (T(1) / static_cast<T>(k));
+  Vector<T> series = one_over_factorial<T>(terms) + Vector<T>{};
+  for_constants<terms>([&](auto k) __attribute__((always_inline)) {
+    constexpr T coefficient = one_over_factorial<T>(terms - 1 - k);
+    series = series * x + coefficient;
+  });
   return series;
 }
 

@@ -52,15 +52,6 @@ struct PlainRows {
   T at(int i, int64_t p) const { return (data + i / 3 * 3 * stride)[i % 3 * stride + p]; }
 };
 
-/// f(0), f(1), … f(kCount − 1), the numbers constants: what they index stays in registers.
-template <int kCount, class F>
-[[gnu::always_inline]] inline void for_constants(const F& f) {
-  [&]<int... kIs>(std::integer_sequence<int, kIs...>) __attribute__((always_inline)) {
-    (f(std::integral_constant<int, kIs>{}), ...);
-  }
-  (std::make_integer_sequence<int, kCount>{});
-}
-
 /// Where a product goes.
 template <class T>
 struct Target {
@@ -162,22 +153,32 @@ template <class T, class LineOf>
   transpose_lanes<T>(v);
 }
 
+/// Lines that lie side by side, in groups of kPadded, the last filled up with zeros: what they have
+/// at one p is read as it lies. out[p · kPadded + i] = line i at p, a group's group_stride behind.
+template <int kPadded, class T>
+void pack_beside(const T* lines, int64_t step, int64_t width, int64_t depth, T* out,
+                 int64_t group_stride) {
+  constexpr int64_t kTogether = 8 * kPadded, kAhead = 8, kLine = 64 / sizeof(T);
+  for (int64_t begin = 0; begin < width; begin += kTogether) {
+    const int64_t end = std::min(width, begin + kTogether);
+    for (int64_t p = 0; p < depth; ++p) {
+      const T* from = lines + p * step;
+      for (int64_t i = begin; i < end; i += kLine) __builtin_prefetch(from + kAhead * step + i);
+      T* to = out + begin / kPadded * group_stride + p * kPadded;
+      int64_t i = begin;
+      for (; i + kPadded <= end; i += kPadded, to += group_stride)
+        std::memcpy(to, from + i, kPadded * sizeof(T));
+      if (i < end) std::fill(std::copy(from + i, from + end, to), to + kPadded, T(0));
+    }
+  }
+}
+
 /// `width` neighbouring lines of a matrix, interleaved: out[p · kPadded + i] = line i at p. Beyond
 /// the width anything: it meets only itself, and nobody keeps it.
 template <int kPadded, class T>
 void pack(const T* lines, int64_t line_stride, int64_t step, int64_t width, int64_t depth, T* out) {
   constexpr int kWidth = VectorOf<T>::kWidth;
-  if (line_stride == 1) {
-    if (width == kPadded)
-      for (int64_t p = 0; p < depth; ++p)
-        std::memcpy(out + p * kPadded, lines + p * step, kPadded * sizeof(T));
-    else
-      for (int64_t p = 0; p < depth; ++p) {
-        for (int64_t i = 0; i < width; ++i) out[p * kPadded + i] = lines[p * step + i];
-        for (int64_t i = width; i < kPadded; ++i) out[p * kPadded + i] = 0;
-      }
-    return;
-  }
+  if (line_stride == 1) return pack_beside<kPadded>(lines, step, width, depth, out, 0);
   int64_t first = 0;
   if (step == 1)
     for (; first + kWidth <= depth; first += kWidth)
@@ -222,24 +223,15 @@ struct PackedB {
     return data + (depth_begin * slivers + s * depth) * kTileCols<T>;
   }
 };
-/// Rows first … last − 1 of b for all slivers, where a row is dense: eight slivers at a time are
-/// read as they lie. No depth block begins between those rows.
+/// Rows first … last − 1 of b for all slivers, where a row is dense. No depth block begins between
+/// them.
 template <class T>
 void pack_dense_rows(const Slab<T>& b, int64_t first, int64_t last, T* out) {
-  constexpr int64_t kCols = kTileCols<T>, kTogether = 8;
-  const int64_t slivers = PackedB<T>::sliver_count(b.cols), begin = first / kDepth * kDepth;
-  const int64_t depth = std::min(kDepth, b.rows - begin);
-  for (int64_t s0 = 0; s0 < slivers; s0 += kTogether)
-    for (int64_t p = first; p < last; ++p)
-      for (int64_t s = s0; s < std::min(slivers, s0 + kTogether); ++s) {
-        const T* from = b.data + p * b.row_stride + s * kCols;
-        T* to = out + (begin * slivers + s * depth + p - begin) * kCols;
-        const int64_t width = std::min(kCols, b.cols - s * kCols);
-        if (width == kCols)
-          std::memcpy(to, from, kCols * sizeof(T));
-        else
-          std::fill(std::copy_n(from, width, to), to + kCols, T(0));
-      }
+  constexpr int64_t kCols = kTileCols<T>;
+  const int64_t begin = first / kDepth * kDepth, depth = std::min(kDepth, b.rows - begin);
+  const int64_t ahead = begin * PackedB<T>::sliver_count(b.cols) + first - begin;
+  pack_beside<kCols>(b.data + first * b.row_stride, b.row_stride, b.cols, last - first,
+                     out + ahead * kCols, depth * kCols);
 }
 template <class T>
 void pack_sliver(const Slab<T>& b, int64_t s, T* out) {
@@ -270,8 +262,12 @@ void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, in
     const auto is_plain = [&](int64_t i) {
       return a.col_stride == 1 && spread && last - i >= kTileRows;
     };
+    const bool beside = a.row_stride == 1 && a.col_stride != 1;
+    if (beside)
+      pack_beside<kTileRows>(a.data + first + p * a.col_stride, a.col_stride, last - first, depth,
+                             packed, kTileRows * depth);
     for (int64_t i = first; i < last; i += kTileRows)
-      if (!is_plain(i))
+      if (!beside && !is_plain(i))
         pack<kTileRows>(a.data + i * a.row_stride + p * a.col_stride, a.row_stride, a.col_stride,
                         std::min<int64_t>(kTileRows, last - i), depth,
                         packed + (i - first) * depth);
@@ -312,7 +308,11 @@ template <class T, class BandOf>
 void multiply_alone(const Slab<T>& a, const Slab<T>& b, const Target<T>& c, T* scratch,
                     const BandOf& band) {
   const PackedB<T> packed{scratch, PackedB<T>::sliver_count(b.cols)};
-  for (int64_t s = 0; s < packed.slivers; ++s) pack_sliver(b, s, scratch);
+  if (b.col_stride == 1)
+    for (int64_t p = 0; p < b.rows; p += kDepth)
+      pack_dense_rows(b, p, std::min(b.rows, p + kDepth), scratch);
+  else
+    for (int64_t s = 0; s < packed.slivers; ++s) pack_sliver(b, s, scratch);
   multiply_rows(a, packed, c, 0, a.rows, scratch + PackedB<T>::size(a.cols, b.cols), band);
 }
 template <class T>
