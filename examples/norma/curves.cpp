@@ -15,14 +15,13 @@ void add_curves(CLI::App& app) {
     norma::nn::CurveOptions options;
   };
   auto s = std::make_shared<Settings>();
-  CLI::App* curves =
-      app.add_subcommand("curves", "Draw the curves of several runs into one picture.");
-  curves->add_option("runs", s->runs, "folders of runs")->required();
-  curves->add_option("--out", s->out, "the picture, .png or .svg")->capture_default_str();
-  curves->add_option("--title", s->options.title, "what stands above it");
-  curves->add_flag("--log-loss", s->options.log_loss, "losses on a logarithmic axis");
-  curves->add_flag("--log-step", s->options.log_step, "steps on a logarithmic axis");
-  curves->callback([s] {
+  Command curves(app, "curves", "Draw the curves of several runs into one picture.");
+  curves.option("runs", s->runs, "folders of runs").required();
+  curves.option("--out", s->out, "the picture, .png or .svg").shows_default();
+  curves.option("--title", s->options.title, "what stands above it");
+  curves.flag("--log-loss", s->options.log_loss, "losses on a logarithmic axis");
+  curves.flag("--log-step", s->options.log_step, "steps on a logarithmic axis");
+  curves.runs([s] {
     norma::nn::draw_curves(s->runs, s->out, s->options);
     std::printf("%s\n", s->out.c_str());
   });

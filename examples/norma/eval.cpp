@@ -46,10 +46,10 @@ void add_eval(CLI::App& app) {
     std::string run, text, device = "best", precision;
   };
   auto s = std::make_shared<Settings>();
-  CLI::App* eval = app.add_subcommand("eval", "The loss of a run, with its standard error.");
-  eval->add_option("run", s->run, "the run's folder")->required();
-  eval->add_option("--text", s->text, "a file to measure on; default: the run's validation data");
-  eval->add_option("--device", s->device, "cpu, cuda, cuda:N, or best")->capture_default_str();
-  eval->add_option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
-  eval->callback([s] { run_eval(s->run, s->text, s->device, s->precision); });
+  Command eval(app, "eval", "The loss of a run, with its standard error.");
+  eval.option("run", s->run, "the run's folder").required();
+  eval.option("--text", s->text, "a file to measure on; default: the run's validation data");
+  eval.option("--device", s->device, "cpu, cuda, cuda:N, or best").shows_default();
+  eval.option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
+  eval.runs([s] { run_eval(s->run, s->text, s->device, s->precision); });
 }

@@ -1,13 +1,52 @@
 // norma: trains small language models, generates from them, measures them.
+#include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "commands.h"
 #include "norma/core/error.h"
 #include "norma/core/version.h"
 #include "norma/nn/train_options.h"
+
+Command::Command(CLI::App& app, const std::string& name, const std::string& help)
+    : command_(app.add_subcommand(name, help)) {}
+template <class T>
+Command& Command::option(const std::string& name, T& field, const std::string& help) {
+  last_ = command_->add_option(name, field, help);
+  return *this;
+}
+template Command& Command::option(const std::string&, std::string&, const std::string&);
+template Command& Command::option(const std::string&, std::vector<std::string>&,
+                                  const std::string&);
+template Command& Command::option(const std::string&, int&, const std::string&);
+template Command& Command::option(const std::string&, int64_t&, const std::string&);
+template Command& Command::option(const std::string&, uint64_t&, const std::string&);
+template Command& Command::option(const std::string&, double&, const std::string&);
+template Command& Command::option(const std::string&, bool&, const std::string&);
+Command& Command::flag(const std::string& name, bool& field, const std::string& help) {
+  last_ = command_->add_flag(name, field, help);
+  return *this;
+}
+Command& Command::required() {
+  last_->required();
+  return *this;
+}
+Command& Command::shows_default() {
+  last_->capture_default_str();
+  return *this;
+}
+Command& Command::group(const std::string& name) {
+  last_->group(name);
+  return *this;
+}
+std::function<bool()> Command::given() const {
+  return [option = last_] { return option->count() > 0; };
+}
+void Command::runs(std::function<void()> f) { command_->callback(std::move(f)); }
 
 namespace {
 

@@ -50,19 +50,18 @@ void run_sample(const Settings& s) {
 
 void add_sample(CLI::App& app) {
   auto s = std::make_shared<Settings>();
-  CLI::App* sample = app.add_subcommand("sample", "Generate text from a run.");
-  sample->add_option("run", s->run, "the run's folder")->required();
-  sample->add_option("--prompt", s->prompt, "what the text begins with");
-  sample->add_option("--length", s->generate.length, "tokens to add")->capture_default_str();
+  Command sample(app, "sample", "Generate text from a run.");
+  sample.option("run", s->run, "the run's folder").required();
+  sample.option("--prompt", s->prompt, "what the text begins with");
+  sample.option("--length", s->generate.length, "tokens to add").shows_default();
   sample
-      ->add_option("--temperature", s->generate.temperature,
-                   "below 1 safer, above 1 wilder, 0 always the likeliest")
-      ->capture_default_str();
-  sample->add_option("--top-k", s->generate.top_k, "choose among the k likeliest; 0: all")
-      ->capture_default_str();
-  sample->add_option("--seed", s->generate.seed, "another seed, another text")
-      ->capture_default_str();
-  sample->add_option("--device", s->device, "cpu, cuda, cuda:N, or best")->capture_default_str();
-  sample->add_option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
-  sample->callback([s] { run_sample(*s); });
+      .option("--temperature", s->generate.temperature,
+              "below 1 safer, above 1 wilder, 0 always the likeliest")
+      .shows_default();
+  sample.option("--top-k", s->generate.top_k, "choose among the k likeliest; 0: all")
+      .shows_default();
+  sample.option("--seed", s->generate.seed, "another seed, another text").shows_default();
+  sample.option("--device", s->device, "cpu, cuda, cuda:N, or best").shows_default();
+  sample.option("--precision", s->precision, "fp32, tf32, bf16 or fp16; default: the run's");
+  sample.runs([s] { run_sample(*s); });
 }

@@ -174,12 +174,12 @@ void run_tasks(const Settings& s) {
 
 void add_tasks(CLI::App& app) {
   auto s = std::make_shared<Settings>();
-  CLI::App* tasks = app.add_subcommand(
-      "tasks", "Train models on the tasks of the state-space papers; a table beside theirs.");
-  tasks->add_option("--only", s->only, "rows whose name has this in it");
-  tasks->add_option("--steps", s->steps, "at most so many steps; 0: each row's own");
-  tasks->add_option("--folder", s->folder, "checkpoints and the table; run again to go on")
-      ->capture_default_str();
-  tasks->add_flag("--paper", s->paper, "the papers' own settings, for a GPU");
-  tasks->callback([s] { run_tasks(*s); });
+  Command tasks(app, "tasks",
+                "Train models on the tasks of the state-space papers; a table beside theirs.");
+  tasks.option("--only", s->only, "rows whose name has this in it");
+  tasks.option("--steps", s->steps, "at most so many steps; 0: each row's own");
+  tasks.option("--folder", s->folder, "checkpoints and the table; run again to go on")
+      .shows_default();
+  tasks.flag("--paper", s->paper, "the papers' own settings, for a GPU");
+  tasks.runs([s] { run_tasks(*s); });
 }

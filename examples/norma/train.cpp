@@ -280,10 +280,11 @@ std::string flag_of(std::string name) {
 }
 
 /// Sets the fields whose flag was given.
-void copy_given(TrainOptions& given, const std::vector<CLI::Option*>& flags, TrainOptions& target) {
+void copy_given(TrainOptions& given, const std::vector<std::function<bool()>>& flags,
+                TrainOptions& target) {
   size_t i = 0;
   visit_fields(given, [&]<class T>(const char* name, const T& from, const char*) {
-    if (flags[i++]->count() == 0) return;
+    if (!flags[i++]()) return;
     visit_fields(target, [&]<class U>(std::string_view other, U& to, const char*) {
       if constexpr (std::is_same_v<T, U>)
         if (other == name) to = from;
@@ -295,25 +296,24 @@ void copy_given(TrainOptions& given, const std::vector<CLI::Option*>& flags, Tra
 
 void add_train(CLI::App& app) {
   auto settings = std::make_shared<Settings>();
-  CLI::App* train = app.add_subcommand(
-      "train",
-      "Train a transformer: on generated sentences whose best possible loss is known, on "
-      "--text FILE, or on --task NAME.");
-  train->add_option("--out", settings->out, "the run's folder; default: runs/DATA-DATE");
-  train->add_option("--resume", settings->resume, "go on with the run in this folder");
-  train->add_option("--config", settings->config,
-                    "settings from a JSON file such as a run's config.json; flags override it");
-  train->add_option("--threads", settings->threads, "threads; default: all processors");
-  train->add_flag("--profile", settings->profile,
-                  "time, bytes and share of each op in ten steps, and no run");
+  Command train(app, "train",
+                "Train a transformer: on generated sentences whose best possible loss is known, on "
+                "--text FILE, or on --task NAME.");
+  train.option("--out", settings->out, "the run's folder; default: runs/DATA-DATE");
+  train.option("--resume", settings->resume, "go on with the run in this folder");
+  train.option("--config", settings->config,
+               "settings from a JSON file such as a run's config.json; flags override it");
+  train.option("--threads", settings->threads, "threads; default: all processors");
+  train.flag("--profile", settings->profile,
+             "time, bytes and share of each op in ten steps, and no run");
   // Flags go into options of their own, so that a configuration file does not override them.
   auto given = std::make_shared<TrainOptions>();
-  auto flags = std::make_shared<std::vector<CLI::Option*>>();
+  auto flags = std::make_shared<std::vector<std::function<bool()>>>();
   visit_fields(*given, [&](const char* name, auto& field, const char* help) {
-    flags->push_back(train->add_option(flag_of(name), field, help)->capture_default_str());
-    flags->back()->group("Settings");
+    flags->push_back(
+        train.option(flag_of(name), field, help).shows_default().group("Settings").given());
   });
-  train->callback([=] {
+  train.runs([=] {
     Settings& s = *settings;
     if (!s.config.empty()) set_from_json(s.options, read_file(s.config), s.config);
     copy_given(*given, *flags, s.options);
