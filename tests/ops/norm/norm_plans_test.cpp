@@ -73,12 +73,19 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
     bool shared;
     const char* why;
   };
-  const Size sizes[] = {{3, 1, 0, false, "one element"},      {70, 24, 0, false, "rows of a warp"},
-                        {37, 257, 0, false, "odd"},           {37, 1000, 0, false, "one warp"},
-                        {20, 1536, 0, false, "three warps"},  {9, 4097, 0, false, "odd, a block"},
-                        {7, 8192, 0, false, "a full block"},  {5, 16384, 0, false, "two blocks"},
-                        {3, 65536, 0, false, "a cluster"},    {3, 131072, 0, false, "a large one"},
-                        {19, 12800, 64, false, "200 groups"}, {19, 1024, 64, true, "heads"}};
+  const Size sizes[] = {{3, 1, 0, false, "one element"},
+                        {70, 24, 0, false, "rows of a warp"},
+                        {37, 257, 0, false, "odd"},
+                        {37, 1000, 0, false, "one warp"},
+                        {20, 1536, 0, false, "three warps"},
+                        {9, 4097, 0, false, "odd, a block"},
+                        {7, 8192, 0, false, "a full block"},
+                        {5, 12288, 0, false, "many blocks"},
+                        {70, 16384, 0, false, "a ring of rows"},
+                        {3, 65536, 0, false, "a cluster"},
+                        {3, 131072, 0, false, "a large one"},
+                        {19, 12800, 64, false, "200 groups"},
+                        {19, 1024, 64, true, "heads"}};
   const NoGrad off;
   for (const Size& size : sizes)
     for (DType dtype : {bfloat16, float32, float16})
