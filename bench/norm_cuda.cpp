@@ -15,6 +15,7 @@
 #include "norma/core/cuda/check.h"
 #include "norma/core/random.h"
 #include "norma/core/tensor.h"
+#include "norma/ops/elementwise/binary.h"
 #include "norma/ops/norm/kernels.h"
 
 namespace norma {
@@ -58,6 +59,14 @@ class Bench {
             "copy");
     });
     return 2 * static_cast<double>(n) / us * 1e-3;
+  }
+  /// What a kernel without arithmetic to speak of reaches that reads two and writes one.
+  double add_bandwidth(DType dtype) {
+    const Tensor a = empty({elements_}, dtype, cuda), b = zeros_like(a);
+    a.copy_(b);
+    Tensor sum;
+    const double us = time([&] { sum = {}, sum = a + b; });
+    return 3 * static_cast<double>(elements_ * size_of(dtype)) / us * 1e-3;
   }
   void run(const Kind& kind, DType dtype, int64_t cols, int64_t rows, double copy,
            std::string_view direction) {
@@ -187,6 +196,8 @@ int benchmark(int argc, char** argv) {
     const double copy = bench.copy_bandwidth(t);
     std::printf("%s: copy of %s %.0f GB/s\n", detail::properties().name,
                 std::string(to_string(t)).c_str(), copy);
+    std::printf("add of two %s tensors: %.1f %% of copy\n", std::string(to_string(t)).c_str(),
+                100 * bench.add_bandwidth(t) / copy);
     for (const Kind& k : kKinds) {
       if (kind != "all" && kind != k.name) continue;
       for (const char* p = cols.c_str(); *p;) {

@@ -6,24 +6,45 @@
 
 namespace norma::norm_cuda {
 
-/// Every member and every row: a warp or a block takes rows in turn, reads each group twice, and
-/// adds to its own sums for the weights in the second cache.
-template <class T, bool kBlock>
+/// Elements c … c + n − 1 of a vector of any dtype. Out of line: there are four, and many callers.
+template <class Acc, int kWidth>
+__device__ __noinline__ Packed<Acc, kWidth> read_any(const void* data, DType dtype, int64_t c,
+                                                     int n) {
+  ConstVec t;
+  t.data = data, t.dtype = dtype;
+  Packed<Acc, kWidth> r;
+  read(t, c, n, r.v);
+  return r;
+}
+
+template <class T>
+__device__ __noinline__ Gate<stats_t<T>> any_gate_of(const NormOptions& o, stats_t<T> z) {
+  return gate_of<sizeof(T) == 2>(o, z);
+}
+
+/// Every member and every row: a block takes rows in turn, reads each group twice, and adds to its
+/// own sums for the weights in the second cache.
+template <class T>
 __global__ void __launch_bounds__(kAnyThreads)
     norm_backward_any_kernel(const __grid_constant__ NormBackwardArgs k, RowOrder order,
                              WeightSums<stats_t<T>> sums, int64_t workers) {
   using Acc = stats_t<T>;
   constexpr int kWidth = kLaneWidth<T>;
   extern __shared__ __align__(128) unsigned char memory[];
-  const Team<Acc, kBlock> team{order, reinterpret_cast<Acc*>(memory)};
+  const Team<Acc, true> team{order, reinterpret_cast<Acc*>(memory)};
   const NormOptions& o = k.options;
   const int64_t cols = k.dy.cols, size = order.n, groups = cols / size;
   const bool gate_first = o.gate == GateOrder::gate_then_norm;
   const bool gate_last = o.gate == GateOrder::norm_then_gate;
-  const int64_t worker =
-      kBlock ? blockIdx.x
-             : int64_t{blockIdx.x} * (kAnyThreads / kWarpSize) + threadIdx.x / kWarpSize;
-  if (worker >= workers) return;
+  const int64_t worker = blockIdx.x;
+  const auto read_vec = [](const ConstVec& t, int64_t c, int n, Acc(&v)[kWidth]) {
+    const auto r = read_any<Acc, kWidth>(t.data, t.dtype, c, n);
+    for (int e = 0; e < kWidth; ++e) v[e] = r[e];
+  };
+  const auto read_row = [](const ConstRows& t, int64_t row, int64_t c, int n, Acc(&v)[kWidth]) {
+    const auto r = read_any<Acc, kWidth>(t.data, t.dtype, row * t.row_stride + c, n);
+    for (int e = 0; e < kWidth; ++e) v[e] = r[e];
+  };
   for (int64_t i = worker; i < k.dy.rows; i += workers) {
     Acc drow = 0;
     for (int64_t j = 0; j < groups; ++j) {
@@ -36,7 +57,7 @@ __global__ void __launch_bounds__(kAnyThreads)
         if (!gate_first) return;
         Acc z[kWidth];
         read_from(k.z.row<T>(i) + first + c, n, z);
-        for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], gate_of(o, z[e]).value);
+        for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], any_gate_of<T>(o, z[e]).value);
       };
       Stats<Acc> s{k.mean ? k.mean.at<Acc>(stat) : Acc(0),
                    k.mean_rest ? k.mean_rest.at<Acc>(stat) : Acc(0), k.rstd.at<Acc>(stat), Acc(1)};
@@ -60,17 +81,17 @@ __global__ void __launch_bounds__(kAnyThreads)
         for (int e = 0; e < kWidth; ++e)
           multiplied[e] =
               o.casting == Casting::rounded ? rounded_to(k.x_dtype, v.x_hat[e]) : v.x_hat[e];
-        read(k.dy, i, first + c, n, v.dy);
+        read_row(k.dy, i, first + c, n, v.dy);
         for (int e = 0; e < kWidth; ++e) v.dn[e] = v.dy[e];
         if (gate_last) {
           Acc z[kWidth];
           read_from(k.z.row<T>(i) + first + c, n, z);
-          for (int e = 0; e < kWidth; ++e) v.dn[e] = mul(v.dy[e], gate_of(o, z[e]).value);
+          for (int e = 0; e < kWidth; ++e) v.dn[e] = mul(v.dy[e], any_gate_of<T>(o, z[e]).value);
         }
         const auto gain_of = [&](const ConstVec& w, Acc(&gain)[kWidth]) {
           for (Acc& e : gain) e = 1;
           if (!w) return;
-          read(w, w.n == cols ? first + c : c, n, gain);
+          read_vec(w, w.n == cols ? first + c : c, n, gain);
           if (o.zero_centered)
             for (Acc& e : gain) e = add(e, Acc(1));
         };
@@ -96,7 +117,7 @@ __global__ void __launch_bounds__(kAnyThreads)
         accumulate(1, v.dn, false);
         if (k.dy2) {
           Acc dy2[kWidth], gain[kWidth];
-          read(k.dy2, i, first + c, n, dy2);
+          read_row(k.dy2, i, first + c, n, dy2);
           gain_of(k.w2, gain);
           for (int e = 0; e < kWidth; ++e) v.g[e] = fused(gain[e], dy2[e], v.g[e]);
           accumulate(2, dy2, true);
@@ -122,13 +143,14 @@ __global__ void __launch_bounds__(kAnyThreads)
       const Acc mean_g = o.kind == NormKind::layer ? mul(total[1], inverse) : Acc(0);
       const Acc g_norm = sqrt(total[2]);
 
+      const Acc along = mul(s.rstd, mean_gx), level = mul(s.rstd, mean_g);
       Acc after[2];
       team.template sum<kWidth>(after, [&](int64_t c, int n, LaneSum<Acc>(&lane)[2]) {
         Vector v;
         vector_at(c, n, v, false);
         Acc du[kWidth], other[kWidth];
         for (int e = 0; e < kWidth; ++e) {
-          du[e] = mul(s.rstd, fused(-v.x_hat[e], mean_gx, sub(v.g[e], mean_g)));
+          du[e] = fused(-v.x_hat[e], along, fused(v.g[e], s.rstd, -level));
           if (s.scale != 1) du[e] = mul(du[e], s.scale);
           if (e < n) lane[0].product(e, du[e], du[e]);
         }
@@ -136,12 +158,12 @@ __global__ void __launch_bounds__(kAnyThreads)
           Acc h[kWidth], dz[kWidth];
           if (gate_first) h_of(c, n, h);
           if (!gate_first && k.b) {
-            read(k.b, k.b.n == cols ? first + c : c, n, h);
+            read_vec(k.b, k.b.n == cols ? first + c : c, n, h);
             for (int e = 0; e < kWidth; ++e) v.gain[e] = add(v.gain[e], h[e]);
           }
           read_from(k.z.row<T>(i) + first + c, n, other);
           for (int e = 0; e < kWidth; ++e) {
-            const Gate<Acc> gate = gate_of(o, other[e]);
+            const Gate<Acc> gate = any_gate_of<T>(o, other[e]);
             dz[e] = mul(gate_first ? mul(du[e], h[e]) : mul(v.dy[e], v.gain[e]), gate.slope);
             if (gate_first) du[e] = mul(du[e], gate.value);
           }
@@ -202,10 +224,9 @@ void backward_any(const Cuda& on, const NormBackwardArgs& k) {
   using Acc = stats_t<T>;
   const int64_t size = k.options.group == 0 ? k.dy.cols : k.options.group;
   const RowOrder order(size, kLaneWidth<T>);
-  constexpr int kWarps = kAnyThreads / kWarpSize;
   WeightSums<Acc> sums(k);
-  const bool block = order.chunks > 1;
-  const int64_t workers = workers_for(on, k, sums, block ? 4 : 4 * kWarps);
+  const int warps = std::min(order.chunks, kAnyThreads / kWarpSize);
+  const int64_t workers = workers_for(on, k, sums, 32 / warps);
   const DeviceScratch<Acc> scratch(on, std::max<int64_t>(1, workers * sums.worker_size()));
   sums.data = scratch.data();
   if (sums.count > 0)
@@ -213,17 +234,12 @@ void backward_any(const Cuda& on, const NormBackwardArgs& k) {
                                   static_cast<size_t>(workers * sums.worker_size()) * sizeof(Acc),
                                   detail::stream_of(on)),
                   "clear the sums of norm_backward");
-  if (k.dy.rows > 0) {
-    if (block)
-      launch(on,
-             {.grid = grid_for(workers, 1),
-              .block = dim3(kAnyThreads),
-              .shared = team_memory<Acc>(order, 3)},
-             norm_backward_any_kernel<T, true>, k, order, sums, workers);
-    else
-      launch(on, {.grid = grid_for(workers, kWarps), .block = dim3(kAnyThreads)},
-             norm_backward_any_kernel<T, false>, k, order, sums, workers);
-  }
+  if (k.dy.rows > 0)
+    launch(on,
+           {.grid = grid_for(workers, 1),
+            .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
+            .shared = team_memory<Acc>(order, 3)},
+           norm_backward_any_kernel<T>, k, order, sums, workers);
   fold(on, sums, workers, k);
 }
 

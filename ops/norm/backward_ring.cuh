@@ -2,7 +2,7 @@
 
 #include "norma/core/cuda/scratch.h"
 #include "norma/ops/norm/cluster.cuh"
-#include "norma/ops/norm/forward_held.cuh"
+#include "norma/ops/norm/plain.cuh"
 #include "norma/ops/norm/ring_plan.cuh"
 #include "norma/ops/norm/weight_sums.cuh"
 
@@ -44,24 +44,25 @@ __device__ __forceinline__ void pack(void* to, const float (&v)[kLaneWidth<T>]) 
   *static_cast<uint4*>(to) = uint4{w[0], w[1], w[2], w[3]};
 }
 
-/// s(z) and its slope of the activations short enough for a fast kernel.
-template <int kWidth>
-__device__ __forceinline__ void short_gates_of(const NormOptions& o, const float (&z)[kWidth],
+/// s(z) and its slope of the activations short enough for a fast kernel. beta is 1 of silu.
+template <bool kShort, int kWidth>
+__device__ __forceinline__ void short_gates_of(GateActivation activation, float beta,
+                                               const float (&z)[kWidth],
                                                Gate<float> (&gate)[kWidth]) {
-  if (o.activation == GateActivation::identity) {
+  const auto sigmoid_of = [](float v) { return kShort ? short_sigmoid(v) : sigmoid(v); };
+  if (activation == GateActivation::identity) {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) gate[e] = {z[e], 1.0f};
-  } else if (o.activation == GateActivation::sigmoid) {
+  } else if (activation == GateActivation::sigmoid) {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
-      const float s = sigmoid(z[e]);
+      const float s = sigmoid_of(z[e]);
       gate[e] = {s, mul(s, sub(1.0f, s))};
     }
   } else {
-    const float beta = o.activation == GateActivation::swish ? static_cast<float>(o.beta) : 1.0f;
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
-      const float v = mul(beta, z[e]), s = sigmoid(v);
+      const float v = mul(beta, z[e]), s = sigmoid_of(v);
       gate[e] = {mul(z[e], s), mul(s, fused(v, sub(1.0f, s), 1.0f))};
     }
   }
@@ -74,10 +75,11 @@ template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
 struct RingWarp {
   using Acc = float;
   using H = std::conditional_t<kWide, float, T>;
-  static constexpr int kWidth = kLaneWidth<T>, kVecs = kRingElements / kWidth;
+  static constexpr int kWidth = kLaneWidth<T>, kVecs = kChunk / (kWarpSize * kWidth);
   static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
   static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
   static constexpr bool kGated = kGateFirst || kGateLast;
+  static constexpr bool kKeepsBias = kGateLast && sizeof(T) == 2;  // float has no room, nor need
 
   const NormBackwardArgs& k;
   const RingPlan& plan;
@@ -92,7 +94,7 @@ struct RingWarp {
   // Lane i < 4 sends for plan.in[i].
   const unsigned char* source = nullptr;
   int64_t source_step = 0;
-  uint32_t sent_bytes = 0;
+  uint32_t sent_bytes = 0, sent_to = 0;  // a row's
   int unsent;
   Acc gain[kVecs][kWidth], dw[kVecs][kWidth] = {};
   Acc db[kFull ? kVecs : 1][kWidth] = {};
@@ -114,7 +116,7 @@ struct RingWarp {
     place = number / plan.bound;
     units = static_cast<int>(gridDim.x) / plan.cluster * plan.units / plan.bound;
     const int left = ceil_div(plan.rows, plan.tile_rows) - place;
-    const bool works = place < units && left > 0 && chunk < max(plan.order.chunks, 1);
+    const bool works = place < units && left > 0 && chunk < plan.order.chunks;
     turns = unsent = works ? ceil_div(left, units) : 0;
     landed = reinterpret_cast<Barrier*>(memory) + warp * plan.stages;
     ring = plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes;
@@ -127,7 +129,19 @@ struct RingWarp {
       source = t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element;
       source_step = int64_t{units} * plan.tile_rows * t.row_bytes;
       sent_bytes = static_cast<uint32_t>(piece * t.element);
+      sent_to = ring + t.at;
     }
+  }
+
+  /// Sends for the first tiles, and meanwhile fetches the weights.
+  __device__ __forceinline__ void start() {
+    if (lane == 0) {
+      for (int stage = 0; stage < plan.stages; ++stage) landed[stage].init(1);
+      barriers_are_visible();
+    }
+    __syncwarp();
+    for (int stage = 0; stage < plan.stages; ++stage) send_into(stage);
+    if constexpr (kKeepsBias) keep_bias();
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) read_gain(v, gain[v]);
   }
@@ -148,29 +162,56 @@ struct RingWarp {
       for (int e = 0; e < kWidth; ++e) to[e] = add(to[e], Acc(1));
   }
 
+  /// b, which each row needs again and registers have no room for, waits in shared memory.
+  __device__ __forceinline__ unsigned char* kept_bias(int v) const {
+    const int bytes = kWidth * (k.b.dtype == dtype_of<T> ? int{sizeof(T)} : int{sizeof(Acc)});
+    return memory + plan.bias_at + ((warp * kVecs + v) * kWarpSize + lane) * bytes;
+  }
+  __device__ __forceinline__ void keep_bias() const {
+    if (!k.b || group >= plan.groups) return;
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      if (!exists(v)) continue;
+      const int64_t first = weight_place(k.b.n) + of(v);
+      auto* to = reinterpret_cast<uint4*>(kept_bias(v));
+      if (k.b.dtype == dtype_of<T>) {
+        *to = *reinterpret_cast<const uint4*>(k.b.as<T>() + first);
+      } else {
+        for (int i = 0; i < kWidth / 4; ++i)
+          to[i] = reinterpret_cast<const uint4*>(k.b.as<Acc>() + first)[i];
+      }
+    }
+  }
+  __device__ __forceinline__ void read_bias(int v, Acc (&to)[kWidth]) const {
+    if constexpr (!kKeepsBias)
+      read_weight<T, true>(k.b, weight_place(k.b.n) + of(v), kWidth, to);
+    else if (k.b.dtype == dtype_of<T>)
+      unpack<T>(kept_bias(v), to);
+    else
+      read_whole(reinterpret_cast<const Acc*>(kept_bias(v)), to);
+  }
+
   // ---- What is read
 
-  /// Sends for the next tile.
+  /// Sends for the next tile. The bytes may land before they are expected: the phase ends no
+  /// sooner.
   __device__ __forceinline__ void send_into(int stage) {
     if (unsent == 0) return;
-    --unsent;
-    const int first = (place + (turns - unsent - 1) * units) * plan.tile_rows;
+    const int first = (place + (turns - unsent) * units) * plan.tile_rows;
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
-    uint32_t bytes = sent_bytes;
+    --unsent;
     if (lane == 0)
-      landed[stage].arrive_expecting(bytes / static_cast<uint32_t>(plan.in[0].element) *
+      landed[stage].arrive_expecting(sent_bytes / static_cast<uint32_t>(plan.in[0].element) *
                                      plan.element_bytes * static_cast<uint32_t>(rows));
-    __syncwarp();
-    if (bytes > 0) {
-      unsigned char* to =
-          memory + ring + static_cast<uint32_t>(stage) * plan.stage_bytes + plan.in[lane & 3].at;
+    if (sent_bytes > 0) {
+      unsigned char* to = memory + sent_to + static_cast<uint32_t>(stage) * plan.stage_bytes;
       if (kBlock || plan.whole) {
-        bulk_copy(to, source, bytes * static_cast<uint32_t>(rows), landed[stage]);
+        bulk_copy(to, source, sent_bytes * static_cast<uint32_t>(rows), landed[stage]);
       } else {
         const RingRows& t = plan.in[lane & 3];
         const int pitch = plan.size * plan.set_groups * t.element;
         for (int r = 0; r < rows; ++r)
-          bulk_copy(to + r * pitch, source + int64_t{r} * t.row_bytes, bytes, landed[stage]);
+          bulk_copy(to + r * pitch, source + int64_t{r} * t.row_bytes, sent_bytes, landed[stage]);
       }
     }
     source += source_step;
@@ -194,10 +235,10 @@ struct RingWarp {
     else
       read_whole(reinterpret_cast<const Acc*>(from), to);
   }
-  __device__ __forceinline__ void write(const RingRows& t, int row, int at,
-                                        const Acc (&v)[kWidth]) const {
-    unsigned char* to = t.data + int64_t{row} * t.row_bytes;
-    pack<T>(to + at * int{sizeof(T)}, v);
+  /// Where this lane's part of a row begins.
+  template <class E>
+  __device__ __forceinline__ E* out(const RingRows& t, int row) const {
+    return reinterpret_cast<E*>(t.data + int64_t{row} * t.row_bytes) + group * plan.size + column;
   }
 
   // ---- What is computed
@@ -214,7 +255,7 @@ struct RingWarp {
     if constexpr (kGated) {
       Acc z[kWidth];
       read_stage<T>(stage, 2, at + of(v), z);
-      short_gates_of(k.options, z, r.gate);
+      short_gates_of<sizeof(T) == 2>(k.options.activation, plan.beta, z, r.gate);
     }
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
@@ -248,7 +289,12 @@ struct RingWarp {
   /// Writes dx and the like of this lane's part of a row.
   __device__ __forceinline__ void finish(uint32_t stage, int at, const Stats<Acc>& s, int row,
                                          float2 mean) const {
-    const int to = group * plan.size + column;
+    T* const dx = out<T>(plan.dx, row);
+    T* const dz = out<T>(plan.dz, row);
+    T* const dresidual = out<T>(plan.dresidual, row);
+    Acc* const wide_dresidual = out<Acc>(plan.dresidual, row);
+    const Acc along = mul(s.rstd, mean.x), level = mul(s.rstd, mean.y);
+    const bool widens = kWide || sizeof(T) == 4 || plan.dresidual.element == 4;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       if (!exists(v)) continue;
@@ -257,7 +303,8 @@ struct RingWarp {
       Acc du[kWidth], other[kWidth];
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
-        du[e] = mul(s.rstd, fused(-r.x_hat[e], mean.x, kFull ? sub(r.g[e], mean.y) : r.g[e]));
+        du[e] =
+            fused(-r.x_hat[e], along, kFull ? fused(r.g[e], s.rstd, -level) : mul(r.g[e], s.rstd));
       if constexpr (kGateFirst) {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) {
@@ -269,29 +316,26 @@ struct RingWarp {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) r.gain[e] = mul(r.gain[e], r.x_hat[e]);  // n less b
         if (k.b) {  // an absent one adds no +0 to −0
-          read_weight<T, true>(k.b, weight_place(k.b.n) + of(v), kWidth, other);
+          read_bias(v, other);
 #pragma unroll
           for (int e = 0; e < kWidth; ++e) r.gain[e] = add(r.gain[e], other[e]);
         }
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) other[e] = mul(mul(r.dy[e], r.gain[e]), r.gate[e].slope);
       }
-      if (kGated && plan.dz.data) write(plan.dz, row, to + of(v), other);
+      if (kGated && plan.dz.data) pack<T>(dz + of(v), other);
       if (plan.in[3].data) {
         read_stage<H>(stage, 3, at + of(v), other);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
       }
       if (plan.dresidual.data) {
-        if (kWide || sizeof(T) == 4 || plan.dresidual.element == 4)
-          write_whole(reinterpret_cast<Acc*>(plan.dresidual.data +
-                                             int64_t{row} * plan.dresidual.row_bytes) +
-                          to + of(v),
-                      du);
+        if (widens)
+          write_whole(wide_dresidual + of(v), du);
         else
-          write(plan.dresidual, row, to + of(v), du);
+          pack<T>(dresidual + of(v), du);
       }
-      if (plan.dx.data) write(plan.dx, row, to + of(v), du);
+      if (plan.dx.data) pack<T>(dx + of(v), du);
     }
   }
   static __device__ __forceinline__ float2 over_lanes(float2 s, int lanes) {
@@ -358,9 +402,8 @@ struct RingWarp {
         row += units;
         next = stats_of(row);  // on its way meanwhile
         landed[stage].wait(parity);
-        const float2 mine =
-            begin(ring + static_cast<uint32_t>(stage) * plan.stage_bytes, at, now.stats);
-        publish(over_lanes(mine, kWarpSize), n, arrived, slots);
+        const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
+        publish(over_lanes(begin(from, at, now.stats), kWarpSize), n, arrived, slots);
         if (++stage == plan.stages) stage = 0, parity ^= 1;
       }
       if (n >= plan.behind) {
@@ -378,16 +421,14 @@ struct RingWarp {
                                           float2* slots) const {
     const int slot = turn % kSlots;
     float2* to = slots + slot * plan.order.chunks + chunk;
-    if (plan.cluster == 1) {
-      if (lane == 0) {
-        *to = mine;
-        arrived[slot].arrive();
-      }
-      return;
+    if (plan.cluster > 1) {
+      if (lane == 0 && warp % plan.unit_warps == 0)
+        arrived[slot].arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * 8);
+      if (lane < plan.ranks) send_counted(to, mine, &arrived[slot], static_cast<uint32_t>(lane));
+    } else if (lane == 0) {
+      *to = mine;
+      arrived[slot].arrive();
     }
-    if (threadIdx.x == 0)
-      arrived[slot].arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * 8);
-    if (lane < plan.ranks) send_counted(to, mine, &arrived[slot], static_cast<uint32_t>(lane));
   }
   /// The chunks' sums as chunks_sum has them.
   __device__ __forceinline__ float2 collect(int turn, Barrier* arrived, const float2* slots) const {
@@ -395,15 +436,14 @@ struct RingWarp {
     const auto parity = static_cast<uint32_t>(turn / kSlots) & 1;
     arrived[slot].wait(parity);
     const float2* from = slots + slot * chunks;
-    const int first = lane & (plan.slot_lanes - 1);
     float2 s{0, 0};
-    if (first < chunks) s = from[first];
+    if (lane < chunks) s = from[lane];
 #pragma unroll 1
-    for (int c = first + kWarpSize; c < chunks; c += kWarpSize) {
+    for (int c = lane + kWarpSize; c < chunks; c += kWarpSize) {
       const float2 other = from[c];
       s.x = add(s.x, other.x), s.y = add(s.y, other.y);
     }
-    return over_lanes(s, plan.slot_lanes);
+    return over_lanes(s, kWarpSize);
   }
 
   /// Its sums for the weights. Those of units that keep to groups of their own are rows of their
@@ -448,12 +488,14 @@ struct RingWarp {
 ///   Four slots of sums suffice: who sends those of row n has finished row n − 2, for which all
 ///   others had sent theirs, and so had read those of row n − 4.
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
-///   block bound  memory
+///   block
+///   bound  memory
 template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
 __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
                               const __grid_constant__ WeightSums<float> sums) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
   auto* barriers = reinterpret_cast<Barrier*>(memory);
   auto* arrived = barriers + plan.warps * plan.stages;
@@ -461,17 +503,15 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
-  if (threadIdx.x == 0) {
-    for (int b = 0; b < plan.warps * plan.stages; ++b) barriers[b].init(1);
-    if (kBlock)
-      for (int b = 0; b < plan.units * kSlots; ++b)
-        arrived[b].init(clustered ? 1 : plan.order.chunks);
+  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, memory, rank);
+  if (kBlock && threadIdx.x == 0) {
+    for (int b = 0; b < plan.units * kSlots; ++b)
+      arrived[b].init(clustered ? 1 : plan.order.chunks);
     barriers_are_visible();
   }
+  warp.start();
   __syncthreads();
   if (clustered) cluster_sync();
-  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, memory, rank);
-  for (int s = 0; s < plan.stages; ++s) warp.send_into(s);
   if constexpr (kBlock)
     warp.run_together(arrived + warp.unit * kSlots, slots + warp.unit * kSlots * plan.order.chunks);
   else
@@ -479,6 +519,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   __syncthreads();
   if (clustered) cluster_sync();  // nobody leaves while others may write to it
   warp.leave_sums(sums, rank);
+#endif
 }
 
 template <class T>
@@ -488,7 +529,7 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
   const auto weight = [](const ConstVec& w) {
     return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
   };
-  constexpr int64_t kMost = (int64_t{1} << 31) - 1;  // rows and bytes of one are counted in int
+  constexpr int64_t kMost = int64_t{1} << 30;  // rows, and bytes of one, are counted in int
   const auto even = [&](const auto& t) {
     return is_even<T>(t, size) && t.row_stride * size_of(t.dtype) <= kMost;
   };
@@ -522,8 +563,8 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     const int threads = plan.warps * kWarpSize;
     const size_t ring =
         plan.ring_at + static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
-    const size_t shared =
-        std::max(ring, static_cast<size_t>(threads) * kRingElements * sizeof(float));
+    const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
+    const size_t shared = std::max(ring, sums_bytes);  // the sums come where the ring was
     int64_t workers = k.options.portable
                           ? 128 / plan.cluster
                           : resident_clusters(on, reinterpret_cast<const void*>(kernel), threads,

@@ -34,15 +34,15 @@ struct RingPlan {
   int step_rows = 1, set_groups = 1;         ///< what these are: rows, or groups of a set
   int tile_rows = 1, stages = 2;             ///< a stage holds a tile
   int behind = 0;                            ///< 1: a row is finished once the next was begun
-  int slot_lanes = 1;                        ///< that add up the slots
+  float beta = 1;                            ///< of the gate
+  uint32_t bias_at = 0, bias_bytes = 0;      ///< of a warp
   uint32_t element_bytes = 0, stage_bytes = 0, slots_at = 0, ring_at = 0;
   RingRows in[4];  ///< h, dy, z, dh
   RingRows dx, dresidual, dz;
 };
 
-/// Elements of a lane.
-inline constexpr int kRingElements = kChunk / kWarpSize;
-/// Warps of a block: with 128 registers a lane. 24 with 80 were slower even where nothing spilled.
+/// Warps of a block, with 128 registers a lane. 24 with 80 spilled: 84 % of copy where these reach
+/// 93. Two chunks a warp were slower too, since their weights are then read from shared memory.
 inline constexpr int kRingWarps = 16;
 
 /// The rows of dense tensors as rows of `size`.
@@ -52,6 +52,22 @@ inline NormBackwardArgs flattened(NormBackwardArgs k, int64_t size) {
   };
   flat(k.dy, k.dh, k.h, k.z, k.dx, k.dresidual, k.dz);
   return k;
+}
+
+/// The blocks of a unit that has work for so many warps, and the warps in each. Few blocks; but a
+/// gate in 16 bits takes so much arithmetic for a byte that most of a block's warps must have work.
+inline void choose_cluster(RingPlan& plan, int parts) {
+  const bool computes = plan.in[2].element == 2;
+  int most = 0;
+  for (int cluster : {1, 2, 4, 8, 16}) {
+    const int warps = ceil_div(parts, cluster);
+    if (warps > kRingWarps) continue;
+    const int busy = kRingWarps / warps * parts / cluster;
+    if (busy <= most) continue;
+    plan.cluster = cluster, plan.unit_warps = warps, most = busy;
+    if (!computes || busy >= kRingWarps - 2) break;
+  }
+  if (most == 0) plan.stages = 0;
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -79,25 +95,23 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
   plan.at_once = kWarpSize / order.lanes;
   (plan.by_rows ? plan.step_rows : plan.set_groups) = plan.at_once;
   plan.bound = ceil_div(plan.groups, plan.set_groups);
+  if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
 
   const int64_t all = int64_t{plan.rows} * plan.groups;
   int64_t piece = kChunk;  // elements of a stage
-  int64_t head = 0;
+  int64_t head = 0, slot_bytes = 0;
   const auto fit = [&](int64_t warp_stages) {  // of pieces
     return static_cast<int>((kRingMemory - 2048 - head) /
                             (warp_stages * piece * plan.element_bytes));
   };
   if (order.chunks > 1) {
-    while (plan.cluster * kRingWarps < order.chunks) plan.cluster *= 2;
-    if (plan.cluster > 16) return plan.stages = 0, plan;
-    plan.unit_warps = ceil_div(order.chunks, plan.cluster);
-    plan.ranks = ceil_div(order.chunks, plan.unit_warps);
-    if (plan.cluster == 1)
-      plan.units = static_cast<int>(
-          std::min<int64_t>(kRingWarps / plan.unit_warps, ceil_div(all, kMultiprocessors)));
+    choose_cluster(plan, order.chunks);
+    if (plan.stages == 0) return plan;
+    plan.units = static_cast<int>(std::min<int64_t>(
+        kRingWarps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
     plan.warps = plan.units * plan.unit_warps;
-    head = int64_t{plan.units} * order.chunks * kSlots * 8;
-    while (plan.slot_lanes < std::min(order.chunks, kWarpSize)) plan.slot_lanes *= 2;
+    slot_bytes = int64_t{plan.units} * order.chunks * kSlots * 8;
+    plan.ranks = ceil_div(order.chunks, plan.unit_warps);
   } else {
     piece = order.n * plan.at_once;
     const int64_t steps = int64_t{ceil_div(plan.rows, plan.step_rows)} * plan.bound;
@@ -107,21 +121,28 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
     plan.units = plan.warps;
     const int64_t turns = steps / (kMultiprocessors * plan.warps);
     const auto a_tile =
-        std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / 8), 1, 8);
+        std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / 128), 1, 8);
     plan.tile_rows = static_cast<int>(a_tile) * plan.step_rows;
     piece *= a_tile;
   }
+  if (plan.in[1].element == 2 && k.b && k.options.gate == GateOrder::norm_then_gate)
+    plan.bias_bytes = static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
+  head = slot_bytes + int64_t{plan.warps} * plan.bias_bytes;
   for (RingRows& t : plan.in) {
     t.at = plan.stage_bytes;
     plan.stage_bytes += static_cast<uint32_t>(piece * t.element);
   }
-  plan.stages = std::min(8, fit(plan.warps));
+  // Some 100 KB on their way suffice; what is left is the first cache's.
+  const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
+  plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, 4, 8));
   plan.behind = order.chunks > 1 && plan.stages > 2;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole = plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
-  plan.slots_at = static_cast<uint32_t>(
-      (plan.warps * plan.stages + (order.chunks > 1 ? plan.units * kSlots : 0)) * 8);
-  plan.ring_at = (plan.slots_at + static_cast<uint32_t>(head) + 127) / 128 * 128;
+  const auto barriers = plan.warps * plan.stages + (order.chunks > 1 ? plan.units * kSlots : 0);
+  plan.slots_at = static_cast<uint32_t>(ceil_div(barriers, 2)) * 16;
+  plan.bias_at = plan.slots_at + static_cast<uint32_t>(ceil_div(slot_bytes, int64_t{16})) * 16;
+  plan.ring_at =
+      (plan.bias_at + static_cast<uint32_t>(plan.warps) * plan.bias_bytes + 127) / 128 * 128;
   if (plan.stages < 2) plan.stages = 0;
   return plan;
 }

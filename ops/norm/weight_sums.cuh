@@ -38,62 +38,68 @@ __device__ __forceinline__ void add_precisely(Acc& sum, Acc& lost, Acc term) {
   sum = next;
 }
 
-inline constexpr int kFoldCols = 32, kFoldSlices = 16;
+inline constexpr int kFoldThreads = 256;
 
-/// The workers' sums in a fixed order: slice s of a column adds the workers s, s + 16, …, and one
-/// thread the slices.
+/// The workers' sums in a fixed order: slice s of a column adds the workers s, s + slices, …, and
+/// the first slice the others. A thread has 16 bytes of columns; blockIdx.y is the gradient.
 ///   bytes  workers · n · sizeof(Acc), from the second cache
 template <class Acc, bool kPrecise>
-__global__ void __launch_bounds__(kFoldCols* kFoldSlices)
-    norm_fold_kernel(WeightSums<Acc> sums, int64_t workers, Vec dw, Vec db, Vec dw2, Vec db2) {
-  __shared__ Acc slices[kFoldSlices][kFoldCols], rests[kPrecise ? kFoldSlices : 1][kFoldCols];
+__global__ void __launch_bounds__(kFoldThreads)
+    norm_fold_kernel(const __grid_constant__ WeightSums<Acc> sums, int workers, int slices,
+                     const __grid_constant__ Vec dw, const __grid_constant__ Vec db,
+                     const __grid_constant__ Vec dw2, const __grid_constant__ Vec db2) {
+  using Few = Packed<Acc, kWidest<Acc>>;
+  __shared__ Few slice_sums[kFoldThreads], rests[kPrecise ? kFoldThreads : 1];
+  const int width = kFoldThreads / slices;  // threads of a slice
+  const int slice = static_cast<int>(threadIdx.x) / width;
+  const int64_t c =
+      (int64_t{blockIdx.x} * width + static_cast<int>(threadIdx.x) % width) * kWidest<Acc>;
+  int which = 0;
+  for (int left = static_cast<int>(blockIdx.y); sums.place[which] < 0 || left-- > 0;) ++which;
+  const Vec& out = which == 0 ? dw : which == 1 ? db : which == 2 ? dw2 : db2;
+  Few sum{}, lost{};
+  const auto add_to = [&](const Few& term, const Few& rest) {
+#pragma unroll
+    for (int e = 0; e < kWidest<Acc>; ++e) {
+      if constexpr (kPrecise) {
+        add_precisely(sum[e], lost[e], term[e]);
+        add_precisely(sum[e], lost[e], -rest[e]);
+      } else {
+        sum[e] = add(sum[e], term[e]);
+      }
+    }
+  };
   cudaGridDependencySynchronize();  // it may have been launched before the sums were there
-  const int64_t c = int64_t{blockIdx.x} * kFoldCols + threadIdx.x;
-  const int slice = static_cast<int>(threadIdx.y);
-#pragma unroll 1
-  for (int which = 0; which < kWeightGrads; ++which) {
-    const Vec& out = which == 0 ? dw : which == 1 ? db : which == 2 ? dw2 : db2;
-    if (!out) continue;
-    Acc sum = 0, lost = 0;
-    if (c < sums.n) {
-#pragma unroll 4
-      for (int64_t w = slice; w < workers; w += kFoldSlices) {
-        const Acc* from = sums.of(w, which) + c;
-        if constexpr (kPrecise) {
-          add_precisely(sum, lost, from[0]);
-          add_precisely(sum, lost, -from[sums.pitch]);
-        } else {
-          sum = add(sum, from[0]);
-        }
-      }
+  if (c < sums.n) {
+#pragma unroll 8
+    for (int w = slice; w < workers; w += slices) {
+      const Acc* from = sums.of(w, which) + c;
+      const Few term = load<kWidest<Acc>>(from);
+      add_to(term, kPrecise ? load<kWidest<Acc>>(from + sums.pitch) : term);
     }
-    slices[slice][threadIdx.x] = sum;
-    if constexpr (kPrecise) rests[slice][threadIdx.x] = lost;
-    __syncthreads();
-    if (slice == 0 && c < sums.n) {
-      for (int s = 1; s < kFoldSlices; ++s) {
-        if constexpr (kPrecise) {
-          add_precisely(sum, lost, slices[s][threadIdx.x]);
-          add_precisely(sum, lost, -rests[s][threadIdx.x]);
-        } else {
-          sum = add(sum, slices[s][threadIdx.x]);
-        }
-      }
-      set_value(out, c, sum);
-    }
-    __syncthreads();
   }
+  slice_sums[threadIdx.x] = sum;
+  if constexpr (kPrecise) rests[threadIdx.x] = lost;
+  __syncthreads();
+  if (slice > 0) return;
+#pragma unroll 4
+  for (int t = static_cast<int>(threadIdx.x) + width; t < kFoldThreads; t += width)
+    add_to(slice_sums[t], rests[kPrecise ? t : 0]);
+#pragma unroll
+  for (int e = 0; e < kWidest<Acc>; ++e)
+    if (c + e < sums.n) set_value(out, c + e, sum[e]);
 }
 
 template <class Acc>
 void fold(const Cuda& on, const WeightSums<Acc>& sums, int64_t workers, const NormBackwardArgs& k) {
   if (sums.count == 0) return;
-  const LaunchShape shape{
-      .grid = grid_for(sums.n, kFoldCols), .block = dim3(kFoldCols, kFoldSlices), .overlap = true};
-  if (sums.kept == 2)
-    launch(on, shape, norm_fold_kernel<Acc, true>, sums, workers, k.dw, k.db, k.dw2, k.db2);
-  else
-    launch(on, shape, norm_fold_kernel<Acc, false>, sums, workers, k.dw, k.db, k.dw2, k.db2);
+  int slices = 1;  // of about four workers
+  while (slices < 64 && slices * 4 < workers) slices *= 2;
+  dim3 grid = grid_for(sums.n, kFoldThreads / slices * kWidest<Acc>);
+  grid.y = static_cast<unsigned>(sums.count);
+  const LaunchShape shape{.grid = grid, .block = dim3(kFoldThreads), .overlap = true};
+  launch(on, shape, sums.kept == 2 ? norm_fold_kernel<Acc, true> : norm_fold_kernel<Acc, false>,
+         sums, static_cast<int>(workers), slices, k.dw, k.db, k.dw2, k.db2);
 }
 
 }  // namespace norma::norm_cuda
