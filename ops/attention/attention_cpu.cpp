@@ -162,15 +162,15 @@ Vector<T> first_of(const Vector<T>& v, int64_t n, T rest) {
 template <class T>
 T scale_row(T* row, T scale, int64_t seen) {
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  const auto larger = [](const auto& a, const auto& b) { return b > a ? b : b != b ? b : a; };
   Vector<T> most = lowest + Vector<T>{};
   for (int64_t j = 0; j < seen; j += kWidth<T>) {
-    const Vector<T> v = load(row + j) * scale;
-    most = larger(most, first_of<T>(v, seen - j, lowest));
+    const Vector<T> v = load(row + j) * scale, visible = first_of<T>(v, seen - j, lowest);
+    most = visible > most ? visible : visible != visible ? visible : most;
     store(row + j, v);
   }
   T largest = most[0];
-  for (int i = 1; i < kWidth<T>; ++i) largest = larger(largest, most[i]);
+  for (int i = 1; i < kWidth<T>; ++i)
+    largest = most[i] > largest || most[i] != most[i] ? most[i] : largest;
   return largest;
 }
 /// exp(row ⊙ scale − shift), 0 from `seen` on; its sum.
