@@ -53,6 +53,15 @@ void launch(const Cuda& on, const LaunchShape& shape, void (*kernel)(P...), cons
                        config.stream);
 }
 
+/// First in a kernel that overlaps: waits for what the kernel before it wrote, then lets the next
+/// one take its place on the multiprocessors, where it waits in turn.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 /// Blocks of `block` threads for n items of work, at most `most` (for loops that stride the grid).
 inline dim3 grid_for(int64_t n, int block, int64_t most = int64_t{1} << 30) {
   const int64_t blocks = ceil_div(n, int64_t{block});

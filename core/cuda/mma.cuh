@@ -7,10 +7,10 @@
 
 namespace norma {
 
-// Products of small matrices of bf16 or fp16, summed in float32, by one warp on the tensor cores
-// (every GPU since sm_80). How the lanes hold a matrix of 16 rows: lane l has of each 8 columns
-// those 2 (l % 4) and the next one, in rows l / 4 and l / 4 + 8. Hopper's products by four warps
-// (wgmma.cuh) hold theirs in the same way, 16 rows a warp.
+// Products of small matrices of bf16, fp16 or tf32, summed in float32, by one warp on the tensor
+// cores (every GPU since sm_80). How the lanes hold a matrix of 16 rows: lane l has of each 8
+// columns those 2 (l % 4) and the next one, in rows l / 4 and l / 4 + 8. Hopper's products by four
+// warps (wgmma.cuh) hold theirs in the same way, 16 rows a warp.
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -63,6 +63,25 @@ __device__ __forceinline__ void mma(float& c0, float& c1, float& c2, float& c3,
         "{%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// A float rounded to TensorFloat-32, ties away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float v) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(v));
+  return rounded;
+}
+/// c += a b for a (16 × 8), b (8 × 8), c (16 × 8) of TensorFloat-32. a: row l / 4 in a0 and a2, row
+/// l / 4 + 8 in a1 and a3; columns l % 4 in a0 and a1, l % 4 + 4 in a2 and a3. b: column l / 4, row
+/// l % 4 in b0, l % 4 + 4 in b1. c as above.
+__device__ __forceinline__ void mma_tf32(float& c0, float& c1, float& c2, float& c3, uint32_t a0,
+                                         uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                         uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 }  // namespace norma
