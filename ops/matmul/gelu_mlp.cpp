@@ -138,10 +138,21 @@ GeluMlpGrads GeluMlpBackward::forward(Context&, const Tensor& dy_, const Tensor&
   const Tensor dy = rows_of(dy_), x = rows_of(x_);
   const DType weights = w_in.dtype();
   GeluMlpGrads grads;
-  WeightGrads out = weight_grads(dy, a, weights, o.dw_out, o.db_out);
-  grads.dw_out = std::move(out.dw), grads.db_out = std::move(out.db);
-  if (!o.dx && !o.dw_in && !o.db_in) return grads;
-  const Tensor du = hidden_gradient(dy, w_out, u);
+  const bool inner = o.dx || o.dw_in || o.db_in;
+  Tensor du;
+  if (auto all = inner && o.dw_out ? detail::small_layer_grads(dy, a, w_out, u, o.db_out) : none) {
+    du = std::move(all->dx), grads.dw_out = std::move(all->dw), grads.db_out = std::move(all->db);
+  } else {
+    WeightGrads out = weight_grads(dy, a, weights, o.dw_out, o.db_out);
+    grads.dw_out = std::move(out.dw), grads.db_out = std::move(out.db);
+    if (!inner) return grads;
+    du = hidden_gradient(dy, w_out, u);
+  }
+  if (auto all = o.dx && o.dw_in ? detail::small_layer_grads(du, x, w_in, none, o.db_in) : none) {
+    grads.dx = all->dx.reshape(x_.shape());
+    grads.dw_in = std::move(all->dw), grads.db_in = std::move(all->db);
+    return grads;
+  }
   WeightGrads in = weight_grads(du, x, weights, o.dw_in, o.db_in);
   grads.dw_in = std::move(in.dw), grads.db_in = std::move(in.db);
   if (o.dx) grads.dx = matmul(du, detail::rounded_weight(w_in, du.dtype())).reshape(x_.shape());

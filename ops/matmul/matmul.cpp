@@ -1,5 +1,6 @@
 #include "norma/ops/matmul/matmul.h"
 
+#include <array>
 #include <atomic>
 
 #include "norma/core/cuda/side_stream.h"
@@ -7,6 +8,7 @@
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/product.h"
+#include "norma/ops/matmul/small.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 
@@ -76,6 +78,34 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tenso
 }  // namespace detail
 
 namespace detail {
+std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                            const std::optional<Tensor>& u, bool db) {
+  if constexpr (kBuiltWithCuda) {
+    if (!is_tf32_allowed() || !dy.device().is_cuda()) return none;
+    if (dy.dtype() != float32 || w.dtype() != float32) return none;
+    LayerGrads grads{.dx = empty({dy.size(0), w.size(1)}, float32, dy.device()),
+                     .dw = empty(w.shape(), float32, dy.device())};
+    if (db) grads.db = empty({w.size(0)}, float32, dy.device());
+    const Tensor rows = product_operand(dy), columns = product_operand(dy.t());
+    const Tensor inputs = product_operand(x), weight = product_operand(w);
+    // The longer sums first.
+    const std::array products{
+        MatmulArgs{.a = columns,
+                   .b = inputs,
+                   .bias = {},
+                   .c = grads.dw,
+                   .sums = grads.db ? Vec(*grads.db) : Vec()},
+        MatmulArgs{.a = rows,
+                   .b = weight,
+                   .bias = {},
+                   .c = grads.dx,
+                   .epilogue = u ? MatmulEpilogue::gelu_backward : MatmulEpilogue::plain,
+                   .pre = u ? Rows(*u) : Rows()}};
+    if (multiply_small(cuda_stream(dy.device()), products)) return grads;
+  }
+  return none;
+}
+
 bool is_rounded_for(const Tensor& x, const Tensor& w) {
   return (x.dtype() == bfloat16 || x.dtype() == float16) && w.dtype() == float32;
 }
@@ -147,19 +177,35 @@ Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w_,
 }
 LinearGrads Linear::backward(Context& ctx, const Tensor& dy) {
   const Tensor x = ctx.saved(0), w = ctx.saved(1);
-  const Tensor rows = dy.reshape({-1, w.size(0)});
+  LinearGrads grads =
+      apply<LinearBackward>(dy.reshape({-1, w.size(0)}), x.reshape({-1, w.size(1)}), w,
+                            {.dx = ctx.needs(0), .dw = ctx.needs(1), .db = ctx.needs(2)});
+  if (grads.dx) grads.dx = grads.dx->reshape(x.shape());
+  return grads;
+}
+
+LinearGrads LinearBackward::define(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                   const Options& o) {
+  const Tensor d = dy.to(w.dtype());
   LinearGrads grads;
-  if (ctx.needs(1)) {
-    auto both = apply<LinearWeightBackward>(rows, x.reshape({-1, w.size(1)}),
-                                            {.dtype = w.dtype(), .db = ctx.needs(2)});
+  if (o.dx) grads.dx = matmul(dy, w.to(dy.dtype()));
+  if (o.dw) grads.dw = matmul(d.t(), x.to(w.dtype()));
+  if (o.db) grads.db = d.sum(0);
+  return grads;
+}
+LinearGrads LinearBackward::forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& w,
+                                    const Options& o) {
+  if (o.dx && o.dw)
+    if (auto all = detail::small_layer_grads(dy, x, w, none, o.db))
+      return {std::move(all->dx), std::move(all->dw), std::move(all->db)};
+  LinearGrads grads;
+  if (o.dw) {
+    auto both = apply<LinearWeightBackward>(dy, x, {.dtype = w.dtype(), .db = o.db});
     grads.dw = std::move(both.dw), grads.db = std::move(both.db);
-  } else if (ctx.needs(2)) {
-    grads.db = rows.to(w.dtype()).sum(0);
+  } else if (o.db) {
+    grads.db = dy.to(w.dtype()).sum(0);
   }
-  if (ctx.needs(0))
-    grads.dx =
-        matmul(rows, ctx.recording() ? w.to(dy.dtype()) : detail::rounded_weight(w, dy.dtype()))
-            .reshape(x.shape());
+  if (o.dx) grads.dx = matmul(dy, detail::rounded_weight(w, dy.dtype()));
   return grads;
 }
 

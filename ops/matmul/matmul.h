@@ -48,6 +48,19 @@ struct Linear {
   static LinearGrads backward(Context&, const Tensor& dy);
 };
 
+/// What linear's arguments get: dy (rows, m), x (rows, k). Small ones on a GPU in one launch.
+struct LinearBackwardOptions {
+  bool dx = true, dw = true, db = true;
+  bool operator==(const LinearBackwardOptions&) const = default;
+};
+struct LinearBackward {
+  using Options = LinearBackwardOptions;
+  static constexpr std::string_view name = "linear_backward";
+  static LinearGrads define(const Tensor& dy, const Tensor& x, const Tensor& w, const Options&);
+  static LinearGrads forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& w,
+                             const Options&);
+};
+
 /// dw = dyᵀ x and db = Σ dy over the rows, dy (rows, m), x (rows, k): on a GPU in one kernel.
 struct LinearWeightOptions {
   DType dtype = float32;  ///< of both results: dy's own, or wider

@@ -17,6 +17,7 @@
 #include "norma/ops/elementwise/kernels.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
+#include "norma/ops/matmul/small.h"
 #include "norma/ops/reduce/kernels.h"
 
 namespace norma {
@@ -313,6 +314,7 @@ void run(Cuda on, const MatmulArgs& k) {
   const int d = k.c.shape.dim();
   const int64_t n = k.c.shape[d - 2], m = k.c.shape[d - 1], depth = k.a.shape[d - 1];
   if (k.c.shape.numel() == 0 && !(k.sums && n > 0)) return;
+  if (multiply_small(on, {&k, 1})) return;
   if (depth == 0 || k.c.shape.numel() == 0) {
     run(on, FillArgs{.target = k.c, .value = 0});
     if (k.sums) sum_a(on, k);

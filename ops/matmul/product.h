@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "norma/core/tensor.h"
 
 namespace norma::detail {
@@ -14,6 +16,15 @@ Tensor product_operand(const Tensor& t);
 Tensor as_matrix(const Tensor& t);
 /// a b, plus `bias` where it is defined; of product_dtype.
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec);
+
+struct LayerGrads {
+  Tensor dx, dw;
+  std::optional<Tensor> db = std::nullopt;
+};
+/// dw = dyᵀ x, db = Σ dy and dx = dy w, times gelu_tanh′(u) where there is a u, in one launch; none
+/// where the GPU's kernel for small products is not for them. dy (rows, m), x (rows, k), w (m, k).
+std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                            const std::optional<Tensor>& u, bool db);
 
 /// Whether w stays float32 beside x of a half type.
 bool is_rounded_for(const Tensor& x, const Tensor& w);

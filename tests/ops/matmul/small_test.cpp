@@ -1,0 +1,124 @@
+#include "norma/core/autograd.h"
+#include "norma/core/capture.h"
+#include "norma/core/random.h"
+#include "norma/ops/elementwise/activation.h"
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/matmul/gelu_mlp.h"
+#include "norma/ops/matmul/matmul.h"
+#include "norma/ops/reduce/reduce.h"
+#include "norma/ops/view/view.h"
+#include "testing/compare.h"
+
+namespace norma {
+namespace {
+
+/// Products of float32 that may be rounded to tf32, on a GPU.
+class SmallProduct : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
+    device_.emplace(cuda);
+    manual_seed(1);
+    allow_tf32(true);
+  }
+  void TearDown() override { allow_tf32(false); }
+  std::optional<DefaultDevice> device_;
+};
+
+/// Whole numbers from -8 to 7: tf32 holds them, float32 their sums, so that nothing is rounded, and
+/// nothing but the sign of a zero depends on the order.
+Tensor whole(const Shape& shape) { return (randint(0, 16, shape, int32) - 8).to(float32); }
+Tensor wide(const Tensor& t) { return t.to(float64); }
+double top(const Tensor& t) { return max(t, {0, 1}).item(); }
+
+struct Size {
+  int64_t rows, in, out;
+  const char* why;
+};
+constexpr Size kSizes[] = {{768, 128, 384, "four warps a tile"},
+                           {768, 512, 128, "eight warps a tile"},
+                           {2048, 64, 512, "two warps a tile"},
+                           {32, 16, 32, "one tile, one warp with terms"},
+                           {40, 20, 36, "tails of rows, terms and columns"},
+                           {768, 128, 65, "odd columns"},
+                           {7, 5, 3, "all odd"},
+                           {1, 1, 1, "one"},
+                           {33, 300, 1, "a column"}};
+
+TEST_F(SmallProduct, OfWholeNumbersIsExact) {
+  for (const auto& [rows, in, out, why] : kSizes) {
+    SCOPED_TRACE(why);
+    const Tensor x = whole({rows, in}), w = whole({out, in}), b = whole({out});
+    EXPECT_CLOSE(wide(linear(x, w, b)), linear(wide(x), wide(w), wide(b)), {});
+    EXPECT_CLOSE(wide(matmul(x, w.t())), matmul(wide(x), wide(w).t()), {});
+    const Tensor dy = whole({rows, out});
+    const LinearGrads small = apply<LinearBackward>(dy, x, w, {});
+    EXPECT_CLOSE(wide(*small.dx), matmul(wide(dy), wide(w)), {});
+    EXPECT_CLOSE(wide(*small.dw), matmul(wide(dy).t(), wide(x)), {});
+    EXPECT_CLOSE(wide(*small.db), wide(dy).sum(0), {});
+    const LinearGrads one = apply<LinearBackward>(dy, x, w, {.dx = false});
+    EXPECT_SAME_BITS(*one.dw, *small.dw);
+    EXPECT_SAME_BITS(*one.db, *small.db);
+  }
+}
+
+TEST_F(SmallProduct, TakesRowsThatLieApart) {
+  const Tensor all = whole({64, 3, 36}), x = all.select(1, 1), w = whole({40, 36});
+  EXPECT_CLOSE(wide(linear(x, w)), linear(wide(x), wide(w)), {});
+  const Tensor shifted = whole({64, 37}).slice(1, 1, 37);  // aligned to 4 bytes
+  EXPECT_CLOSE(wide(linear(shifted, w)), linear(wide(shifted), wide(w)), {});
+}
+
+TEST_F(SmallProduct, RoundsItsFactorsToNearest) {
+  const Tensor x = randn({96, 128}), w = randn({64, 128});
+  // Each factor is off by 2⁻¹¹ of itself at most, each of 128 sums by 2⁻²⁴ of what is there.
+  const double factor = 2 * std::ldexp(1, -11) + 128 * std::ldexp(1, -24);
+  const double size = top(linear(wide(x).abs(), wide(w).abs()));
+  EXPECT_CLOSE(linear(x, w), linear(wide(x), wide(w)), {.relative = 0, .absolute = factor * size});
+}
+
+TEST_F(SmallProduct, GeluIsItsDefinitionRounded) {
+  for (const int64_t d_ff : {64, 65}) {
+    const Tensor x = whole({48, 32}).requires_grad_(), dy = whole({48, 32});
+    // u is exact; a and its slope, below 2 for each of |u| ≤ 40, are rounded to tf32.
+    const Tensor w_in = (whole({d_ff, 32}) * 0.0625).detach().requires_grad_();
+    const Tensor b_in = whole({d_ff}).requires_grad_();
+    const Tensor w_out = whole({32, d_ff}).requires_grad_(), b_out = whole({32}).requires_grad_();
+    const std::vector<Tensor> inputs{x, w_in, b_in, w_out, b_out};
+    const Tensor y = gelu_mlp(x, w_in, b_in, w_out, b_out);
+    const auto grads = grad({y}, inputs, {dy});
+    std::vector<Tensor> w;
+    for (const Tensor& t : inputs) w.push_back(wide(t).detach().requires_grad_());
+    const Tensor expected = GeluMlp::define(w[0], w[1], w[2], w[3], w[4]);
+    const auto expected_grads = grad({expected}, w, {wide(dy)});
+    const double off = std::ldexp(1.2, -11);  // of a factor, with float32's roundings
+    const Tensor a = gelu_tanh(linear(w[0], w[1], w[2]).detach()).abs();
+    EXPECT_CLOSE(y, expected,
+                 {.relative = 0, .absolute = off * top(matmul(a, wide(w_out).t().abs()))});
+    // dy w_out is exact, so du is off by float32's roundings alone, dw_out by a's.
+    const double dw_out = off * top(matmul(wide(dy).t().abs(), a));
+    EXPECT_CLOSE(grads[3], expected_grads[3], {.relative = 0, .absolute = dw_out});
+    EXPECT_SAME_BITS(wide(grads[4]), expected_grads[4]);
+    const Tensor du = matmul(wide(dy).abs(), wide(w_out).abs()) * 1.2;  // of GELU's slope
+    EXPECT_CLOSE(grads[0], expected_grads[0],
+                 {.relative = 0, .absolute = off * top(matmul(du, wide(w_in).abs()))});
+    EXPECT_CLOSE(grads[1], expected_grads[1],
+                 {.relative = 0, .absolute = off * top(matmul(du.t(), wide(x).abs()))});
+    EXPECT_CLOSE(grads[2], expected_grads[2],
+                 {.relative = 0, .absolute = off * top(du.sum(0).unsqueeze(0))});
+  }
+}
+
+TEST_F(SmallProduct, ALayersBackwardIsOneNode) {
+  const Tensor x = randn({64, 32}).requires_grad_(), w = randn({64, 32}).requires_grad_();
+  const Tensor b = randn({64}).requires_grad_(), dy = randn({64, 64});
+  auto step =
+      capture([&] { return apply<LinearBackward>(dy, x.detach(), w.detach(), {}).dx->detach(); });
+  for (int i = 0; i < 3; ++i) step();
+  const std::string nodes = step.graph_nodes();
+  EXPECT_NE(nodes.find("1  norma::(anonymous namespace)::matmul_small_kernel"), nodes.npos)
+      << nodes;
+}
+
+}  // namespace
+}  // namespace norma
