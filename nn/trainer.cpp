@@ -222,8 +222,7 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
       device_(device_from_string(options.device)),
       gather_([this](const Batch& b, const Tensor& counted) { return gather(b, counted); }),
       update_([this] { return update(); }),
-      gather_and_update_(
-          [this](const Batch& b, const Tensor& counted) { return gather_and_update(b, counted); }) {
+      gather_and_update_([this](const Batch& b) { return gather_and_update(b); }) {
   require_possible(options_);
   dataset_ = make_dataset(options_, vocabulary);
   manual_seed(options_.seed);
@@ -241,10 +240,14 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
                .steps = options_.steps};
 }
 
-Tensor Trainer::gather(const Batch& batch, const Tensor& counted) const {
-  const Tensor sum = cross_entropy((*model_)(batch.inputs), batch.targets,
-                                   {.ignore_index = kIgnore, .reduction = LossReduction::sum});
-  const Tensor loss = sum / counted.to(sum.dtype());
+Tensor Trainer::gather(const Batch& batch, const std::optional<Tensor>& counted) const {
+  const Tensor logits = (*model_)(batch.inputs);
+  const auto loss_of = [&](LossReduction reduction) {
+    return cross_entropy(logits, batch.targets, {.ignore_index = kIgnore, .reduction = reduction});
+  };
+  const Tensor loss = counted
+                          ? loss_of(LossReduction::sum) / counted->to(stats_dtype(logits.dtype()))
+                          : loss_of(LossReduction::mean);
   optimizer_->scaled(loss).backward();
   return loss;
 }
@@ -258,8 +261,8 @@ Tensor Trainer::update(Profiler* profiler) {
   return norm;
 }
 
-Trainer::Losses Trainer::gather_and_update(const Batch& batch, const Tensor& counted) {
-  const Tensor loss = gather(batch, counted);
+Trainer::Losses Trainer::gather_and_update(const Batch& batch) {
+  const Tensor loss = gather(batch, none);
   return {loss, update()};
 }
 
@@ -272,6 +275,13 @@ PrecisionScope::PrecisionScope(const std::string& precision)
 }
 PrecisionScope::~PrecisionScope() { allow_tf32(tf32_before_); }
 
+namespace {
+/// A number on the device.
+Tensor divisor(int64_t counted, Device device) {
+  return full({}, static_cast<double>(std::max<int64_t>(1, counted)), float32, device);
+}
+}  // namespace
+
 void Trainer::profiled_step(Profiler& profiler) {
   const PrecisionScope precision(options_.precision);
   const int64_t rows = options_.batch / options_.accumulate;
@@ -280,8 +290,8 @@ void Trainer::profiled_step(Profiler& profiler) {
   optimizer_->set_lr(schedule_.at(step_));
   const Tensor inputs = on_device(batch.inputs, device_);
   const Tensor targets = on_device(batch.targets, device_);
-  const Tensor counted =
-      full({}, static_cast<double>(std::max<int64_t>(1, counted_tokens(batch))), float32, device_);
+  std::optional<Tensor> counted;
+  if (options_.accumulate > 1) counted = divisor(counted_tokens(batch), device_);
   profiler.mark("data");
   for (int64_t first = 0; first < options_.batch; first += rows)
     gather({inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)}, counted);
@@ -298,17 +308,15 @@ StepReport Trainer::step() {
   optimizer_->set_lr(report.lr);
   const Tensor inputs = on_device(batch.inputs, device_);
   const Tensor targets = on_device(batch.targets, device_);
-  const Tensor divisor =
-      full({}, static_cast<double>(std::max<int64_t>(1, counted)), float32, device_);
   if (options_.accumulate == 1) {
-    const Losses losses = gather_and_update_(Batch{inputs, targets}, divisor);
+    const Losses losses = gather_and_update_(Batch{inputs, targets});
     report.loss = {{losses.loss}};
     report.grad_norm = {{losses.grad_norm}};
   } else {
+    const Tensor all = divisor(counted, device_);
     for (int64_t first = 0; first < options_.batch; first += rows)
       report.loss.parts.push_back(gather_(
-          Batch{inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)},
-          divisor));
+          Batch{inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)}, all));
     report.grad_norm = {{update_()}};
   }
   ++step_;

@@ -107,13 +107,13 @@ class Trainer {
  private:
   Trainer(const TrainOptions& options, const std::string& vocabulary);
   /// What a step does, the parts that are captured: gradients of a part of a batch whose loss is
-  /// divided by `counted` tokens; the optimizer's step; both.
-  Tensor gather(const Batch& batch, const Tensor& counted) const;
+  /// divided by `counted` tokens, its own where there is none; the optimizer's step; both.
+  Tensor gather(const Batch& batch, const std::optional<Tensor>& counted) const;
   Tensor update(Profiler* profiler = nullptr);
   struct Losses {
     Tensor loss, grad_norm;
   };
-  Losses gather_and_update(const Batch& batch, const Tensor& counted);
+  Losses gather_and_update(const Batch& batch);
 
   TrainOptions options_;
   std::unique_ptr<Dataset> dataset_;
@@ -123,7 +123,7 @@ class Trainer {
   Device device_ = cpu;
   Captured<std::function<Tensor(const Batch&, const Tensor&)>> gather_;
   Captured<std::function<Tensor()>> update_;
-  Captured<std::function<Losses(const Batch&, const Tensor&)>> gather_and_update_;
+  Captured<std::function<Losses(const Batch&)>> gather_and_update_;
   int64_t step_ = 0;
   std::optional<int64_t> best_step_ = none;
   double best_loss_ = 0;

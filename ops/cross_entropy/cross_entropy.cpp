@@ -46,29 +46,58 @@ CrossEntropyResult CrossEntropy::define(const Tensor& logits, const Tensor& targ
   return {losses * counted(targets, o.ignore_index, u.dtype()), lse};
 }
 
-CrossEntropyResult CrossEntropy::forward(Context& ctx, const Tensor& logits, const Tensor& targets,
-                                         const Options& o) {
+namespace {
+CrossEntropyResult losses_of(const Tensor& logits, const Tensor& targets,
+                             const CrossEntropyOptions& o) {
   const DType dtype = stats_dtype(logits.dtype());
   CrossEntropyResult result{empty(targets.shape(), dtype, logits.device()),
                             empty(targets.shape(), dtype, logits.device())};
-  const Tensor rows = even_rows(logits), indices = detail::dense(targets);
+  const Tensor rows = even_rows(logits);
   dispatch(logits.device(), CrossEntropyForwardArgs{.logits = rows,
-                                                    .targets = indices,
+                                                    .targets = targets,
                                                     .ignore_index = o.ignore_index,
                                                     .label_smoothing = o.label_smoothing,
                                                     .losses = result.losses,
                                                     .lse = result.lse.value});
+  return result;
+}
+Tensor gradient(const Tensor& dlosses, const ConstVec& share, const Tensor& logits,
+                const Tensor& targets, const Tensor& lse, const CrossEntropyBackwardOptions& o) {
+  const Tensor rows = even_rows(logits);
+  // The memory, in a tensor of its own: what was saved goes when backward returns.
+  Tensor dlogits = o.in_place && logits.is_dense()
+                       ? detail::raw_view(logits, logits.shape(), logits.strides(), logits.offset())
+                       : empty_like(logits);
+  const Tensor d = detail::dense(dlosses), t = detail::dense(targets);
+  dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
+                                                     .share = share,
+                                                     .logits = rows,
+                                                     .targets = t,
+                                                     .lse = lse,
+                                                     .ignore_index = o.ignore_index,
+                                                     .label_smoothing = o.label_smoothing,
+                                                     .dlogits = dlogits});
+  return dlogits;
+}
+CrossEntropyBackwardOptions backward_options(const Context& ctx) {
+  const CrossEntropyOptions& o = ctx.options();
+  return {.ignore_index = o.ignore_index,
+          .label_smoothing = o.label_smoothing,
+          .in_place = ctx.is_last_use(0)};
+}
+}  // namespace
+
+CrossEntropyResult CrossEntropy::forward(Context& ctx, const Tensor& logits, const Tensor& targets,
+                                         const Options& o) {
+  const CrossEntropyResult result = losses_of(logits, detail::dense(targets), o);
   ctx.save(logits, targets);
   ctx.save_constant(result.lse.value);
   return result;
 }
 Tensor CrossEntropy::backward(Context& ctx, const std::optional<Tensor>& dlosses,
                               const std::optional<Tensor>&) {
-  const CrossEntropyOptions& o = ctx.options();
   return apply<CrossEntropyBackward>(*dlosses, ctx.saved(0), ctx.saved(1), ctx.saved(2),
-                                     {.ignore_index = o.ignore_index,
-                                      .label_smoothing = o.label_smoothing,
-                                      .in_place = ctx.is_last_use(0)});
+                                     backward_options(ctx));
 }
 
 Tensor CrossEntropyBackward::define(const Tensor& dlosses, const Tensor& logits,
@@ -82,28 +111,55 @@ Tensor CrossEntropyBackward::define(const Tensor& dlosses, const Tensor& logits,
 }
 Tensor CrossEntropyBackward::forward(Context&, const Tensor& dlosses, const Tensor& logits,
                                      const Tensor& targets, const Tensor& lse, const Options& o) {
-  const Tensor rows = even_rows(logits);
-  // The memory, in a tensor of its own: what was saved goes when backward returns.
-  Tensor dlogits = o.in_place && logits.is_dense()
-                       ? detail::raw_view(logits, logits.shape(), logits.strides(), logits.offset())
-                       : empty_like(logits);
-  const Tensor d = detail::dense(dlosses), t = detail::dense(targets);
-  dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
-                                                     .logits = rows,
-                                                     .targets = t,
-                                                     .lse = lse,
-                                                     .ignore_index = o.ignore_index,
-                                                     .label_smoothing = o.label_smoothing,
-                                                     .dlogits = dlogits});
-  return dlogits;
+  return gradient(dlosses, {}, logits, targets, lse, o);
+}
+
+void MeanCrossEntropy::check(const Tensor& logits, const Tensor& targets, const Options& o) {
+  CrossEntropy::check(logits, targets, o);
+}
+MeanCrossEntropyResult MeanCrossEntropy::define(const Tensor& logits, const Tensor& targets,
+                                                const Options& o) {
+  const CrossEntropyResult each = CrossEntropy::define(logits, targets, o);
+  const Tensor count = counted(targets, o.ignore_index, each.losses.dtype()).sum();
+  const Tensor share = reciprocal(maximum(count, 1));
+  return {each.losses.sum() * share, each.lse, share};
+}
+MeanCrossEntropyResult MeanCrossEntropy::forward(Context& ctx, const Tensor& logits,
+                                                 const Tensor& targets, const Options& o) {
+  const Tensor indices = detail::dense(targets);
+  const CrossEntropyResult each = losses_of(logits, indices, o);
+  const auto number = [&] { return empty(Shape{}, each.losses.dtype(), logits.device()); };
+  MeanCrossEntropyResult result{number(), each.lse, number()};
+  dispatch(logits.device(), CrossEntropyMeanArgs{.losses = each.losses,
+                                                 .targets = indices,
+                                                 .ignore_index = o.ignore_index,
+                                                 .loss = result.loss,
+                                                 .share = result.share.value});
+  ctx.save(logits, targets);
+  ctx.save_constant(result.lse.value, result.share.value);
+  return result;
+}
+Tensor MeanCrossEntropy::backward(Context& ctx, const std::optional<Tensor>& dloss,
+                                  const std::optional<Tensor>&, const std::optional<Tensor>&) {
+  return apply<MeanCrossEntropyBackward>(*dloss, ctx.saved(0), ctx.saved(1), ctx.saved(2),
+                                         ctx.saved(3), backward_options(ctx));
+}
+
+Tensor MeanCrossEntropyBackward::define(const Tensor& dloss, const Tensor& logits,
+                                        const Tensor& targets, const Tensor& lse,
+                                        const Tensor& share, const Options& o) {
+  return CrossEntropyBackward::define(dloss * share, logits, targets, lse, o);
+}
+Tensor MeanCrossEntropyBackward::forward(Context&, const Tensor& dloss, const Tensor& logits,
+                                         const Tensor& targets, const Tensor& lse,
+                                         const Tensor& share, const Options& o) {
+  return gradient(dloss, share, logits, targets, lse, o);
 }
 
 Tensor cross_entropy(const Tensor& logits, const Tensor& targets, const CrossEntropyOptions& o) {
+  if (o.reduction == LossReduction::mean) return apply<MeanCrossEntropy>(logits, targets, o).loss;
   const Tensor losses = apply<CrossEntropy>(logits, targets, o).losses;
-  if (o.reduction == LossReduction::each) return losses;
-  if (o.reduction == LossReduction::sum) return losses.sum();
-  const Tensor count = counted(targets, o.ignore_index, losses.dtype()).sum();
-  return losses.sum() / maximum(count, 1);
+  return o.reduction == LossReduction::each ? losses : losses.sum();
 }
 
 }  // namespace norma

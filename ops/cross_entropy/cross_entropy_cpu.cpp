@@ -56,6 +56,21 @@ void run(Cpu, const CrossEntropyForwardArgs& k) {
   });
 }
 
+void run(Cpu, const CrossEntropyMeanArgs& k) {
+  visit_index(k.targets.dtype, [&]<class I>() {
+    visit_floating(k.losses.dtype, [&]<class T>() {
+      if constexpr (std::is_same_v<T, stats_t<T>>) {
+        double sum = 0;  // one thread: float32 would lose digits over many rows
+        int64_t counted = 0;
+        for (int64_t i = 0; i < k.targets.n; ++i)
+          sum += k.losses.at<T>(i), counted += k.targets.at<I>(i) != k.ignore_index;
+        const double share = 1 / static_cast<double>(std::max<int64_t>(1, counted));
+        k.share.at<T>(0) = static_cast<T>(share), k.loss.at<T>(0) = static_cast<T>(sum * share);
+      }
+    });
+  });
+}
+
 void run(Cpu, const CrossEntropyBackwardArgs& k) {
   const int64_t cols = k.logits.cols;
   visit_index(k.targets.dtype, [&]<class I>() {
@@ -74,7 +89,9 @@ void run(Cpu, const CrossEntropyBackwardArgs& k) {
             continue;
           }
           const Acc* x = detail::load(k.logits.row<T>(i), 1, 0, cols, buffer).data;
-          const Acc lse = k.lse.at<Acc>(i), scale = k.dlosses.at<Acc>(i);
+          const Acc lse = k.lse.at<Acc>(i);
+          const Acc scale =
+              k.share ? k.dlosses.at<Acc>(0) * k.share.at<Acc>(0) : k.dlosses.at<Acc>(i);
           const Acc uniform = smoothing / static_cast<Acc>(cols);
           detail::map_packets(
               cols, p, [&](const auto& v) { return detail::exp_of(v - lse); }, x);

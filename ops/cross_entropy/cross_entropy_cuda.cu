@@ -1,4 +1,5 @@
 #include "norma/core/cuda/fault.h"
+#include "norma/core/cuda/index.cuh"
 #include "norma/ops/cross_entropy/kernels.h"
 #include "norma/ops/softmax/rows.cuh"
 
@@ -14,9 +15,10 @@ struct Smoothing {
 
 /// Losses and lse: each logit is read once.
 ///   bytes  rows · cols · sizeof(T)
-template <class T, class I, int kThreads, bool kAligned>
+template <class T, int kThreads, bool kAligned>
 __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets, Smoothing o,
                                              Vec losses, Vec lse, detail::FaultSlot fault) {
+  wait_for_previous_kernel();
   using Acc = stats_t<T>;
   constexpr bool kWarp = kThreads == kWarpSize;
   __shared__ Acc slots[kBlock / kWarpSize];
@@ -36,7 +38,7 @@ __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets,
   online.template meet<kThreads>(slots);
   if (share > 0) sum = row_sum<kThreads>(sum, slots);
   if (thread != 0) return;
-  int64_t target = targets.template at<I>(i);
+  int64_t target = index_at(targets, i);
   const bool ignored = target == o.ignore_index;
   if (!ignored && (target < 0 || target >= cols)) {
     fault.report(cols, o.ignore_index, i, target);
@@ -48,10 +50,34 @@ __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets,
               : online.lse() - (1 - share) * convert<Acc>(row[target]) - share * sum / Acc(cols);
 }
 
+/// One block: thread t adds the losses t, t + kMeanThreads, … up.
+constexpr int kMeanThreads = 1024;
+template <class Acc>
+__global__ void __launch_bounds__(kMeanThreads)
+    cross_entropy_mean_kernel(ConstVec losses, ConstVec targets, int64_t ignore_index, Vec loss,
+                              Vec share) {
+  wait_for_previous_kernel();
+  __shared__ Acc slots[kMeanThreads / kWarpSize];
+  __shared__ int count_slots[kMeanThreads / kWarpSize];
+  Acc sum = 0;
+  int counted = 0;
+  for (int64_t i = threadIdx.x; i < losses.n; i += kMeanThreads) {
+    sum += losses.template at<Acc>(i);
+    counted += index_at(targets, i) != ignore_index;
+  }
+  sum = block_sum<kMeanThreads>(sum, slots);
+  counted = block_sum<kMeanThreads>(counted, count_slots);
+  if (threadIdx.x > 0) return;
+  const Acc part = 1 / Acc(max(1, counted));
+  share.template at<Acc>(0) = part, loss.template at<Acc>(0) = sum * part;
+}
+
 /// dlogits, which may be the logits' own memory: each is read and written by one thread.
-template <class T, class I, int kThreads, bool kAligned>
-__global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstRows logits, ConstVec targets,
-                                              ConstVec lses, Smoothing o, Rows dlogits) {
+template <class T, int kThreads, bool kAligned>
+__global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstVec share, ConstRows logits,
+                                              ConstVec targets, ConstVec lses, Smoothing o,
+                                              Rows dlogits) {
+  wait_for_previous_kernel();
   using Acc = stats_t<T>;
   constexpr bool kWarp = kThreads == kWarpSize;
   const int64_t i = kWarp ? int64_t{blockIdx.x} * kRowsOfABlock + threadIdx.y : blockIdx.x;
@@ -59,10 +85,12 @@ __global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstRows logits
   const int cols = static_cast<int>(logits.cols), thread = threadIdx.x;
   const T* row = logits.template row<T>(i);
   T* out = dlogits.template row<T>(i);
-  const int64_t target = targets.template at<I>(i);
+  const int64_t target = index_at(targets, i);
   const bool ignored = target == o.ignore_index;
-  const Acc share = static_cast<Acc>(o.share), uniform = share / Acc(cols);
-  const Acc lse = lses.template at<Acc>(i), scale = dlosses.template at<Acc>(i);
+  const Acc smooth = static_cast<Acc>(o.share), uniform = smooth / Acc(cols);
+  const Acc lse = lses.template at<Acc>(i);
+  const Acc scale =
+      share ? dlosses.template at<Acc>(0) * share.template at<Acc>(0) : dlosses.template at<Acc>(i);
   constexpr int kWidth = kWidest<T>;
   // Not for_packets: its row is __restrict__, and `out` may be the same memory.
 #pragma unroll 2
@@ -73,7 +101,7 @@ __global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstRows logits
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
       Acc p = exp_of(convert<Acc>(packet[e]) - lse);
-      if (c + e == target) p -= 1 - share;
+      if (c + e == target) p -= 1 - smooth;
       packet[e] = convert<T>(ignored ? Acc(0) : (p - uniform) * scale);
     }
     put<kAligned>(out + c, packet, n);
@@ -84,24 +112,22 @@ bool aligned(const void* data, int64_t stride, DType dtype) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
 }
 
-/// start<T, I, kThreads, kAligned>(shape)
+/// start<T, kThreads, kAligned>(shape)
 template <class F>
-void plan(const ConstRows& logits, const ConstVec& targets, bool wide, const F& start) {
+void plan(const ConstRows& logits, bool wide, const F& start) {
   visit_floating(logits.dtype, [&]<class T>() {
-    visit_index(targets.dtype, [&]<class I>() {
-      const auto go = [&]<int kThreads, bool kAligned>() {
-        const bool warp = kThreads == kWarpSize;
-        start.template operator()<T, I, kThreads, kAligned>(LaunchShape{
-            .grid = dim3(static_cast<unsigned>(warp ? ceil_div(logits.rows, int64_t{kRowsOfABlock})
-                                                    : logits.rows)),
-            .block = dim3(kThreads, warp ? kRowsOfABlock : 1)});
-      };
-      if (logits.cols <= kWarpCols)
-        wide ? go.template operator()<kWarpSize, true>()
-             : go.template operator()<kWarpSize, false>();
-      else
-        wide ? go.template operator()<kBlock, true>() : go.template operator()<kBlock, false>();
-    });
+    const auto go = [&]<int kThreads, bool kAligned>() {
+      const bool warp = kThreads == kWarpSize;
+      start.template operator()<T, kThreads, kAligned>(LaunchShape{
+          .grid = dim3(static_cast<unsigned>(warp ? ceil_div(logits.rows, int64_t{kRowsOfABlock})
+                                                  : logits.rows)),
+          .block = dim3(kThreads, warp ? kRowsOfABlock : 1),
+          .overlap = true});
+    };
+    if (logits.cols <= kWarpCols)
+      wide ? go.template operator()<kWarpSize, true>() : go.template operator()<kWarpSize, false>();
+    else
+      wide ? go.template operator()<kBlock, true>() : go.template operator()<kBlock, false>();
   });
 }
 
@@ -110,24 +136,29 @@ void plan(const ConstRows& logits, const ConstVec& targets, bool wide, const F& 
 void run(Cuda on, const CrossEntropyForwardArgs& k) {
   const Smoothing o{k.label_smoothing, k.ignore_index};
   const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype);
-  plan(k.logits, k.targets, wide,
-       [&]<class T, class I, int kThreads, bool kAligned>(const LaunchShape& shape) {
-         launch(on, shape, cross_entropy_forward_kernel<T, I, kThreads, kAligned>, k.logits,
-                k.targets, o, k.losses, k.lse,
-                detail::fault_slot("cross_entropy: targets must be below {}, the number of "
-                                   "classes, or {} to be ignored, but target {} is {}"));
-       });
+  plan(k.logits, wide, [&]<class T, int kThreads, bool kAligned>(const LaunchShape& shape) {
+    launch(on, shape, cross_entropy_forward_kernel<T, kThreads, kAligned>, k.logits, k.targets, o,
+           k.losses, k.lse,
+           detail::fault_slot("cross_entropy: targets must be below {}, the number of "
+                              "classes, or {} to be ignored, but target {} is {}"));
+  });
+}
+
+void run(Cuda on, const CrossEntropyMeanArgs& k) {
+  const LaunchShape shape{.grid = dim3(1), .block = dim3(kMeanThreads), .overlap = true};
+  const auto kernel = k.losses.dtype == float64 ? cross_entropy_mean_kernel<double>
+                                                : cross_entropy_mean_kernel<float>;
+  launch(on, shape, kernel, k.losses, k.targets, k.ignore_index, k.loss, k.share);
 }
 
 void run(Cuda on, const CrossEntropyBackwardArgs& k) {
   const Smoothing o{k.label_smoothing, k.ignore_index};
   const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype) &&
                     aligned(k.dlogits.data, k.dlogits.row_stride, k.dlogits.dtype);
-  plan(k.logits, k.targets, wide,
-       [&]<class T, class I, int kThreads, bool kAligned>(const LaunchShape& shape) {
-         launch(on, shape, cross_entropy_backward_kernel<T, I, kThreads, kAligned>, k.dlosses,
-                k.logits, k.targets, k.lse, o, k.dlogits);
-       });
+  plan(k.logits, wide, [&]<class T, int kThreads, bool kAligned>(const LaunchShape& shape) {
+    launch(on, shape, cross_entropy_backward_kernel<T, kThreads, kAligned>, k.dlosses, k.share,
+           k.logits, k.targets, k.lse, o, k.dlogits);
+  });
 }
 
 }  // namespace norma

@@ -62,6 +62,27 @@ TYPED_TEST(CrossEntropyTest, LongRowsToo) {
   }
 }
 
+TYPED_TEST(CrossEntropyTest, MeanIsItsDefinition) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const double stats = 64 * unit_roundoff(stats_dtype(dtype));
+  for (const int64_t rows : {1, 12, 3000}) {
+    const CrossEntropyOptions o{.ignore_index = 2, .label_smoothing = 0.1};
+    const Tensor x = (randn({rows, 9}, float64) * 2).to(dtype), t = randint(0, 9, {rows}, int32);
+    const auto kernel = apply<MeanCrossEntropy>(x, t, o);
+    const auto formula = MeanCrossEntropy::define(x.to(float64), t, o);
+    EXPECT_CLOSE(kernel.loss, formula.loss, {.relative = stats, .absolute = stats});
+    EXPECT_CLOSE(kernel.share.value, formula.share.value, {.relative = stats});
+    EXPECT_CLOSE(kernel.lse.value, formula.lse.value, {.relative = stats, .absolute = stats});
+    // The two ways to a mean's gradient have the same bits: one rounds dloss · share first too.
+    const Tensor d = randn({}, stats_dtype(dtype));
+    const CrossEntropyBackwardOptions backward{o.ignore_index, o.label_smoothing};
+    EXPECT_SAME_BITS(
+        apply<MeanCrossEntropyBackward>(d, x, t, kernel.lse.value, kernel.share.value, backward),
+        apply<CrossEntropyBackward>((d * kernel.share.value).expand({rows}), x, t, kernel.lse.value,
+                                    backward));
+  }
+}
+
 TEST(CrossEntropy, GradientIsTheDerivative) {
   const Tensor x = randn({5, 7}, float64), t = tensor({0, 2, 6, 2, 3}, int64);
   for (const CrossEntropyOptions& o : kOptions) {
