@@ -6,7 +6,7 @@
 
 #include "norma/core/format.h"
 #include "norma/nn/init.h"
-#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/embedding/embedding.h"
 #include "norma/ops/view/view.h"
 
 namespace norma::nn {
@@ -166,11 +166,7 @@ Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState*
         "language_model: tokens must be (batch, length) with a length up to context = {}, but are "
         "{}{}",
         options.context, tokens.shape(), first > 0 ? format(" after {}", first) : "");
-  Tensor x = wte(tokens);
-  if (wpe) {
-    const Tensor positions = arange(tokens.size(1), int64, tokens.device());
-    x = x + (*wpe)(first > 0 ? positions + static_cast<double>(first) : positions);
-  }
+  Tensor x = wpe ? embedding(tokens, wte.weight, wpe->weight, first) : wte(tokens);
   x = dropout(x);
   if (h.empty()) return x;
   const Placement& begin = *h.front().placement;

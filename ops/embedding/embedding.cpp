@@ -1,7 +1,11 @@
 #include "norma/ops/embedding/embedding.h"
 
+#include <algorithm>
+
 #include "norma/core/dispatch.h"
+#include "norma/ops/elementwise/binary.h"
 #include "norma/ops/embedding/kernels.h"
+#include "norma/ops/view/view.h"
 
 namespace norma {
 
@@ -38,10 +42,91 @@ std::vector<Tensor> EmbeddingBackward::backward(Context& ctx, const Tensor& dy) 
   return {Tensor(), embedding(ctx.saved(0), dy)};
 }
 
-Tensor embedding(const Tensor& indices, const Tensor& weight) {
-  const Tensor y = apply<Embedding>(indices, weight);
+TensorSpec PositionedEmbedding::check(const Tensor& indices, const Tensor& weight,
+                                      const Tensor& positions, const Options& o) {
+  TensorSpec spec = Embedding::check(indices, weight);
+  if (!is_floating(weight.dtype()) || positions.dtype() != weight.dtype())
+    throw DTypeError("{}: weight and positions must have one floating dtype, but are {} and {}",
+                     name, to_string(weight.dtype()), to_string(positions.dtype()));
+  if (positions.dim() != 2 || positions.size(1) != weight.size(1))
+    throw ShapeError("{}: positions must be (places, width) like weight {}, but is {}", name,
+                     weight.shape(), positions.shape());
+  if (indices.dim() == 0 || o.first < 0 || o.first + indices.shape().back() > positions.size(0))
+    throw ShapeError(
+        "{}: indices must be (…, T) with first + T up to {}, the rows of positions, but first is "
+        "{} and they are {}",
+        name, positions.size(0), o.first, indices.shape());
+  return spec;
+}
+Tensor PositionedEmbedding::define(const Tensor& indices, const Tensor& weight,
+                                   const Tensor& positions, const Options& o) {
+  return apply<Embedding>(indices, weight) +
+         positions.slice(0, o.first, o.first + indices.shape().back());
+}
+namespace {
+PlaceRows places_of(const Tensor& indices, int64_t first) {
+  return {.first = first, .length = std::max<int64_t>(1, indices.shape().back())};
+}
+}  // namespace
+Tensor PositionedEmbedding::forward(Context& ctx, const Tensor& indices, const Tensor& weight,
+                                    const Tensor& positions, const Options& o) {
+  Tensor y = empty(ctx.output());
+  const Tensor i = detail::dense(indices), table = even_rows(weight), rows = even_rows(positions);
+  dispatch(y.device(), EmbeddingForwardArgs{.indices = i,
+                                            .table = table,
+                                            .y = y,
+                                            .positions = rows,
+                                            .places = places_of(indices, o.first)});
+  ctx.save(indices);
+  return y;
+}
+std::vector<Tensor> PositionedEmbedding::backward(Context& ctx, const Tensor& dy) {
+  const PositionedEmbeddingOptions& o = ctx.options();
+  const auto grads = apply<PositionedEmbeddingBackward>(
+      ctx.saved(0), dy,
+      {.rows = ctx.input(1).shape[0], .position_rows = ctx.input(2).shape[0], .first = o.first});
+  return {Tensor(), grads.dweight, grads.dpositions};
+}
+
+PositionedEmbeddingGrads PositionedEmbeddingBackward::forward(Context& ctx, const Tensor& indices,
+                                                              const Tensor& dy, const Options& o) {
+  const int64_t width = dy.shape().back();
+  const PositionedEmbeddingGrads grads{empty({o.rows, width}, dy.dtype(), dy.device()),
+                                       empty({o.position_rows, width}, dy.dtype(), dy.device())};
+  const Tensor i = detail::dense(indices), rows = even_rows(dy);
+  dispatch(dy.device(), EmbeddingBackwardArgs{.indices = i,
+                                              .dy = rows,
+                                              .dtable = grads.dweight,
+                                              .dpositions = grads.dpositions,
+                                              .places = places_of(indices, o.first)});
+  ctx.save(indices);
+  return grads;
+}
+std::vector<Tensor> PositionedEmbeddingBackward::backward(Context& ctx,
+                                                          const std::optional<Tensor>& dweight,
+                                                          const std::optional<Tensor>& dpositions) {
+  const PositionedEmbeddingBackwardOptions& o = ctx.options();
+  const TensorSpec dy = ctx.input(1);
+  const auto whole = [&](const std::optional<Tensor>& t, int64_t rows) {
+    return t ? *t : zeros({rows, dy.shape.back()}, dy.dtype, dy.device);
+  };
+  return {Tensor(),
+          apply<PositionedEmbedding>(ctx.saved(0), whole(dweight, o.rows),
+                                     whole(dpositions, o.position_rows), {.first = o.first})};
+}
+
+namespace {
+Tensor in_scope(const Tensor& y) {
   const DType low = Autocast::current();
   return low == float32 || y.dtype() != float32 ? y : y.to(low);
+}
+}  // namespace
+Tensor embedding(const Tensor& indices, const Tensor& weight) {
+  return in_scope(apply<Embedding>(indices, weight));
+}
+Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& positions,
+                 int64_t first) {
+  return in_scope(apply<PositionedEmbedding>(indices, weight, positions, {.first = first}));
 }
 
 }  // namespace norma

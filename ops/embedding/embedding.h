@@ -12,6 +12,13 @@ namespace norma {
 /// Indices int32 or int64. Throws ShapeError, DTypeError, and ValueError naming an index outside.
 Tensor embedding(const Tensor& indices, const Tensor& weight);
 
+/// The same with learned positions: y[…, t] = weight[indices[…, t]] + positions[first + t], indices
+/// (…, T), positions (P, D) of weight's floating dtype. The sum is rounded once.
+///   dpositions[first + t] = Σ of dy[…, t] over the leading dimensions
+/// ShapeError also where first + T > P.
+Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& positions,
+                 int64_t first = 0);
+
 struct EmbeddingOptions {
   int64_t rows = 0;  ///< of the table, for the gradient
   bool operator==(const EmbeddingOptions&) const = default;
@@ -28,6 +35,37 @@ struct EmbeddingBackward {
   static constexpr std::string_view name = "embedding_backward";
   static Tensor forward(Context&, const Tensor& indices, const Tensor& x, const Options&);
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
+};
+
+struct PositionedEmbeddingOptions {
+  int64_t first = 0;
+  bool operator==(const PositionedEmbeddingOptions&) const = default;
+};
+struct PositionedEmbedding {
+  using Options = PositionedEmbeddingOptions;
+  static constexpr std::string_view name = "embedding";
+  static TensorSpec check(const Tensor& indices, const Tensor& weight, const Tensor& positions,
+                          const Options&);
+  static Tensor define(const Tensor& indices, const Tensor& weight, const Tensor& positions,
+                       const Options&);
+  static Tensor forward(Context&, const Tensor& indices, const Tensor& weight,
+                        const Tensor& positions, const Options&);
+  static std::vector<Tensor> backward(Context&, const Tensor& dy);
+};
+struct PositionedEmbeddingBackwardOptions {
+  int64_t rows = 0, position_rows = 0, first = 0;
+  bool operator==(const PositionedEmbeddingBackwardOptions&) const = default;
+};
+struct PositionedEmbeddingGrads {
+  Tensor dweight, dpositions;
+};
+struct PositionedEmbeddingBackward {
+  using Options = PositionedEmbeddingBackwardOptions;
+  static constexpr std::string_view name = "embedding_backward";
+  static PositionedEmbeddingGrads forward(Context&, const Tensor& indices, const Tensor& dy,
+                                          const Options&);
+  static std::vector<Tensor> backward(Context&, const std::optional<Tensor>& dweight,
+                                      const std::optional<Tensor>& dpositions);
 };
 
 }  // namespace norma

@@ -18,6 +18,40 @@ void require_inside(const ConstVec& indices, int64_t rows) {
   }
 }
 
+template <class I>
+void add_positions(const EmbeddingForwardArgs& k, const Split& rows) {
+  visit_floating(k.y.dtype, [&]<class T>() {
+    using Acc = detail::compute_t<T>;
+    parallel_for(rows.blocks, [&](int64_t b) {
+      for (int64_t i = rows.begin(b); i < rows.end(b); ++i) {
+        const T* row = k.table.row<T>(k.indices.at<I>(i));
+        const T* place = k.positions.row<T>(k.places.first + i % k.places.length);
+        T* y = k.y.row<T>(i);
+        for (int64_t c = 0; c < k.y.cols; ++c)
+          y[c] = static_cast<T>(static_cast<Acc>(row[c]) + static_cast<Acc>(place[c]));
+      }
+    });
+  });
+}
+
+void sum_positions(const EmbeddingBackwardArgs& k) {
+  const Rows& d = k.dpositions;
+  const int64_t passes = k.indices.n / k.places.length;
+  visit_floating(d.dtype, [&]<class T>() {
+    using Acc = detail::compute_t<T>;
+    parallel_for(d.rows, [&](int64_t r) {
+      const int64_t place = r - k.places.first;
+      const bool touched = place >= 0 && place < k.places.length;
+      for (int64_t c = 0; c < d.cols; ++c) {
+        Acc sum = 0;
+        for (int64_t n = 0; touched && n < passes; ++n)
+          sum += static_cast<Acc>(k.dy.row<T>(n * k.places.length + place)[c]);
+        d.row<T>(r)[c] = static_cast<T>(sum);
+      }
+    });
+  });
+}
+
 }  // namespace
 
 void run(Cpu, const EmbeddingForwardArgs& k) {
@@ -26,6 +60,7 @@ void run(Cpu, const EmbeddingForwardArgs& k) {
     const int64_t width = k.y.cols;
     if (width == 0) return;
     const Split rows = split(k.indices.n, std::max<int64_t>(1, detail::kPieceGrain / width));
+    if (k.positions) return add_positions<I>(k, rows);
     visit_all(k.y.dtype, [&]<class T>() {
       parallel_for(rows.blocks, [&](int64_t b) {
         for (int64_t i = rows.begin(b); i < rows.end(b); ++i)
@@ -37,9 +72,10 @@ void run(Cpu, const EmbeddingForwardArgs& k) {
 
 void run(Cpu, const EmbeddingBackwardArgs& k) {
   const int64_t width = k.dtable.cols, n = k.indices.n;
+  if (k.dpositions) sum_positions(k);
   if (width == 0 || k.dtable.rows == 0) return;
   visit_index(k.indices.dtype, [&]<class I>() {
-    visit_all(k.dtable.dtype, [&]<class T>() {
+    visit_floating(k.dtable.dtype, [&]<class T>() {
       using Acc = detail::compute_t<T>;
       // Each task owns some columns and walks all places in order: no two write the same element.
       const Split tiles =

@@ -1,5 +1,6 @@
 #include "norma/core/copy.h"
 #include "norma/core/cuda/fault.h"
+#include "norma/core/cuda/index.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/ops/embedding/kernels.h"
 #include "norma/ops/index/segments.cuh"
@@ -10,13 +11,13 @@ namespace {
 constexpr int kThreads = 128;
 
 /// One block a row. Copies bytes: B is 16 of them where the rows allow it.
-template <class B, class I>
+template <class B>
 __global__ void embedding_forward_kernel(ConstVec indices, const B* __restrict__ table,
                                          int64_t table_stride, int64_t rows, B* __restrict__ y,
                                          int width, detail::FaultSlot fault) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (i >= indices.n) return;
-  int64_t from = indices.template at<I>(i);
+  int64_t from = index_at(indices, i);
   if (from < 0 || from >= rows) {
     fault.report(rows, i, from);
     from = 0;
@@ -25,34 +26,91 @@ __global__ void embedding_forward_kernel(ConstVec indices, const B* __restrict__
     y[i * width + c] = table[from * table_stride + c];
 }
 
-/// Few places and few rows: each thread owns an element of the table and looks at every place.
-template <class T, class I>
-__global__ void embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable) {
+template <class T>
+__global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRows positions,
+                                     PlaceRows places, Rows y, detail::FaultSlot fault) {
   using Acc = compute_t<T>;
-  constexpr int kPlaces = 1024;
-  __shared__ int places[kPlaces];
-  const int64_t v = blockIdx.x;
+  wait_for_previous_kernel();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+  if (i >= indices.n) return;
+  int64_t from = index_at(indices, i);
+  if (from < 0 || from >= table.rows) {
+    fault.report(table.rows, i, from);
+    from = 0;
+  }
+  const T* row = table.template row<T>(from);
+  const T* place = positions.template row<T>(places.first + i % places.length);
+  for (int c = threadIdx.x; c < y.cols; c += blockDim.x)
+    y.template row<T>(i)[c] = convert<T>(convert<Acc>(row[c]) + convert<Acc>(place[c]));
+}
+
+/// Row r of dpositions.
+template <class T>
+__device__ void sum_positions(const ConstRows& dy, const PlaceRows& places, const Rows& d,
+                              int64_t r) {
+  using Acc = compute_t<T>;
   const int c = blockIdx.y * kThreads + threadIdx.x;
+  if (c >= d.cols) return;
+  const int64_t place = r - places.first;
+  Acc sum = 0;
+  if (place >= 0 && place < places.length) {
+#pragma unroll 8
+    for (int64_t i = place; i < dy.rows; i += places.length)
+      sum += convert<Acc>(dy.template row<T>(i)[c]);
+  }
+  d.template row<T>(r)[c] = convert<T>(sum);
+}
+template <class T>
+__global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows dpositions) {
+  sum_positions<T>(dy, places, dpositions, blockIdx.x);
+}
+
+/// Few places and few rows: a block owns a row of the table, finds the places that took it, in
+/// order, and sums. The rows of dpositions come after the table's.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable, PlaceRows places,
+                                   Rows dpositions) {
+  using Acc = compute_t<T>;
+  constexpr int kPlaces = 1024, kWords = kPlaces / kWarpSize, kWarps = kThreads / kWarpSize;
+  __shared__ uint32_t here[kWords];
+  __shared__ int list[kPlaces];
+  wait_for_previous_kernel();
+  const int64_t v = blockIdx.x;
+  if (v >= dtable.rows) return sum_positions<T>(dy, places, dpositions, v - dtable.rows);
+  const int c = blockIdx.y * kThreads + threadIdx.x;
+  const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   Acc sum = 0;
   for (int64_t first = 0; first < indices.n; first += kPlaces) {
-    const int n = static_cast<int>(min(int64_t{kPlaces}, indices.n - first));
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kThreads)
-      places[i] = static_cast<int>(indices.template at<I>(first + i));
+#pragma unroll
+    for (int word = warp; word < kWords; word += kWarps) {
+      const int64_t i = first + word * kWarpSize + lane;
+      const uint32_t bits = __ballot_sync(~0u, i < indices.n && index_at(indices, i) == v);
+      if (lane == 0) here[word] = bits;
+    }
     __syncthreads();
-    if (c < dy.cols)
-      for (int i = 0; i < n; ++i)
-        if (places[i] == v) sum += convert<Acc>(dy.template row<T>(first + i)[c]);
+    int count = 0;
+    for (int word = 0; word < kWords; ++word) {
+      const uint32_t bits = here[word];
+      if (word % kWarps == warp && (bits >> lane & 1))
+        list[count + __popc(bits & ((1u << lane) - 1))] = word * kWarpSize + lane;
+      count += __popc(bits);
+    }
+    __syncthreads();
+    if (c < dy.cols) {
+#pragma unroll 8
+      for (int i = 0; i < count; ++i) sum += convert<Acc>(dy.template row<T>(first + list[i])[c]);
+    }
   }
   if (c < dy.cols) dtable.template row<T>(v)[c] = convert<T>(sum);
 }
 
-template <class I>
 __global__ void embedding_keys_kernel(ConstVec indices, int64_t rows, uint32_t* keys,
                                       int32_t* places) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= indices.n) return;
-  const int64_t at = indices.template at<I>(i);
+  const int64_t at = index_at(indices, i);
   keys[i] = at < 0 || at >= rows ? 0u : static_cast<uint32_t>(at);  // forward has reported it
   places[i] = static_cast<int32_t>(i);
 }
@@ -112,74 +170,88 @@ constexpr int64_t kScanPlaces = 4096, kScanRows = 512;
 
 }  // namespace
 
+namespace {
+/// Threads along a row of `width` units, and the rows of a block.
+LaunchShape row_shape(int64_t rows, int64_t width) {
+  const unsigned threads = width >= 128 ? 128 : 32;
+  return {.grid = grid_for(rows, static_cast<int>(256 / threads)),
+          .block = dim3(threads, 256 / threads)};
+}
+}  // namespace
+
 void run(Cuda on, const EmbeddingForwardArgs& k) {
   const int64_t size = size_of(k.y.dtype), bytes = k.y.cols * size;
   if (bytes == 0) return;
+  const detail::FaultSlot fault = detail::fault_slot(
+      "embedding: indices must be below {}, the rows of weight, but index {} is {}");
+  if (k.positions) {
+    LaunchShape shape = row_shape(k.indices.n, k.y.cols);
+    shape.overlap = true;
+    return visit_floating(k.y.dtype, [&]<class T>() {
+      launch(on, shape, embedding_add_kernel<T>, k.indices, k.table, k.positions, k.places, k.y,
+             fault);
+    });
+  }
   const bool wide = bytes % 16 == 0 && k.table.row_stride * size % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.table.data) % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.y.data) % 16 == 0;
-  visit_index(k.indices.dtype, [&]<class I>() {
-    const auto start = [&]<class B>(B) {
-      const auto unit = static_cast<int64_t>(sizeof(B));
-      const int64_t width = bytes / unit;
-      const unsigned threads = width >= 128 ? 128 : 32;
-      launch(on,
-             {.grid = grid_for(k.indices.n, static_cast<int>(256 / threads)),
-              .block = dim3(threads, 256 / threads)},
-             embedding_forward_kernel<B, I>, k.indices, static_cast<const B*>(k.table.data),
-             k.table.row_stride * size / unit, k.table.rows, static_cast<B*>(k.y.data),
-             static_cast<int>(width),
-             detail::fault_slot(
-                 "embedding: indices must be below {}, the rows of weight, but index {} is {}"));
-    };
-    if (wide) return start(uint4{});
-    switch (size) {
-      case 8:
-        return start(uint64_t{});
-      case 4:
-        return start(uint32_t{});
-      case 2:
-        return start(uint16_t{});
-      default:
-        return start(uint8_t{});
-    }
-  });
+  const auto start = [&]<class B>(B) {
+    const auto unit = static_cast<int64_t>(sizeof(B));
+    launch(on, row_shape(k.indices.n, bytes / unit), embedding_forward_kernel<B>, k.indices,
+           static_cast<const B*>(k.table.data), k.table.row_stride * size / unit, k.table.rows,
+           static_cast<B*>(k.y.data), static_cast<int>(bytes / unit), fault);
+  };
+  if (wide) return start(uint4{});
+  switch (size) {
+    case 8:
+      return start(uint64_t{});
+    case 4:
+      return start(uint32_t{});
+    case 2:
+      return start(uint16_t{});
+    default:
+      return start(uint8_t{});
+  }
 }
 
 void run(Cuda on, const EmbeddingBackwardArgs& k) {
-  const int64_t n = k.indices.n, width = k.dtable.cols, rows = k.dtable.rows;
-  if (width == 0 || rows == 0) return;
+  const int64_t n = k.indices.n, width = k.dy.cols, rows = k.dtable.rows;
+  if (width == 0) return;
   const auto columns = static_cast<unsigned>(ceil_div(width, int64_t{kThreads}));
-  visit_index(k.indices.dtype, [&]<class I>() {
-    visit_all(k.dtable.dtype, [&]<class T>() {
-      if (n <= kScanPlaces && rows <= kScanRows) {
-        launch(on, {.grid = dim3(static_cast<unsigned>(rows), columns), .block = dim3(kThreads)},
-               embedding_backward_scan_kernel<T, I>, k.indices, k.dy, k.dtable);
-        return;
-      }
-      View table;
-      table.data = k.dtable.data, table.dtype = k.dtable.dtype, table.shape = {rows, width};
-      table.strides = {k.dtable.row_stride, 1};
-      run(on, FillArgs{.target = table, .value = 0});
-      if (n == 0) return;
-      const Device device = current_device();
-      const auto sorted =
-          sort_places<uint32_t>(on, n, bits_of(static_cast<uint64_t>(rows - 1)), device,
-                                [&](uint32_t* keys, int32_t* places) {
-                                  launch(on, {.grid = grid_for(n, 256), .block = dim3(256)},
-                                         embedding_keys_kernel<I>, k.indices, rows, keys, places);
-                                });
-      using Acc = compute_t<T>;
-      const int64_t tiles = ceil_div(n, int64_t{kTile});
-      const Tensor parts = empty({2, tiles, width}, dtype_of<Acc>, device);
-      Acc* first = static_cast<Acc*>(parts.data());
-      const LaunchShape shape{.grid = dim3(static_cast<unsigned>(tiles), columns),
-                              .block = dim3(kThreads)};
-      launch(on, shape, embedding_tiles_kernel<T>, sorted.key(), sorted.place(), n, k.dy, k.dtable,
-             first, first + tiles * width);
-      launch(on, shape, embedding_runs_kernel<T>, sorted.key(), n, tiles, k.dtable, first,
-             first + tiles * width);
-    });
+  const auto rows_of = [&](int64_t count) {
+    return LaunchShape{.grid = dim3(static_cast<unsigned>(count), columns),
+                       .block = dim3(kThreads)};
+  };
+  visit_floating(k.dy.dtype, [&]<class T>() {
+    if (n <= kScanPlaces && rows <= kScanRows) {
+      LaunchShape shape = rows_of(rows + k.dpositions.rows);
+      shape.overlap = true;
+      launch(on, shape, embedding_backward_scan_kernel<T>, k.indices, k.dy, k.dtable, k.places,
+             k.dpositions);
+      return;
+    }
+    launch(on, rows_of(k.dpositions.rows), embedding_positions_kernel<T>, k.dy, k.places,
+           k.dpositions);
+    View table;
+    table.data = k.dtable.data, table.dtype = k.dtable.dtype, table.shape = {rows, width};
+    table.strides = {k.dtable.row_stride, 1};
+    run(on, FillArgs{.target = table, .value = 0});
+    if (n == 0) return;
+    const Device device = current_device();
+    const auto sorted =
+        sort_places<uint32_t>(on, n, bits_of(static_cast<uint64_t>(rows - 1)), device,
+                              [&](uint32_t* keys, int32_t* places) {
+                                launch(on, {.grid = grid_for(n, 256), .block = dim3(256)},
+                                       embedding_keys_kernel, k.indices, rows, keys, places);
+                              });
+    using Acc = compute_t<T>;
+    const int64_t tiles = ceil_div(n, int64_t{kTile});
+    const Tensor parts = empty({2, tiles, width}, dtype_of<Acc>, device);
+    Acc* first = static_cast<Acc*>(parts.data());
+    launch(on, rows_of(tiles), embedding_tiles_kernel<T>, sorted.key(), sorted.place(), n, k.dy,
+           k.dtable, first, first + tiles * width);
+    launch(on, rows_of(tiles), embedding_runs_kernel<T>, sorted.key(), n, tiles, k.dtable, first,
+           first + tiles * width);
   });
 }
 

@@ -67,6 +67,55 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
   }
 }
 
+TEST(Embedding, WithPositionsIsItsDefinition) {
+  // Small whole numbers, so that every order of a sum gives the same; 5000 rows: sorted on a GPU.
+  for (const int64_t rows : {7, 5000})
+    for (const auto& [shape, places, first] : {std::tuple{Shape{3, 5}, int64_t{5}, int64_t{0}},
+                                               {Shape{2, 2, 3}, 9, 4},
+                                               {Shape{6}, 6, 0},
+                                               {Shape{0, 4}, 4, 0},
+                                               {Shape{9, 300}, 300, 0}}) {
+      SCOPED_TRACE(to_string(shape));
+      const auto whole = [](const Shape& s) { return randint(-9, 9, s, int32).to(float32); };
+      const Tensor index = randint(0, rows, shape, int32), table = whole({rows, 130});
+      const Tensor positions = whole({places, 130});
+      const std::vector<Tensor> inputs{table.requires_grad_(), positions.requires_grad_()};
+      const PositionedEmbeddingOptions o{.first = first};
+      const Tensor y = embedding(index, table, positions, first);
+      const Tensor formula = PositionedEmbedding::define(index, table, positions, o);
+      EXPECT_SAME_BITS(y.detach(), formula.detach());
+      const Tensor dy = whole(y.shape());
+      const auto kernel = grad({y}, inputs, {dy}), expected = grad({formula}, inputs, {dy});
+      EXPECT_CLOSE(kernel[0], expected[0], {});
+      EXPECT_CLOSE(kernel[1], expected[1], {});
+    }
+}
+
+TEST(Embedding, GradientWithPositionsIsTheDerivative) {
+  const Tensor index = tensor({2, 0, 2, 1, 2, 3}, int64).reshape({2, 3});
+  const Tensor table = randn({4, 3}, float64), positions = randn({5, 3}, float64);
+  const PositionedEmbeddingOptions o{.first = 1};
+  EXPECT_OK(gradcheck<PositionedEmbedding>(index, table, positions, o));
+  EXPECT_OK(gradgradcheck(
+      [&](const auto& in) {
+        return std::vector{embedding(index, in[0] * in[0], in[1] * in[1], 1)};
+      },
+      {table, positions}));
+}
+
+TEST(Embedding, WrongPositionsAreNamed) {
+  const Tensor index = zeros({2, 4}, int64);
+  EXPECT_THROW_MSG(embedding(index, ones({3, 2}), ones({5, 2}), 2), ShapeError,
+                   "embedding: indices must be (…, T) with first + T up to 5, the rows of "
+                   "positions, but first is 2 and they are (2, 4)");
+  EXPECT_THROW_MSG(
+      embedding(index, ones({3, 2}), ones({5, 3})), ShapeError,
+      "embedding: positions must be (places, width) like weight (3, 2), but is (5, 3)");
+  EXPECT_THROW_MSG(embedding(index, ones({3, 2}), ones({5, 2}, float64)), DTypeError,
+                   "embedding: weight and positions must have one floating dtype, but are float32 "
+                   "and float64");
+}
+
 TEST(Embedding, MistakesAreNamed) {
   EXPECT_THROW_MSG(embedding(tensor({0, 3}, int32), ones({3, 2})).to_vector<float>(), ValueError,
                    "embedding: indices must be below 3, the rows of weight, but index 1 is 3");
