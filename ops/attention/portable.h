@@ -6,6 +6,10 @@ namespace norma::attention {
 
 // Kernels for any GPU since sm_80 and any views; one file a direction and dtype instantiates them.
 
+/// In place of float: its products' factors may be rounded to tf32. For heads of up to kTf32Head.
+struct Tf32 {};
+inline constexpr int kTf32Head = 128;
+
 template <class T>
 void forward_portable(const Cuda& on, const AttentionForwardArgs& k);
 template <class T>

@@ -6,6 +6,76 @@ namespace norma::attention {
 
 // Two passes, so that every sum has one owner and one order: the first makes dq (and delta) for a
 // tile of queries, the second dk and dv for a tile of keys. Each makes the probabilities again.
+// Short rows need but one.
+
+/// ds = p ⊙ (dp − delta) of a tile of queries from `first`, the rows, and keys from first_key.
+/// row0: the first query among all.
+template <class Tile, class T, class Acc = typename Tile::Acc>
+__device__ __forceinline__ typename Tile::Scores score_gradients(
+    const Tile& tile, const BackwardProblem<T>& k, const T* queries, const T* dys, const T* keys,
+    const T* values, const Acc (&lse_log2)[Tile::kRows], const Acc (&delta)[Tile::kRows],
+    int64_t row0, int first, int first_key) {
+  typename Tile::Scores p, dy_v;
+  tile.multiply_rows(p, queries, keys);
+  tile.multiply_rows(dy_v, dys, values);
+  uint32_t kept = ~0u;
+  if (k.dropout) kept = tile.kept(k.dropout, row0, first_key);
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int seen = k.sizes.end_of_keys(first + tile.row(i) + 1) - first_key;
+#pragma unroll
+    for (int j = 0; j < Tile::kCols; ++j) {
+      const Acc dp = bit(kept, i * Tile::kCols + j) ? dy_v.v[i][j] * k.rescale : 0;
+      const Acc probability = exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[i]);
+      p.v[i][j] = tile.col(j) < seen ? probability * (dp - delta[i]) : 0;
+    }
+  }
+  return p;
+}
+
+/// The same transposed, rows being keys: p ⊙ m and ds. lse_log2 and delta: of the queries.
+template <class Tile, class T, class Acc = typename Tile::Acc>
+__device__ __forceinline__ void transposed_gradients(typename Tile::Scores& p,
+                                                     typename Tile::Scores& ds, const Tile& tile,
+                                                     const BackwardProblem<T>& k, const T* queries,
+                                                     const T* dys, const T* keys, const T* values,
+                                                     const Acc* lse_log2, const Acc* delta,
+                                                     int64_t row0, int first, int first_key) {
+  tile.multiply_rows(p, keys, queries);
+  tile.multiply_rows(ds, values, dys);
+#pragma unroll
+  for (int j = 0; j < Tile::kCols; ++j) {
+    const int t = tile.col(j), seen = k.sizes.end_of_keys(first + t + 1) - first_key;
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; ++i)
+      p.v[i][j] = tile.row(i) < seen ? exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[t]) : Acc(0);
+  }
+  uint32_t kept = ~0u;
+  if (k.dropout) kept = tile.kept_transposed(k.dropout, row0, first_key);
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i)
+#pragma unroll
+    for (int j = 0; j < Tile::kCols; ++j) {
+      const bool keep = bit(kept, i * Tile::kCols + j);
+      const Acc dp = keep ? ds.v[i][j] * k.rescale : 0;
+      ds.v[i][j] = p.v[i][j] * (dp - delta[tile.col(j)]);
+      p.v[i][j] = keep ? p.v[i][j] : 0;
+    }
+}
+
+/// Σ dy ⊙ y of each of this thread's rows.
+template <class Tile, class T, class Acc = typename Tile::Acc>
+__device__ __forceinline__ void sum_delta(Acc (&delta)[Tile::kRows], const Tile& tile, const T* dys,
+                                          const T* ys, int dim) {
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const T *dy = dys + tile.row(i) * Tile::kPitch, *y = ys + tile.row(i) * Tile::kPitch;
+    Acc sum = 0;
+    for (int c = tile.lane_of_row(); c < dim; c += Tile::kRowLanes)
+      sum += convert<Acc>(dy[c]) * convert<Acc>(y[c]);
+    delta[i] = warp_sum<Tile::kRowLanes>(sum);
+  }
+}
 
 template <class Tile, class T = typename Tile::Element>
 __global__ void __launch_bounds__(Tile::kThreads)
@@ -25,20 +95,17 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const auto load_step = [&](T* to, const Heads& from, int h, int at, int rows) {
     load_tile<Tile, Tile::kStep>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
   };
+  wait_for_previous_kernel();
   load_own(queries, k.q, head);
   load_own(dys, k.dy, head);
   load_own(keys, k.y, head);  // where two steps' tiles will be
   __syncthreads();
 
   Acc lse_log2[Tile::kRows], delta[Tile::kRows];
+  sum_delta(delta, tile, dys, keys, n.dim);
 #pragma unroll
   for (int i = 0; i < Tile::kRows; ++i) {
     const int t = tile.row(i);
-    const T *dy = dys + t * Tile::kPitch, *y = keys + t * Tile::kPitch;
-    Acc sum = 0;
-    for (int c = tile.lane_of_row(); c < n.dim; c += Tile::kRowLanes)
-      sum += convert<Acc>(dy[c]) * convert<Acc>(y[c]);
-    delta[i] = warp_sum<Tile::kRowLanes>(sum);
     lse_log2[i] = 0;
     if (t >= length) continue;
     const int64_t row = n.row(batch, head, first + t);
@@ -54,22 +121,9 @@ __global__ void __launch_bounds__(Tile::kThreads)
     load_step(keys, k.k, kv_head, first_key, rows);
     load_step(values, k.v, kv_head, first_key, rows);
     __syncthreads();
-    typename Tile::Scores p, dy_v;
-    tile.multiply_rows(p, queries, keys);
-    tile.multiply_rows(dy_v, dys, values);
-    uint32_t kept = ~0u;
-    if (k.dropout) kept = tile.kept(k.dropout, n.row(batch, head, first), first_key);
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) {
-      const int seen = n.end_of_keys(first + tile.row(i) + 1) - first_key;
-#pragma unroll
-      for (int j = 0; j < Tile::kCols; ++j) {
-        const Acc dp = bit(kept, i * Tile::kCols + j) ? dy_v.v[i][j] * k.rescale : 0;
-        const Acc probability = exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[i]);
-        p.v[i][j] = tile.col(j) < seen ? probability * (dp - delta[i]) : 0;
-      }
-    }
-    tile.add_product(dq, p, keys);
+    const auto ds = score_gradients(tile, k, queries, dys, keys, values, lse_log2, delta,
+                                    n.row(batch, head, first), first, first_key);
+    tile.add_product(dq, ds, keys);
   }
 #pragma unroll
   for (int i = 0; i < Tile::kRows; ++i) {
@@ -102,6 +156,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const auto load_step = [&](T* to, const Heads& from, int h, int at, int rows) {
     load_tile<Tile, Tile::kStep>(to, from.at<const T>(batch, h, at), from.row, rows, n.dim, k.wide);
   };
+  wait_for_previous_kernel();
   load_own(keys, k.k, kv_head);
   load_own(values, k.v, kv_head);
 
@@ -120,26 +175,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
       }
       __syncthreads();
       typename Tile::Scores p, ds;
-      tile.multiply_rows(p, keys, queries);
-      tile.multiply_rows(ds, values, dys);
-#pragma unroll
-      for (int j = 0; j < Tile::kCols; ++j) {
-        const int t = tile.col(j), seen = n.end_of_keys(first + t + 1) - first_key;
-#pragma unroll
-        for (int i = 0; i < Tile::kRows; ++i)
-          p.v[i][j] = tile.row(i) < seen ? exp2_of(p.v[i][j] * k.scale_log2 - lse_log2[t]) : Acc(0);
-      }
-      uint32_t kept = ~0u;
-      if (k.dropout) kept = tile.kept_transposed(k.dropout, n.row(batch, head, first), first_key);
-#pragma unroll
-      for (int i = 0; i < Tile::kRows; ++i)
-#pragma unroll
-        for (int j = 0; j < Tile::kCols; ++j) {
-          const bool keep = bit(kept, i * Tile::kCols + j);
-          const Acc dp = keep ? ds.v[i][j] * k.rescale : 0;
-          ds.v[i][j] = p.v[i][j] * (dp - delta[tile.col(j)]);
-          p.v[i][j] = keep ? p.v[i][j] : 0;
-        }
+      transposed_gradients(p, ds, tile, k, queries, dys, keys, values, lse_log2, delta,
+                           n.row(batch, head, first), first, first_key);
       tile.add_product(dv, p, dys + from_column);
       tile.add_product(dk, ds, queries + from_column);
     }
@@ -154,16 +191,82 @@ __global__ void __launch_bounds__(Tile::kThreads)
   }
 }
 
+/// Where one tile holds all queries and one all keys of a head: everything in one pass.
+template <class Tile, class T = typename Tile::Element>
+__global__ void __launch_bounds__(Tile::kThreads)
+    attention_backward_tile_kernel(const __grid_constant__ BackwardProblem<T> k) {
+  using Acc = typename Tile::Acc;
+  extern __shared__ __align__(16) unsigned char shared[];
+  T *queries = reinterpret_cast<T*>(shared), *dys = queries + Tile::kElements,
+    *keys = dys + Tile::kElements, *values = keys + Tile::kElements, *ys = values + Tile::kElements;
+  const Tile tile(ys + Tile::kElements);
+  Acc *lse_log2 = reinterpret_cast<Acc*>(ys + Tile::kElements + Tile::kScratch),
+      *deltas = lse_log2 + Tile::kStep;
+  const Sizes& n = k.sizes;
+  const int batch = static_cast<int>(blockIdx.x) / n.heads, head = blockIdx.x % n.heads;
+  const int64_t row0 = n.row(batch, head, 0);
+  wait_for_previous_kernel();
+  const auto load_own = [&](T* to, const Heads& from, int rows) {
+    load_tile<Tile, Tile::kTile>(to, from.at<const T>(batch, head), from.row, rows, n.dim, k.wide);
+  };
+  load_own(queries, k.q, n.queries), load_own(dys, k.dy, n.queries), load_own(ys, k.y, n.queries);
+  load_own(keys, k.k, n.keys), load_own(values, k.v, n.keys);
+  if (const int t = threadIdx.x; t < Tile::kStep)  // rows beyond the queries have probability 0
+    lse_log2[t] = t < n.queries ? k.lse[row0 + t] * Acc(kLog2E) : Acc(INFINITY);
+  __syncthreads();
+
+  Acc delta[Tile::kRows], own_lse[Tile::kRows];
+  sum_delta(delta, tile, dys, ys, n.dim);
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    own_lse[i] = lse_log2[tile.row(i)];
+    if (tile.lane_of_row() == 0) deltas[tile.row(i)] = delta[i];
+  }
+  typename Tile::Out dq;
+  {
+    const auto ds =
+        score_gradients(tile, k, queries, dys, keys, values, own_lse, delta, row0, 0, 0);
+    tile.add_product(dq, ds, keys);
+  }
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i)
+    if (const int t = tile.row(i); t < n.queries)
+      store_row<Tile>(k.dq.template at<T>(batch, head, t), dq.v[i], k.scale, n.dim, k.wide);
+  __syncthreads();
+
+  typename Tile::Scores p, ds;
+  transposed_gradients(p, ds, tile, k, queries, dys, keys, values, lse_log2, deltas, row0, 0, 0);
+  typename Tile::Out dk, dv;
+  tile.add_product(dv, p, dys);
+  tile.add_product(dk, ds, queries);
+#pragma unroll
+  for (int i = 0; i < Tile::kRows; ++i) {
+    const int s = tile.row(i);
+    if (s >= n.keys) continue;
+    store_row<Tile>(k.dk.template at<T>(batch, head, s), dk.v[i], k.scale, n.dim, k.wide);
+    store_row<Tile>(k.dv.template at<T>(batch, head, s), dv.v[i], k.rescale, n.dim, k.wide);
+  }
+}
+
 template <class T>
 void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
-  const BackwardProblem<T> k(a);
-  visit_head(k.sizes.dim, [&]<int kHead>() {
+  const BackwardProblem<element_t<T>> k(a);
+  visit_head<T>(k.sizes.dim, [&]<int kHead>() {
     using Tile = TileOf<T, kHead>;
+    if constexpr (kHead <= 64 && Tile::kStep == Tile::kTile)
+      if (k.sizes.queries <= Tile::kTile && k.sizes.keys <= Tile::kTile && k.sizes.shared() == 1)
+        return launch(on,
+                      {.grid = dim3(static_cast<unsigned>(k.sizes.batches * k.sizes.heads)),
+                       .block = dim3(Tile::kThreads),
+                       .shared = shared_bytes<Tile>(5, 0, 2),
+                       .overlap = true},
+                      attention_backward_tile_kernel<Tile>, k);
     const int64_t blocks = a.q.shape[0] * a.q.shape[1] * ceil_div(a.q.shape[2], Tile::kTile);
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
-            .shared = shared_bytes<Tile>(2, 2)},
+            .shared = shared_bytes<Tile>(2, 2),
+            .overlap = true},
            attention_dq_kernel<Tile>, k);
     // The sums of wide heads in parts: two of 256 columns would take all registers.
     constexpr int kParts = kHead > 128 ? 2 : 1;
@@ -172,7 +275,8 @@ void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(key_blocks), kParts),
             .block = dim3(Part::kThreads),
-            .shared = shared_bytes<Part>(2, 2, 2)},
+            .shared = shared_bytes<Part>(2, 2, 2),
+            .overlap = true},
            attention_dkv_kernel<Part>, k);
   });
 }

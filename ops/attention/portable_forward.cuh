@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
   const Sizes& n = k.sizes;
   const auto [batch, head, first] = query_tile(n, Tile::kTile, blockIdx.x);
   const int kv_head = head / n.shared(), length = min(Tile::kTile, n.queries - first);
+  wait_for_previous_kernel();
   load_tile<Tile, Tile::kTile>(queries, k.q.template at<const T>(batch, head, first), k.q.row,
                                length, n.dim, k.wide);
 
@@ -92,12 +93,14 @@ __global__ void __launch_bounds__(Tile::kThreads)
 }
 
 /// f.template operator()<kHead>() with the smallest tile's width that holds `dim`.
-template <class F>
+template <class T, class F>
 void visit_head(int64_t dim, const F& f) {
   if (dim <= 32)
     f.template operator()<32>();
   else if (dim <= 64)
     f.template operator()<64>();
+  else if constexpr (std::is_same_v<T, Tf32>)
+    f.template operator()<kTf32Head>();
   else if (dim <= 96)
     f.template operator()<96>();
   else if (dim <= 128)
@@ -117,15 +120,19 @@ constexpr size_t shared_bytes(int own, int passing, int numbers = 0) {
 }
 
 template <class T>
+using element_t = std::conditional_t<std::is_same_v<T, Tf32>, float, T>;
+
+template <class T>
 void forward_portable(const Cuda& on, const AttentionForwardArgs& a) {
-  const ForwardProblem<T> k(a);
-  visit_head(k.sizes.dim, [&]<int kHead>() {
+  const ForwardProblem<element_t<T>> k(a);
+  visit_head<T>(k.sizes.dim, [&]<int kHead>() {
     using Tile = TileOf<T, kHead>;
     const int64_t blocks = a.q.shape[0] * a.q.shape[1] * ceil_div(a.q.shape[2], Tile::kTile);
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
-            .shared = shared_bytes<Tile>(1, 2)},
+            .shared = shared_bytes<Tile>(1, 2),
+            .overlap = true},
            attention_forward_kernel<Tile>, k);
   });
 }

@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/mma.cuh"
 #include "norma/core/cuda/reduce.cuh"
+#include "norma/ops/attention/portable.h"
 #include "norma/ops/attention/problem.cuh"
 
 namespace norma::attention {
@@ -122,6 +123,49 @@ struct MmaTile {
   }
 };
 
+/// Lanes hold what MmaTile's do. Both sides of a product take the sum's terms in one order, in
+/// which a lane finds its terms of p among its own scores.
+template <int kHeadDim, int kOutDim = kHeadDim>
+struct Tf32Tile : MmaTile<float, kHeadDim, kOutDim> {
+  using Base = MmaTile<float, kHeadDim, kOutDim>;
+  using Base::Base, Base::kHead, Base::kOut, Base::kStep, Base::kTile, Base::lane, Base::first_row;
+  using typename Base::Out, typename Base::Scores;
+  static constexpr int kPitch = kHead + 4, kElements = kTile * kPitch;
+  static constexpr int kStepElements = kStep * kPitch;
+
+  __device__ void multiply_rows(Scores& s, const float* a, const float* b) const {
+    const int g = lane() / 4, q = lane() % 4;
+    const float* a_row = a + (first_row() + g) * kPitch + q;
+    const float* b_row = b + g * kPitch + q;
+#pragma unroll 4
+    for (int d = 0; d < kHead; d += 8) {
+      const uint32_t a0 = to_tf32(a_row[d]), a1 = to_tf32(a_row[8 * kPitch + d]);
+      const uint32_t a2 = to_tf32(a_row[d + 4]), a3 = to_tf32(a_row[8 * kPitch + d + 4]);
+#pragma unroll
+      for (int n = 0; n < kStep; n += 8) {
+        const int j = n / 4;
+        mma_tf32(s.v[0][j], s.v[0][j + 1], s.v[1][j], s.v[1][j + 1], a0, a1, a2, a3,
+                 to_tf32(b_row[n * kPitch + d]), to_tf32(b_row[n * kPitch + d + 4]));
+      }
+    }
+  }
+  __device__ void add_product(Out& out, const Scores& p, const float* b) const {
+    const float* b_row = b + lane() % 4 * 2 * kPitch + lane() / 4;
+#pragma unroll
+    for (int k = 0; k < kStep; k += 8) {
+      const int i = k / 4;
+      const uint32_t a0 = to_tf32(p.v[0][i]), a1 = to_tf32(p.v[1][i]);
+      const uint32_t a2 = to_tf32(p.v[0][i + 1]), a3 = to_tf32(p.v[1][i + 1]);
+#pragma unroll
+      for (int n = 0; n < kOut; n += 8) {
+        const int j = n / 4;
+        mma_tf32(out.v[0][j], out.v[0][j + 1], out.v[1][j], out.v[1][j + 1], a0, a1, a2, a3,
+                 to_tf32(b_row[k * kPitch + n]), to_tf32(b_row[(k + 1) * kPitch + n]));
+      }
+    }
+  }
+};
+
 template <class T, int kHeadDim, int kOutDim = kHeadDim>
 struct FmaTile {
   using Element = T;
@@ -226,7 +270,15 @@ struct FmaTile {
 /// The tile that serves T. Sums of more than 128 columns a row would not fit into registers where
 /// there are two of them (kOutDim).
 template <class T, int kHead, int kOut = kHead>
-using TileOf = std::conditional_t<is_half<T>, MmaTile<T, kHead, kOut>, FmaTile<T, kHead, kOut>>;
+struct TileFor {
+  using type = std::conditional_t<is_half<T>, MmaTile<T, kHead, kOut>, FmaTile<T, kHead, kOut>>;
+};
+template <int kHead, int kOut>
+struct TileFor<Tf32, kHead, kOut> {
+  using type = Tf32Tile<kHead, kOut>;
+};
+template <class T, int kHead, int kOut = kHead>
+using TileOf = typename TileFor<T, kHead, kOut>::type;
 
 /// `rows` rows of one head to shared memory, and zeros up to kCount; zeros too beyond `dim`.
 template <class Tile, int kCount, class T>

@@ -8,6 +8,7 @@
 #include "norma/core/random.h"
 #include "norma/ops/attention/attention.h"
 #include "norma/ops/attention/kernels.h"
+#include "norma/ops/matmul/matmul.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
 
@@ -27,6 +28,9 @@ struct Case {
 constexpr Case kCases[] = {
     {2, 3, 3, 64, 64, 32, true},
     {1, 2, 2, 1, 1, 64, true},
+    {3, 2, 2, 33, 33, 32, true, 0, true},
+    {2, 2, 2, 40, 50, 64, true},
+    {1, 3, 3, 50, 40, 64, false},
     {2, 2, 2, 257, 257, 64, true},
     {2, 2, 2, 257, 257, 64, true, 0, true},
     {1, 2, 2, 300, 300, 128, true, 0, true},
@@ -120,16 +124,10 @@ INSTANTIATE_TEST_SUITE_P(All, AttentionCudaTest,
                                             ::testing::ValuesIn(kCases)),
                          name_of);
 
-TEST_P(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
-  const auto& [dtype, c] = GetParam();
-  const double u = unit_roundoff(dtype);
-  // Half types round the probabilities, then y: 2 u of y's size, less as errors are of both signs.
-  // For a gradient the factors p and ds, the result, and y as it enters Σ dy ⊙ y, with a condition
-  // of about 2. In float and double nothing is rounded in between, but sums of D ≤ 256 products
-  // and S ≤ 1000 keys, and an exponent of size 8: 64 u.
-  const bool half = size_of(dtype) == 2;
-  const double for_y = half ? 2 * u : 64 * u, for_gradients = half ? 4 * u : 64 * u;
-  const double for_lse = 64 * unit_roundoff(stats_dtype(dtype));
+struct Bounds {
+  double y, lse, gradients;
+};
+void expect_the_processors(DType dtype, const Case& c, const Bounds& bounds) {
   const AttentionOptions o{.causal = c.causal, .p = c.p, .key = {.key = 11, .ordinal = 2}};
   const Inputs on_gpu = c.packed ? draw_packed(c, dtype, cuda) : draw(c, dtype).to(cuda);
   const auto wide = [](const Tensor& t) { return detail::dense(t.to(cpu)).to(float64); };
@@ -143,11 +141,11 @@ TEST_P(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
     const auto compare = [](const char* what, const Tensor& a, const Tensor& b, double bound) {
       EXPECT_LE(relative_error(a, b), bound) << what;
     };
-    compare("y", actual.y, expected.y, for_y);
-    compare("lse", actual.lse, expected.lse, for_lse);
-    compare("dq", actual.dq, expected.dq, for_gradients);
-    compare("dk", actual.dk, expected.dk, for_gradients);
-    compare("dv", actual.dv, expected.dv, for_gradients);
+    compare("y", actual.y, expected.y, bounds.y);
+    compare("lse", actual.lse, expected.lse, bounds.lse);
+    compare("dq", actual.dq, expected.dq, bounds.gradients);
+    compare("dk", actual.dk, expected.dk, bounds.gradients);
+    compare("dv", actual.dv, expected.dv, bounds.gradients);
     const auto same = [](const char* what, const Tensor& a, const Tensor& b) {
       EXPECT_SAME_BITS(detail::dense(a.to(cpu)), detail::dense(b.to(cpu))) << what;
     };
@@ -156,6 +154,33 @@ TEST_P(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
     same("dk", actual.dk, again.dk);
     same("dv", actual.dv, again.dv);
   }
+}
+
+TEST_P(AttentionCudaTest, AgreesWithTheProcessorInFloat64) {
+  const auto& [dtype, c] = GetParam();
+  const double u = unit_roundoff(dtype);
+  // Half types round the probabilities, then y: 2 u of y's size, less as errors are of both signs.
+  // For a gradient the factors p and ds, the result, and y as it enters Σ dy ⊙ y, with a condition
+  // of about 2. In float and double nothing is rounded in between, but sums of D ≤ 256 products
+  // and S ≤ 1000 keys, and an exponent of size 8: 64 u.
+  const bool half = size_of(dtype) == 2;
+  expect_the_processors(dtype, c,
+                        {.y = half ? 2 * u : 64 * u,
+                         .lse = 64 * unit_roundoff(stats_dtype(dtype)),
+                         .gradients = half ? 4 * u : 64 * u});
+}
+
+TEST_P(AttentionCudaTest, InTf32IsOffByItsRoundings) {
+  const auto& [dtype, c] = GetParam();
+  if (dtype != float32) GTEST_SKIP() << "float32 alone";
+  allow_tf32(true);
+  // 2⁻¹¹ of each factor. Scores of size 1 are off by that twice over, less as errors are of both
+  // signs, and so are log sums; y by its own two factors besides, and a gradient by two scores'.
+  const double u = std::ldexp(1, -11);
+  // With one key dq and dk are 0 and show what dp and Σ dy ⊙ y, sums of D, differ by: √(2 D) u.
+  const double gradients = c.keys == 1 ? std::sqrt(2. * static_cast<double>(c.dim)) : 5;
+  expect_the_processors(dtype, c, {.y = 3 * u, .lse = 2 * u, .gradients = gradients * u});
+  allow_tf32(false);
 }
 
 /// The mask alone: the one that the definition multiplies by.
