@@ -11,8 +11,11 @@
 namespace norma {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kChunk = 16 * kThreads;  // elements a block
+constexpr int kThreads = 256, kWidth = 4;
+// Elements a block: of a small model fewer, so that it fills a GPU. By the sizes alone, since the
+// gradients' norm adds up blocks.
+constexpr int kSmallChunk = kWidth * kThreads, kLargeChunk = 4 * kSmallChunk;
+constexpr int64_t kSmallModel = int64_t{1} << 21;
 
 // A whole model in one launch: the table of its tensors is the kernel's parameter, of which CUDA
 // takes 32,764 bytes, so that nothing has to be copied to the device and a captured graph holds it.
@@ -21,7 +24,7 @@ template <class Entry, int kMost>
 struct Table {
   Entry entries[kMost];
   int first_block[kMost + 1];
-  int count = 0;
+  int count = 0, chunk = kLargeChunk;
 
   /// The entry of this block, by bisection.
   __device__ int find(int block) const {
@@ -39,15 +42,16 @@ struct Table {
 
 /// Calls f(table, blocks) for `entries` in tables of a few sizes; n(entry) is its length.
 template <class Entry, class F>
-void for_tables(const std::vector<Entry>& entries, const F& f) {
+void for_tables(const std::vector<Entry>& entries, int chunk, const F& f) {
   constexpr int kSmall = 32, kLarge = static_cast<int>(32000 / (sizeof(Entry) + sizeof(int)));
   const auto go = [&]<int kMost>(size_t first, size_t last) {
     auto table = std::make_unique<Table<Entry, kMost>>();
+    table->chunk = chunk;
     int blocks = 0;
     for (size_t i = first; i < last; ++i) {
       table->entries[table->count] = entries[i];
       table->first_block[table->count++] = blocks;
-      blocks += static_cast<int>(ceil_div(entries[i].n, int64_t{kChunk}));
+      blocks += static_cast<int>(ceil_div(entries[i].n, int64_t{chunk}));
     }
     table->first_block[table->count] = blocks;
     f(*table, blocks);
@@ -61,15 +65,17 @@ void for_tables(const std::vector<Entry>& entries, const F& f) {
   }
 }
 
-/// f(packet index, elements in it) for this block's part of n elements.
-template <int kWidth, class F>
-__device__ __forceinline__ void for_chunk(int64_t n, int block, const F& f) {
-  const int64_t begin = int64_t{block} * kChunk;
-  const int64_t end = min(n, begin + kChunk);
-#pragma unroll
-  for (int i = 0; i < kChunk / kThreads / kWidth; ++i) {
-    const int64_t at = begin + (int64_t{i} * kThreads + threadIdx.x) * kWidth;
-    if (at < end) f(at, static_cast<int>(min(int64_t{kWidth}, end - at)));
+int chunk_for(int64_t elements) { return elements < kSmallModel ? kSmallChunk : kLargeChunk; }
+
+/// A block's part of a tensor of n elements: f(first element, how many) for each packet of a
+/// thread.
+template <int kPacket = kWidth, class F>
+__device__ __forceinline__ void for_chunk(int64_t n, int block, int chunk, const F& f) {
+  const int64_t begin = int64_t{block} * chunk, end = min(n, begin + chunk);
+#pragma unroll 4
+  for (int i = 0; i < chunk; i += kThreads * kPacket) {
+    const int64_t at = begin + i + threadIdx.x * kPacket;
+    if (at < end) f(at, static_cast<int>(min(int64_t{kPacket}, end - at)));
   }
 }
 template <int kWidth, class T>
@@ -107,19 +113,19 @@ __global__ void __launch_bounds__(kThreads)
                      int first, int all, GradNormArgs::Decide decide, GradientState* state,
                      float* norm) {
   using Acc = stats_t<T>;
-  constexpr int kWidth = 4;
   __shared__ double slots[kThreads / kWarpSize];
   __shared__ bool last;
   const int e = table.find(static_cast<int>(blockIdx.x));
   const GradEntry& entry = table.entries[e];
   const T* g = static_cast<const T*>(entry.grad);
+  wait_for_previous_kernel();
   Acc sum = 0;
-  for_chunk<kWidth>(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e],
-                    [&](int64_t at, int n) {
-                      const auto packet = read<kWidth>(g + at, n);
+  for_chunk(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e], table.chunk,
+            [&](int64_t at, int n) {
+              const auto packet = read<kWidth>(g + at, n);
 #pragma unroll
-                      for (int i = 0; i < kWidth; ++i) sum += square(convert<Acc>(packet[i]));
-                    });
+              for (int i = 0; i < kWidth; ++i) sum += square(convert<Acc>(packet[i]));
+            });
   const double block = block_sum<kThreads>(static_cast<double>(sum), slots);
   if (threadIdx.x == 0) {
     partials[first + blockIdx.x] = block;
@@ -160,17 +166,18 @@ template <class T, int kMost>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ Table<AdamwEntry, kMost> table, AdamwNumbers k) {
   using Acc = stats_t<T>;
-  constexpr int kWidth = 4;
   __shared__ Acc shared[3];
   const int e = table.find(static_cast<int>(blockIdx.x));
   const AdamwEntry& entry = table.entries[e];
+  wait_for_previous_kernel();
   if (k.state && k.state->skip) return;
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 || threadIdx.x == kWarpSize) {  // a power takes long: one warp each
     const StepNumbers numbers = k.on_device ? *k.on_device : k.numbers;
+    const bool first = threadIdx.x == 0;
     const double step = static_cast<double>(numbers.step) - (k.state ? k.state->skipped : 0);
-    shared[0] = static_cast<Acc>(numbers.lr / (1 - ::pow(k.beta1, step)));
-    shared[1] = static_cast<Acc>(1 / ::sqrt(1 - ::pow(k.beta2, step)));
-    shared[2] = static_cast<Acc>(1 - numbers.lr * entry.weight_decay);
+    const double rest = 1 - ::pow(first ? k.beta1 : k.beta2, step);
+    shared[first ? 0 : 1] = static_cast<Acc>(first ? numbers.lr / rest : 1 / ::sqrt(rest));
+    if (first) shared[2] = static_cast<Acc>(1 - numbers.lr * entry.weight_decay);
   }
   __syncthreads();
   const Acc size = shared[0], correction = shared[1], keep = shared[2];
@@ -180,24 +187,24 @@ __global__ void __launch_bounds__(kThreads)
   T* ps = static_cast<T*>(entry.p);
   const T* gs = static_cast<const T*>(entry.grad);
   Acc *ms = static_cast<Acc*>(entry.m), *vs = static_cast<Acc*>(entry.v);
-  for_chunk<kWidth>(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e],
-                    [&](int64_t at, int n) {
-                      auto p = read<kWidth>(ps + at, n);
-                      const auto g = read<kWidth>(gs + at, n);
-                      auto m = read<kWidth>(ms + at, n), v = read<kWidth>(vs + at, n);
+  for_chunk(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e], table.chunk,
+            [&](int64_t at, int n) {
+              auto p = read<kWidth>(ps + at, n);
+              const auto g = read<kWidth>(gs + at, n);
+              auto m = read<kWidth>(ms + at, n), v = read<kWidth>(vs + at, n);
 #pragma unroll
-                      for (int i = 0; i < kWidth; ++i) {
-                        const Acc d = convert<Acc>(g[i]) * factor;
-                        m[i] = b1 * m[i] + (1 - b1) * d;
-                        v[i] = b2 * v[i] + (1 - b2) * d * d;
-                        const Acc change = size * m[i] / (::sqrt(v[i]) * correction + eps);
-                        p[i] = convert<T>(convert<Acc>(p[i]) * keep - change);
-                      }
-                      write(ps + at, p, n);
-                      write(ms + at, m, n);
-                      write(vs + at, v, n);
-                      write_rounded(entry.rounded, entry.to_bfloat16, at, p, n);
-                    });
+              for (int i = 0; i < kWidth; ++i) {
+                const Acc d = convert<Acc>(g[i]) * factor;
+                m[i] = b1 * m[i] + (1 - b1) * d;
+                v[i] = b2 * v[i] + (1 - b2) * d * d;
+                const Acc change = size * m[i] / (::sqrt(v[i]) * correction + eps);
+                p[i] = convert<T>(convert<Acc>(p[i]) * keep - change);
+              }
+              write(ps + at, p, n);
+              write(ms + at, m, n);
+              write(vs + at, v, n);
+              write_rounded(entry.rounded, entry.to_bfloat16, at, p, n);
+            });
 }
 
 struct SgdEntry {
@@ -230,18 +237,19 @@ __global__ void __launch_bounds__(kThreads)
   T* p = static_cast<T*>(entry.p);
   const T* g = static_cast<const T*>(entry.grad);
   Acc* velocity = static_cast<Acc*>(entry.velocity);
-  for_chunk<1>(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e], [&](int64_t i, int) {
-    Acc d = convert<Acc>(g[i]) * factor;
-    if (velocity) {
-      const Acc u = momentum * velocity[i] + d;
-      velocity[i] = u;
-      d = k.nesterov ? d + momentum * u : u;
-    }
-    Packed<T, 1> result;
-    result[0] = convert<T>(convert<Acc>(p[i]) * keep - lr * d);
-    p[i] = result[0];
-    write_rounded(entry.rounded, entry.to_bfloat16, i, result, 1);
-  });
+  for_chunk<1>(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e], table.chunk,
+               [&](int64_t i, int) {
+                 Acc d = convert<Acc>(g[i]) * factor;
+                 if (velocity) {
+                   const Acc u = momentum * velocity[i] + d;
+                   velocity[i] = u;
+                   d = k.nesterov ? d + momentum * u : u;
+                 }
+                 Packed<T, 1> result;
+                 result[0] = convert<T>(convert<Acc>(p[i]) * keep - lr * d);
+                 p[i] = result[0];
+                 write_rounded(entry.rounded, entry.to_bfloat16, i, result, 1);
+               });
 }
 
 struct ScaleEntry {
@@ -257,7 +265,7 @@ __global__ void __launch_bounds__(kThreads)
   if (factor == 1) return;
   const int e = table.find(static_cast<int>(blockIdx.x));
   T* x = static_cast<T*>(table.entries[e].x);
-  for_chunk<1>(table.entries[e].n, static_cast<int>(blockIdx.x) - table.first_block[e],
+  for_chunk<1>(table.entries[e].n, static_cast<int>(blockIdx.x) - table.first_block[e], table.chunk,
                [&](int64_t i, int) { x[i] = convert<T>(convert<Acc>(x[i]) * factor); });
 }
 
@@ -284,8 +292,11 @@ void run(Cuda on, const GradNormArgs& k) {
           return GradEntry{g.data, g.n};
         });
   };
+  int64_t elements = 0;
+  for (const ConstVec& g : k.grads) elements += g.n;
+  const int chunk = chunk_for(elements);
   int all = 0;
-  for (const ConstVec& g : k.grads) all += static_cast<int>(ceil_div(g.n, int64_t{kChunk}));
+  for (const ConstVec& g : k.grads) all += static_cast<int>(ceil_div(g.n, int64_t{chunk}));
   if (all == 0) {
     detail::check(cudaMemsetAsync(k.norm, 0, sizeof(float), detail::stream_of(on)),
                   "fill with zeros");
@@ -297,17 +308,24 @@ void run(Cuda on, const GradNormArgs& k) {
   int first = 0;
   for (DType dtype : kFloating)
     visit_floating(dtype, [&]<class T>() {
-      for_tables(entries(dtype), [&]<int kMost>(const Table<GradEntry, kMost>& table, int blocks) {
-        launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
-               grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()), first, all,
-               k.decide, k.state, k.norm);
-        first += blocks;
-      });
+      for_tables(entries(dtype), chunk,
+                 [&]<int kMost>(const Table<GradEntry, kMost>& table, int blocks) {
+                   launch(on,
+                          {.grid = dim3(static_cast<unsigned>(blocks)),
+                           .block = dim3(kThreads),
+                           .overlap = true},
+                          grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()),
+                          first, all, k.decide, k.state, k.norm);
+                   first += blocks;
+                 });
     });
 }
 
 void run(Cuda on, const AdamwArgs& k) {
   const AdamwNumbers numbers{k.numbers, k.on_device, k.beta1, k.beta2, k.eps, k.state};
+  int64_t elements = 0;
+  for (const AdamwSlot& s : k.slots) elements += s.p.n;
+  const int chunk = chunk_for(elements);
   for (DType dtype : kFloating)
     visit_floating(dtype, [&]<class T>() {
       const auto entries = entries_of<AdamwEntry>(
@@ -317,9 +335,11 @@ void run(Cuda on, const AdamwArgs& k) {
                 s.p.data,       s.grad.data, s.m.data,       s.v.data,
                 s.rounded.data, s.p.n,       s.weight_decay, s.rounded.dtype == bfloat16};
           });
-      for_tables(entries, [&]<int kMost>(const Table<AdamwEntry, kMost>& table, int blocks) {
-        launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
-               adamw_kernel<T, kMost>, table, numbers);
+      for_tables(entries, chunk, [&]<int kMost>(const Table<AdamwEntry, kMost>& table, int blocks) {
+        launch(
+            on,
+            {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlap = true},
+            adamw_kernel<T, kMost>, table, numbers);
       });
     });
 }
@@ -339,10 +359,11 @@ void run(Cuda on, const SgdArgs& k) {
                             s.weight_decay,
                             s.rounded.dtype == bfloat16};
           });
-      for_tables(entries, [&]<int kMost>(const Table<SgdEntry, kMost>& table, int blocks) {
-        launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
-               sgd_kernel<T, kMost>, table, numbers);
-      });
+      for_tables(
+          entries, kLargeChunk, [&]<int kMost>(const Table<SgdEntry, kMost>& table, int blocks) {
+            launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
+                   sgd_kernel<T, kMost>, table, numbers);
+          });
     });
 }
 
@@ -354,10 +375,11 @@ void run(Cuda on, const ScaleArgs& k) {
           [](const Vec& x) {
             return ScaleEntry{x.data, x.n};
           });
-      for_tables(entries, [&]<int kMost>(const Table<ScaleEntry, kMost>& table, int blocks) {
-        launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
-               scale_kernel<T, kMost>, table, k.state);
-      });
+      for_tables(
+          entries, kLargeChunk, [&]<int kMost>(const Table<ScaleEntry, kMost>& table, int blocks) {
+            launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads)},
+                   scale_kernel<T, kMost>, table, k.state);
+          });
     });
 }
 
