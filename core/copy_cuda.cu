@@ -16,12 +16,67 @@ struct FillOne {
   __device__ void operator()(const int64_t (&at)[1]) const { target[at[0]] = value; }
 };
 
-template <class From, class To>
+/// Same dtypes: bytes.
+template <class B>
 struct CopyOne {
-  const From* source;
-  To* target;
+  const B* source;
+  B* target;
+  __device__ void operator()(const int64_t (&at)[2]) const { target[at[1]] = source[at[0]]; }
+};
+
+/// Any two dtypes, by way of one that holds the source's values exactly: the same bits as
+/// converting at once. Dtypes are branches that all threads take alike, since every pair of them
+/// would be a kernel.
+struct ConvertOne {
+  const void* source;
+  void* target;
+  DType from, to;
+
   __device__ void operator()(const int64_t (&at)[2]) const {
-    target[at[1]] = convert<To>(source[at[0]]);
+    if (is_floating(from))
+      put(at[1], get<double>(at[0]));
+    else
+      put(at[1], get<int64_t>(at[0]));
+  }
+
+ private:
+  template <class V>
+  __device__ V get(int64_t i) const {
+    switch (from) {
+      case float32:
+        return convert<V>(static_cast<const float*>(source)[i]);
+      case float64:
+        return convert<V>(static_cast<const double*>(source)[i]);
+      case bfloat16:
+        return convert<V>(static_cast<const BFloat16*>(source)[i]);
+      case float16:
+        return convert<V>(static_cast<const Float16*>(source)[i]);
+      case int32:
+        return convert<V>(static_cast<const int32_t*>(source)[i]);
+      case int64:
+        return convert<V>(static_cast<const int64_t*>(source)[i]);
+      default:
+        return convert<V>(static_cast<const bool*>(source)[i]);
+    }
+  }
+  template <class V>
+  __device__ void put(int64_t i, V v) const {
+    switch (to) {
+      case float32:
+        return void(static_cast<float*>(target)[i] = convert<float>(v));
+      case float64:
+        return void(static_cast<double*>(target)[i] = convert<double>(v));
+      case bfloat16:
+        return void(static_cast<BFloat16*>(target)[i] = convert<BFloat16>(v));
+      case float16:
+        return void(static_cast<Float16*>(target)[i] = convert<Float16>(v));
+      case int32:
+        return void(static_cast<int32_t*>(target)[i] = convert<int32_t>(v));
+      case int64:
+        return void(static_cast<int64_t*>(target)[i] = convert<int64_t>(v));
+      default:
+        return void(static_cast<bool*>(target)[i] = convert<bool>(v));
+    }
   }
 };
 
@@ -109,6 +164,44 @@ bool in_wide_units(StridedIndex<2>& index, int64_t element_size, const void* sou
 template <class From, class To>
 constexpr int kWidthOf = 16 / int(sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
 
+void copy_elements(const Cuda& on, const StridedIndex<2>& index, const CopyArgs& k) {
+  const auto start = [&]<class B>(B) {
+    for_each_element(on, index, CopyOne<B>{k.source.as<B>(), k.target.as<B>()});
+  };
+  switch (size_of(k.source.dtype)) {
+    case 8:
+      return start(uint64_t{});
+    case 4:
+      return start(uint32_t{});
+    case 2:
+      return start(uint16_t{});
+    default:
+      return start(uint8_t{});
+  }
+}
+
+/// Dense runs of two floating dtypes; false where they are not aligned.
+bool convert_runs(const Cuda& on, const CopyArgs& k) {
+  bool done = false;
+  const int64_t n = k.source.shape.numel();
+  visit_floating(k.source.dtype, [&]<class From>() {
+    visit_floating(k.target.dtype, [&]<class To>() {
+      if constexpr (!std::is_same_v<From, To>) {
+        constexpr int kWidth = kWidthOf<From, To>;
+        const auto* source = k.source.as<From>();
+        auto* target = k.target.as<To>();
+        done = is_aligned<kWidth>(source) && is_aligned<kWidth>(target);
+        if (done)
+          launch(
+              on,
+              {.grid = grid_for(ceil_div(n, int64_t{kWidth}), kThreads), .block = dim3(kThreads)},
+              convert_run_kernel<From, To, kWidth>, source, target, n);
+      }
+    });
+  });
+  return done;
+}
+
 }  // namespace
 
 void run(Cuda on, const FillArgs& k) {
@@ -150,20 +243,11 @@ void run(Cuda on, const CopyArgs& k) {
     for_each_element(on, wide, CopyWide{k.source.as<uint4>(), k.target.as<uint4>()});
     return;
   }
-  visit_all(k.source.dtype, [&]<class From>() {
-    visit_all(k.target.dtype, [&]<class To>() {
-      constexpr int kWidth = kWidthOf<From, To>;
-      const auto* source = k.source.as<From>();
-      auto* target = k.target.as<To>();
-      if (runs && is_aligned<kWidth>(source) && is_aligned<kWidth>(target))
-        launch(on,
-               {.grid = grid_for(ceil_div(index.count, int64_t{kWidth}), kThreads),
-                .block = dim3(kThreads)},
-               convert_run_kernel<From, To, kWidth>, source, target, index.count);
-      else
-        for_each_element(on, index, CopyOne<From, To>{source, target});
-    });
-  });
+  if (k.source.dtype == k.target.dtype) return copy_elements(on, index, k);
+  if (runs && is_floating(k.source.dtype) && is_floating(k.target.dtype) && convert_runs(on, k))
+    return;
+  for_each_element(on, index,
+                   ConvertOne{k.source.data, k.target.data, k.source.dtype, k.target.dtype});
 }
 
 void run(Cuda on, const AddIntoArgs& k) {

@@ -1,10 +1,7 @@
-#include <thrust/iterator/counting_iterator.h>
-#include <thrust/iterator/transform_iterator.h>
-
-#include <cub/device/device_segmented_sort.cuh>
 #include <type_traits>
 
 #include "norma/core/cuda/fault.h"
+#include "norma/core/cuda/index.cuh"
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/ops/index/kernels.h"
 #include "norma/ops/index/segments.cuh"
@@ -14,12 +11,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <class B, class I>
+template <class B>
 __global__ void gather_kernel(ConstRows x, ConstRows index, Rows y, detail::FaultSlot fault) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= y.rows * y.cols) return;
   const int64_t row = i / y.cols, c = i % y.cols;
-  int64_t at = index.template row<I>(row)[c];
+  int64_t at = index_at(index, row, c);
   if (at < 0 || at >= x.cols) {
     fault.report(x.cols, row, c, at);
     at = 0;
@@ -27,37 +24,34 @@ __global__ void gather_kernel(ConstRows x, ConstRows index, Rows y, detail::Faul
   y.template row<B>(row)[c] = x.template row<B>(row)[at];
 }
 
-template <class I>
 __global__ void require_inside_kernel(ConstRows index, int64_t size, detail::FaultSlot fault) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= index.rows * index.cols) return;
   const int64_t row = i / index.cols, c = i % index.cols;
-  const int64_t at = index.template row<I>(row)[c];
+  const int64_t at = index_at(index, row, c);
   if (at < 0 || at >= size) fault.report(size, row, c, at);
 }
 
 /// Short rows: each thread owns an element of y and looks at every source of its row.
-template <class T, class I>
+template <class T>
 __global__ void scatter_scan_kernel(ConstRows src, ConstRows index, Rows y) {
   using Acc = compute_t<T>;
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= y.rows * y.cols) return;
   const int64_t row = i / y.cols, c = i % y.cols;
-  const I* at = index.template row<I>(row);
   const T* from = src.template row<T>(row);
   Acc sum = 0;
   for (int64_t j = 0; j < src.cols; ++j)
-    if (at[j] == c) sum += convert<Acc>(from[j]);
+    if (index_at(index, row, j) == c) sum += convert<Acc>(from[j]);
   y.template row<T>(row)[c] = convert<T>(sum);
 }
 
 /// Long rows: places sorted by the element of y that they add to.
-template <class I>
 __global__ void scatter_keys_kernel(ConstRows index, int64_t cols, uint64_t* keys,
                                     int32_t* places) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= index.rows * index.cols) return;
-  const int64_t row = i / index.cols, at = index.template row<I>(row)[i % index.cols];
+  const int64_t row = i / index.cols, at = index_at(index, row, i % index.cols);
   keys[i] = static_cast<uint64_t>(row * cols + (at < 0 || at >= cols ? 0 : at));
   places[i] = static_cast<int32_t>(i);
 }
@@ -126,23 +120,27 @@ __global__ void topk_rounds_kernel(ConstRows x, Rows indices) {
   }
 }
 
+/// All places by falling value; then, of those in that order, by row.
 template <class T>
-__global__ void topk_keys_kernel(ConstRows x, uint64_t* keys, int64_t* places) {
+__global__ void topk_keys_kernel(ConstRows x, uint64_t* keys, int32_t* places) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= x.rows * x.cols) return;
-  keys[i] = order_of(x.template row<T>(i / x.cols)[i % x.cols]);
-  places[i] = i % x.cols;
+  keys[i] = ~order_of(x.template row<T>(i / x.cols)[i % x.cols]);
+  places[i] = static_cast<int32_t>(i);
 }
-__global__ void topk_copy_kernel(const int64_t* __restrict__ places, int64_t cols, Rows indices) {
+__global__ void topk_rows_kernel(const int32_t* __restrict__ sorted, int64_t n, int64_t cols,
+                                 uint64_t* keys, int32_t* places) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= n) return;
+  keys[i] = static_cast<uint64_t>(sorted[i] / cols);
+  places[i] = sorted[i];
+}
+__global__ void topk_copy_kernel(const int32_t* __restrict__ places, int64_t cols, Rows indices) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= indices.rows * indices.cols) return;
   const int64_t row = i / indices.cols, c = i % indices.cols;
-  indices.template row<int64_t>(row)[c] = places[row * cols + c];
+  indices.template row<int64_t>(row)[c] = places[row * cols + c] % cols;
 }
-struct RowBegin {
-  int64_t cols;
-  __host__ __device__ int64_t operator()(int64_t row) const { return row * cols; }
-};
 
 LaunchShape elementwise(int64_t n) {
   return {.grid = grid_for(n, kThreads), .block = dim3(kThreads)};
@@ -153,80 +151,69 @@ constexpr int64_t kScanSources = 2048, kRounds = 64;
 }  // namespace
 
 void run(Cuda on, const GatherArgs& k) {
-  visit_index(k.index.dtype, [&]<class I>() {
-    const auto start = [&]<class B>(B) {
-      launch(on, elementwise(k.y.rows * k.y.cols), gather_kernel<B, I>, k.x, k.index, k.y,
-             detail::fault_slot("gather: index must be below {}, but in row {} element {} is {}"));
-    };
-    switch (size_of(k.x.dtype)) {
-      case 8:
-        return start(uint64_t{});
-      case 4:
-        return start(uint32_t{});
-      case 2:
-        return start(uint16_t{});
-      default:
-        return start(uint8_t{});
-    }
-  });
+  const auto start = [&]<class B>(B) {
+    launch(on, elementwise(k.y.rows * k.y.cols), gather_kernel<B>, k.x, k.index, k.y,
+           detail::fault_slot("gather: index must be below {}, but in row {} element {} is {}"));
+  };
+  switch (size_of(k.x.dtype)) {
+    case 8:
+      return start(uint64_t{});
+    case 4:
+      return start(uint32_t{});
+    case 2:
+      return start(uint16_t{});
+    default:
+      return start(uint8_t{});
+  }
 }
 
 void run(Cuda on, const ScatterArgs& k) {
   const int64_t n = k.src.rows * k.src.cols;
-  visit_index(k.index.dtype, [&]<class I>() {
-    launch(on, elementwise(n), require_inside_kernel<I>, k.index, k.y.cols,
-           detail::fault_slot("scatter: index must be below {}, but in row {} element {} is {}"));
-    visit_all(k.src.dtype, [&]<class T>() {
-      if (k.src.cols <= kScanSources) {
-        launch(on, elementwise(k.y.rows * k.y.cols), scatter_scan_kernel<T, I>, k.src, k.index,
-               k.y);
-        return;
-      }
-      detail::check(cudaMemsetAsync(k.y.data, 0,
-                                    static_cast<size_t>(k.y.rows * k.y.cols * size_of(k.y.dtype)),
-                                    detail::stream_of(on)),
-                    "fill with zeros");
-      if (k.y.cols == 0) return;
-      const auto most = static_cast<uint64_t>(k.y.rows * k.y.cols - 1);
-      const auto sorted = sort_places<uint64_t>(
-          on, n, bits_of(most), current_device(), [&](uint64_t* keys, int32_t* places) {
-            launch(on, elementwise(n), scatter_keys_kernel<I>, k.index, k.y.cols, keys, places);
-          });
-      launch(on, elementwise(n), scatter_runs_kernel<T>, sorted.key(), sorted.place(), n, k.src,
-             k.y);
-    });
+  launch(on, elementwise(n), require_inside_kernel, k.index, k.y.cols,
+         detail::fault_slot("scatter: index must be below {}, but in row {} element {} is {}"));
+  visit_all(k.src.dtype, [&]<class T>() {
+    if (k.src.cols <= kScanSources) {
+      launch(on, elementwise(k.y.rows * k.y.cols), scatter_scan_kernel<T>, k.src, k.index, k.y);
+      return;
+    }
+    detail::check(
+        cudaMemsetAsync(k.y.data, 0, static_cast<size_t>(k.y.rows * k.y.cols * size_of(k.y.dtype)),
+                        detail::stream_of(on)),
+        "fill with zeros");
+    if (k.y.cols == 0) return;
+    const auto most = static_cast<uint64_t>(k.y.rows * k.y.cols - 1);
+    const auto sorted = sort_places<uint64_t>(
+        on, n, bits_of(most), current_device(), [&](uint64_t* keys, int32_t* places) {
+          launch(on, elementwise(n), scatter_keys_kernel, k.index, k.y.cols, keys, places);
+        });
+    launch(on, elementwise(n), scatter_runs_kernel<T>, sorted.key(), sorted.place(), n, k.src, k.y);
   });
 }
 
 void run(Cuda on, const TopKArgs& k) {
   const int64_t n = k.x.rows * k.x.cols;
   if (n == 0 || k.indices.cols == 0) return;
+  const bool rounds = k.indices.cols <= kRounds;
+  const Device device = current_device();
+  Sorted<uint64_t> falling;
   visit_all(k.x.dtype, [&]<class T>() {
-    if (k.indices.cols <= kRounds) {
+    if (rounds)
       launch(on, {.grid = dim3(static_cast<unsigned>(k.x.rows)), .block = dim3(kThreads)},
              topk_rounds_kernel<T>, k.x, k.indices);
-      return;
-    }
-    const Device device = current_device();
-    const Tensor keys = empty({2, n}, int64, device), places = empty({2, n}, int64, device);
-    auto* key = static_cast<uint64_t*>(keys.data());
-    auto* place = static_cast<int64_t*>(places.data());
-    launch(on, elementwise(n), topk_keys_kernel<T>, k.x, key, place);
-    const auto begin =
-        thrust::make_transform_iterator(thrust::counting_iterator<int64_t>(0), RowBegin{k.x.cols});
-    size_t bytes = 0;
-    const auto sort = [&](void* scratch) {
-      detail::check(cub::DeviceSegmentedSort::StableSortPairsDescending(
-                        scratch, bytes, key, key + n, place, place + n, n, k.x.rows, begin,
-                        begin + 1, detail::stream_of(on)),
-                    "sort");
-    };
-    sort(nullptr);
-    const Tensor scratch = empty({static_cast<int64_t>(bytes)}, bool_, device);
-    sort(scratch.data());
-    launch(on, elementwise(k.indices.rows * k.indices.cols), topk_copy_kernel, place + n, k.x.cols,
-           k.indices);
+    else
+      falling = sort_places<uint64_t>(on, n, 64, device, [&](uint64_t* keys, int32_t* places) {
+        launch(on, elementwise(n), topk_keys_kernel<T>, k.x, keys, places);
+      });
   });
+  if (rounds) return;
+  // Sorting is stable: within a row the order stays.
+  const auto by_row = sort_places<uint64_t>(on, n, bits_of(static_cast<uint64_t>(k.x.rows - 1)),
+                                            device, [&](uint64_t* keys, int32_t* places) {
+                                              launch(on, elementwise(n), topk_rows_kernel,
+                                                     falling.place(), n, k.x.cols, keys, places);
+                                            });
+  launch(on, elementwise(k.indices.rows * k.indices.cols), topk_copy_kernel, by_row.place(),
+         k.x.cols, k.indices);
 }
 
 }  // namespace norma

@@ -46,21 +46,66 @@ __device__ Acc warp_reduce(Acc v) {
   return v;
 }
 
-template <class Y, class Acc>
-__device__ Y finished(Acc value, double divisor) {
-  if constexpr (std::is_same_v<Acc, int64_t>)
-    return convert<Y>(value);
-  else
-    return convert<Y>(value / static_cast<Acc>(divisor));
-}
+/// Where a result goes, in a dtype that is a branch alike for all threads: one store a result is
+/// not worth a kernel for each.
+struct Target {
+  void* data;
+  DType dtype;
+  double divisor = 1;
+
+  template <class Acc>
+  __device__ void put(int64_t i, Acc value) const {
+    if constexpr (!std::is_same_v<Acc, int64_t>) value /= static_cast<Acc>(divisor);
+    const auto store = [&]<class T>(T* to) { to[i] = convert<T>(value); };
+    switch (dtype) {
+      case float32:
+        return store(static_cast<float*>(data));
+      case float64:
+        return store(static_cast<double*>(data));
+      case bfloat16:
+        return store(static_cast<BFloat16*>(data));
+      case float16:
+        return store(static_cast<Float16*>(data));
+      case int32:
+        return store(static_cast<int32_t*>(data));
+      case int64:
+        return store(static_cast<int64_t*>(data));
+      case bool_:
+        return store(static_cast<bool*>(data));
+    }
+  }
+};
+
+/// In place of an integer dtype or bool, which is a branch too: int64 to what reads it.
+struct AnyInteger {};
+template <class T>
+struct Source {
+  using Acc = compute_t<T>;
+  const T* data;
+  explicit Source(const ConstView& x) : data(x.as<T>()) {}
+  __device__ Acc at(int64_t i) const { return convert<Acc>(data[i]); }
+};
+template <>
+struct Source<AnyInteger> {
+  using Acc = int64_t;
+  const void* data;
+  DType dtype;
+  explicit Source(const ConstView& x) : data(x.data), dtype(x.dtype) {}
+  __device__ int64_t at(int64_t i) const {
+    if (dtype == int64) return static_cast<const int64_t*>(data)[i];
+    if (dtype == int32) return static_cast<const int32_t*>(data)[i];
+    return static_cast<const bool*>(data)[i];
+  }
+};
 
 /// A warp reduces a chunk of at most kChunk elements (kWarps of them a block), or the whole block
 /// one chunk. y has a column for each chunk.
-template <class R, class T, class Y, bool kWarpEach>
+template <template <class> class Reduce, class T, bool kWarpEach>
 __global__ void __launch_bounds__(kThreads)
-    reduce_rows_kernel(const T* __restrict__ x, StridedIndex<1> kept, StridedIndex<1> reduced,
-                       int64_t results, int64_t chunks, double divisor, Y* __restrict__ y) {
-  using Acc = compute_t<T>;
+    reduce_rows_kernel(Source<T> x, StridedIndex<1> kept, StridedIndex<1> reduced, int64_t results,
+                       int64_t chunks, Target y) {
+  using Acc = typename Source<T>::Acc;
+  using R = Reduce<Acc>;
   constexpr int kLanes = kWarpEach ? kWarpSize : kThreads;
   const int lane = threadIdx.x % kLanes;
   const int64_t task = int64_t{blockIdx.x} * (kThreads / kLanes) + threadIdx.x / kLanes;
@@ -69,16 +114,16 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t rest = reduced.count - first, n = rest < kChunk ? rest : kChunk;
   int64_t at[1];
   kept.offsets(task / chunks, at);
-  const T* row = x + at[0];
+  const int64_t row = at[0];
   Acc sum = R::identity();
   if (reduced.dims == 1) {
     const int64_t step = reduced.strides[0][0];
     for (int64_t i = lane; i < n; i += kLanes)
-      sum = R::combine(sum, convert<Acc>(row[(first + i) * step]));
+      sum = R::combine(sum, x.at(row + (first + i) * step));
   } else {
     for (int64_t i = lane; i < n; i += kLanes) {
       reduced.offsets(first + i, at);
-      sum = R::combine(sum, convert<Acc>(row[at[0]]));
+      sum = R::combine(sum, x.at(row + at[0]));
     }
   }
   sum = warp_reduce<R>(sum);
@@ -89,16 +134,17 @@ __global__ void __launch_bounds__(kThreads)
     if (threadIdx.x == 0)
       for (int w = 1; w < kThreads / kWarpSize; ++w) sum = R::combine(sum, slots[w]);
   }
-  if (lane == 0) y[task] = finished<Y>(sum, divisor);
+  if (lane == 0) y.put(task, sum);
 }
 
 /// Neighbouring results are reduced from neighbouring elements: 32 columns a block, whose eight
 /// warps take every eighth row of the chunk. y is (outer, chunks, cols).
-template <class R, class T, class Y>
+template <template <class> class Reduce, class T>
 __global__ void __launch_bounds__(kThreads)
-    reduce_columns_kernel(const T* __restrict__ x, StridedIndex<1> outer, StridedIndex<1> reduced,
-                          int64_t cols, int64_t chunk, double divisor, Y* __restrict__ y) {
-  using Acc = compute_t<T>;
+    reduce_columns_kernel(Source<T> x, StridedIndex<1> outer, StridedIndex<1> reduced, int64_t cols,
+                          int64_t chunk, Target y) {
+  using Acc = typename Source<T>::Acc;
+  using R = Reduce<Acc>;
   constexpr int kWarps = kThreads / kWarpSize;
   __shared__ Acc slots[kWarps][kWarpSize];
   const int64_t column = int64_t{blockIdx.x} * kWarpSize + threadIdx.x;
@@ -107,18 +153,18 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t o = blockIdx.z; o < outer.count; o += gridDim.z) {
     int64_t at[1];
     outer.offsets(o, at);
-    const T* base = x + at[0];
+    const int64_t base = at[0];
     Acc sum = R::identity();
     if (column < cols)
       for (int64_t i = first + threadIdx.y; i < last; i += kWarps) {
         reduced.offsets(i, at);
-        sum = R::combine(sum, convert<Acc>(base[at[0] + column]));
+        sum = R::combine(sum, x.at(base + at[0] + column));
       }
     slots[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && column < cols) {
       for (int w = 1; w < kWarps; ++w) sum = R::combine(sum, slots[w][threadIdx.x]);
-      y[(o * gridDim.y + blockIdx.y) * cols + column] = finished<Y>(sum, divisor);
+      y.put((o * gridDim.y + blockIdx.y) * cols + column, sum);
     }
     __syncthreads();
   }
@@ -139,66 +185,66 @@ ConstView partial_view(const T* data, const Shape& shape, const Shape& strides) 
   return view;
 }
 
-template <template <class> class R, class T, class Y>
-void reduce(const Cuda& on, const ConstView& x, int kept, double divisor, Y* y);
+template <template <class> class R, class T>
+void reduce(const Cuda& on, const ConstView& x, int kept, const Target& y);
 
-template <template <class> class R, class T, class Y>
-void reduce_rows(const Cuda& on, const ConstView& x, int kept, double divisor, Y* y) {
-  using Acc = compute_t<T>;
-  using Reducer = R<Acc>;
+/// Partial results in scratch memory, and the stage after them.
+template <template <class> class R, class Acc, class Stage>
+void in_two_stages(const Cuda& on, const Shape& shape, const Shape& strides, int kept,
+                   const Target& y, const Stage& stage) {
+  const DeviceScratch<Acc> partial(on, shape.numel());
+  stage(Target{partial.data(), dtype_of<Acc>});
+  using Next = std::conditional_t<std::is_same_v<Acc, int64_t>, AnyInteger, Acc>;
+  reduce<R, Next>(on, partial_view<Acc>(partial.data(), shape, strides), kept, y);
+}
+
+template <template <class> class R, class T>
+void reduce_rows(const Cuda& on, const ConstView& x, int kept, const Target& y) {
+  using Acc = typename Source<T>::Acc;
   const StridedIndex<1> results(loop_of(x, 0, kept)), reduced(loop_of(x, kept, x.shape.dim()));
   const int64_t chunks = std::max<int64_t>(1, ceil_div(reduced.count, kChunk));
-  const auto stage = [&]<class Out>(Out* out, double by) {
+  const auto stage = [&](const Target& out) {
     const bool warps = reduced.count <= 1024;
     const int64_t tasks = results.count * chunks;
     const LaunchShape shape{.grid = grid_for(tasks, warps ? kThreads / kWarpSize : 1),
                             .block = dim3(kThreads)};
-    const auto kernel = warps ? reduce_rows_kernel<Reducer, T, Out, true>
-                              : reduce_rows_kernel<Reducer, T, Out, false>;
-    launch(on, shape, kernel, x.as<T>(), results, reduced, results.count, chunks, by, out);
+    const auto kernel = warps ? reduce_rows_kernel<R, T, true> : reduce_rows_kernel<R, T, false>;
+    launch(on, shape, kernel, Source<T>(x), results, reduced, results.count, chunks, out);
   };
-  if (chunks == 1) return stage(y, divisor);
-  const DeviceScratch<Acc> partial(on, results.count * chunks);
-  stage(partial.data(), 1.0);
-  reduce<R, Acc, Y>(on, partial_view(partial.data(), {results.count, chunks}, {chunks, 1}), 1,
-                    divisor, y);
+  if (chunks == 1) return stage(y);
+  in_two_stages<R, Acc>(on, {results.count, chunks}, {chunks, 1}, 1, y, stage);
 }
 
-template <template <class> class R, class T, class Y>
-void reduce_columns(const Cuda& on, const ConstView& x, int kept, double divisor, Y* y) {
-  using Acc = compute_t<T>;
-  using Reducer = R<Acc>;
+template <template <class> class R, class T>
+void reduce_columns(const Cuda& on, const ConstView& x, int kept, const Target& y) {
+  using Acc = typename Source<T>::Acc;
   const StridedIndex<1> outer(loop_of(x, 0, kept - 1)), reduced(loop_of(x, kept, x.shape.dim()));
   const int64_t cols = x.shape[kept - 1];
   // At least 32 rows a chunk, at most 512 chunks; up to 256 rows are one.
   const int64_t chunk =
       reduced.count <= 256 ? 256 : std::max<int64_t>(32, ceil_div(reduced.count, int64_t{512}));
   const int64_t chunks = std::max<int64_t>(1, ceil_div(reduced.count, chunk));
-  const auto stage = [&]<class Out>(Out* out, double by) {
+  const auto stage = [&](const Target& out) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(ceil_div(cols, int64_t{kWarpSize})),
                          static_cast<unsigned>(chunks),
                          static_cast<unsigned>(std::min<int64_t>(outer.count, 65535))),
             .block = dim3(kWarpSize, kThreads / kWarpSize)},
-           reduce_columns_kernel<Reducer, T, Out>, x.as<T>(), outer, reduced, cols, chunk, by, out);
+           reduce_columns_kernel<R, T>, Source<T>(x), outer, reduced, cols, chunk, out);
   };
-  if (chunks == 1) return stage(y, divisor);
-  const DeviceScratch<Acc> partial(on, outer.count * chunks * cols);
-  stage(partial.data(), 1.0);
-  reduce<R, Acc, Y>(
-      on, partial_view(partial.data(), {outer.count, cols, chunks}, {chunks * cols, 1, cols}), 2,
-      divisor, y);
+  if (chunks == 1) return stage(y);
+  in_two_stages<R, Acc>(on, {outer.count, cols, chunks}, {chunks * cols, 1, cols}, 2, y, stage);
 }
 
-template <template <class> class R, class T, class Y>
-void reduce(const Cuda& on, const ConstView& x, int kept, double divisor, Y* y) {
+template <template <class> class R, class T>
+void reduce(const Cuda& on, const ConstView& x, int kept, const Target& y) {
   const StridedIndex<1> reduced(loop_of(x, kept, x.shape.dim()));
   const bool columns = kept > 0 && x.strides[kept - 1] == 1 && x.shape[kept - 1] >= 8 &&
                        reduced.count > 1 && reduced.strides[0][reduced.dims - 1] != 1;
   if (columns)
-    reduce_columns<R, T, Y>(on, x, kept, divisor, y);
+    reduce_columns<R, T>(on, x, kept, y);
   else
-    reduce_rows<R, T, Y>(on, x, kept, divisor, y);
+    reduce_rows<R, T>(on, x, kept, y);
 }
 
 /// NaN is largest; of equals the first.
@@ -267,14 +313,15 @@ __global__ void __launch_bounds__(kThreads)
 
 void run(Cuda on, const ReduceArgs& k) {
   if (k.y.shape.numel() == 0) return;
-  visit_all(k.x.dtype, [&]<class T>() {
-    if (k.reduction == Reduction::max) {
-      reduce<MaxOf, T, T>(on, k.x, k.kept, k.divisor, k.y.as<T>());
-    } else {
-      using Y = std::conditional_t<is_floating(dtype_of<T>), T, int64_t>;
-      reduce<SumOf, T, Y>(on, k.x, k.kept, k.divisor, k.y.as<Y>());
-    }
-  });
+  const Target y{k.y.data, k.y.dtype, k.divisor};
+  const auto go = [&]<class T>() {
+    if (k.reduction == Reduction::max)
+      reduce<MaxOf, T>(on, k.x, k.kept, y);
+    else
+      reduce<SumOf, T>(on, k.x, k.kept, y);
+  };
+  if (!is_floating(k.x.dtype)) return go.template operator()<AnyInteger>();
+  visit_floating(k.x.dtype, go);
 }
 
 void run(Cuda on, const ArgmaxArgs& k) {
