@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "norma/core/error.h"
+#include "norma/core/storage.h"
 
 namespace norma {
 namespace {
@@ -51,6 +52,13 @@ struct InsideBody {
   ~InsideBody() { inside_body = false; }
 };
 
+/// How many of a job's blocks its caller runs is a matter of chance: what they allocate must not
+/// count among the storages of a captured call, which are told apart by number.
+struct Unwatched {
+  StorageWatch* watch = StorageWatch::exchange(nullptr);
+  ~Unwatched() { StorageWatch::exchange(watch); }
+};
+
 /// One parallel_for; lives on its caller's stack.
 struct Job {
   int64_t blocks;
@@ -61,6 +69,7 @@ struct Job {
   std::exception_ptr error;
 
   void work() {
+    const Unwatched scratch;
     for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
       try {
         call(body, block);

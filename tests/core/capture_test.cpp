@@ -6,6 +6,7 @@
 #include "norma/core/autograd.h"
 #include "norma/core/checkpoint.h"
 #include "norma/core/cuda/allocator.h"
+#include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/dropout/dropout.h"
 #include "norma/ops/elementwise/activation.h"
@@ -54,6 +55,24 @@ TEST(Capture, GivesWhatTheFunctionGives) {
     const Tensor x = randn({3, 4});
     EXPECT_SAME_BITS(captured(x), f(x));
   }
+}
+
+TEST(Capture, ScratchOfParallelWorkIsNoTensorOfTheCall) {
+  if (on_gpu()) GTEST_SKIP() << "the processor's work";
+  const int before = num_threads();
+  set_num_threads(1);
+  int64_t calls = 0;
+  auto captured = capture([&](const Tensor& x) {
+    ++calls;
+    // As if this thread had taken another share of the blocks each time.
+    parallel_for(2, [&](int64_t) {
+      for (int64_t i = 0; i < calls; ++i) (void)empty({8});
+    });
+    return tanh(x) * x;
+  });
+  const Tensor x = randn({3});
+  for (int i = 0; i < 4; ++i) EXPECT_SAME_BITS(captured(x), tanh(x) * x);
+  set_num_threads(before);
 }
 
 TEST(Capture, RunsOnceACall) {
