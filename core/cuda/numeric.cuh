@@ -53,4 +53,34 @@ __device__ __forceinline__ double exp_of(double v) { return ::exp(v); }
 __device__ __forceinline__ float log_of(float v) { return logf(v); }
 __device__ __forceinline__ double log_of(double v) { return ::log(v); }
 
+// Of float within 2^-22 by one instruction, subnormals as zeros; of double exact.
+__device__ __forceinline__ float exp2_fast(float v) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+  return y;
+}
+__device__ __forceinline__ double exp2_fast(double v) { return ::exp2(v); }
+__device__ __forceinline__ float reciprocal_fast(float v) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+  return y;
+}
+__device__ __forceinline__ double reciprocal_fast(double v) { return 1 / v; }
+/// 1 / (1 + e^−v)
+template <class Acc>
+__device__ __forceinline__ Acc sigmoid_fast(Acc v) {
+  return reciprocal_fast(1 + exp2_fast(v * Acc(-1.4426950408889634)));
+}
+
+/// Two half-width numbers in one register, the first in its lower half.
+template <class T>
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  uint32_t r;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+
 }  // namespace norma

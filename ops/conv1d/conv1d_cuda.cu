@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
@@ -9,18 +11,35 @@ namespace norma {
 namespace {
 
 // A thread holds kWidth neighbouring channels and runs along time with the last K rows in
-// registers; a warp's lanes lie side by side, so that a row is read in whole sectors.
+// registers; a warp's lanes lie side by side, so that a row is read in whole sectors. Some rows
+// ahead are in flight all the time: a row's registers are loaded again as soon as it is in the
+// window.
 //   bytes  forward x and y, backward x, dy and dx, each once; K − 1 rows a tile again, from L2
-//   bound  memory
-constexpr int kForwardSteps = 32;   // rows a thread
-constexpr int kBackwardSteps = 32;  // rows a thread; kRowThreads of them share one partial sum
-constexpr int kRowThreads = 8;
-constexpr int kForwardThreads = 256;
+//   bound  memory, where all threads run at once: a second, shorter wave would cost a fifth
+// Four taps have kernels of their own, all others those of eight with the oldest left out.
+constexpr int kRowThreads = 4;  // of a block, each with a tile of rows
+constexpr int kThreads = kWarpSize * kRowThreads;
+constexpr int kForwardAhead = 2, kBackwardAhead = 2;
+constexpr int kTurn = 4;  // rows a turn: after four the window's registers are back
 
-constexpr int kAhead = 4;  // rows in flight
-
+/// Channels a thread where addresses allow it.
 template <class T>
-constexpr int kWidth = sizeof(T) == 8 ? 2 : 4;
+constexpr int kWide = 8 / int(sizeof(T));
+/// Blocks a multiprocessor: a register file of 64 K is to hold them.
+template <class T, int kTaps>
+constexpr int kForwardBlocks = kTaps > 4 ? 4 : 8;
+template <class T, int kTaps>
+constexpr int kBackwardBlocks = kTaps > 4 || sizeof(T) == 8 ? 2
+                                : sizeof(T) == 4            ? 5
+                                                            : 4;
+
+/// Rows a thread. Of the sizes alone, as the order of sums over rows follows from it.
+template <class T>
+int64_t steps_of(int64_t batch, int64_t length, int64_t channels, int blocks) {
+  const int64_t beside = batch * ceil_div(channels, int64_t{kWide<T> * kWarpSize});
+  const int64_t tiles = std::max<int64_t>(1, 132 * blocks / beside) * kRowThreads;
+  return std::clamp<int64_t>(ceil_div(length, tiles), 16, 128);
+}
 
 /// A (B, T, C) tensor as a kernel walks it; null where absent.
 template <class T>
@@ -37,160 +56,164 @@ struct Sequence {
   __device__ T* row(int64_t batch, int64_t t) const {
     return data + batch * batch_stride + t * row_stride;
   }
+  template <int kWidth>
   bool aligned() const {
-    constexpr int kNeeded = kWidth<std::remove_const_t<T>>;
     return !data ||
-           (is_aligned<kNeeded>(data) && batch_stride % kNeeded == 0 && row_stride % kNeeded == 0);
+           (is_aligned<kWidth>(data) && batch_stride % kWidth == 0 && row_stride % kWidth == 0);
   }
 };
 
 /// kWidth values in Acc.
-template <class T>
+template <class T, int kWidth>
 struct Lane {
   using Acc = stats_t<T>;
-  Acc v[kWidth<T>];
+  Acc v[kWidth];
 
-  __device__ static Lane zero() {
+  __device__ __forceinline__ static Lane zero() {
     Lane lane;
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i) lane.v[i] = 0;
+    for (int i = 0; i < kWidth; ++i) lane.v[i] = 0;
     return lane;
   }
 };
-/// As they lie, `n` of kWidth channels exist.
-template <bool kAligned, class T>
-__device__ __forceinline__ Words<T, kWidth<T>> fetch(const T* from, int n) {
-  if constexpr (kAligned)
-    return Words<T, kWidth<T>>::load(from);
-  else
-    return Words<T, kWidth<T>>::load_some(from, n);
-}
-template <class T>
-__device__ __forceinline__ Lane<T> widened(const Words<T, kWidth<T>>& words) {
-  Lane<T> lane;
+template <class T, int kWidth>
+__device__ __forceinline__ Lane<T, kWidth> widened(const Words<T, kWidth>& words) {
+  Lane<T, kWidth> lane;
 #pragma unroll
-  for (int i = 0; i < kWidth<T>; ++i) lane.v[i] = convert<typename Lane<T>::Acc>(words[i]);
+  for (int i = 0; i < kWidth; ++i) lane.v[i] = convert<stats_t<T>>(words[i]);
   return lane;
 }
-template <bool kAligned, class T>
-__device__ __forceinline__ Lane<T> read(const T* from, int n) {
-  return widened<T>(fetch<kAligned>(from, n));
-}
-template <bool kAligned, class T>
-__device__ __forceinline__ void write(T* to, const Lane<T>& lane, int n) {
-  Packed<T, kWidth<T>> packed;
+template <class T, int kWidth>
+__device__ __forceinline__ void write(T* to, const Lane<T, kWidth>& lane) {
+  if constexpr (sizeof(T) == 2 && kWidth == 4) {
+    *reinterpret_cast<uint2*>(to) =
+        make_uint2(pack_pair<T>(lane.v[0], lane.v[1]), pack_pair<T>(lane.v[2], lane.v[3]));
+  } else {
+    Packed<T, kWidth> packed;
 #pragma unroll
-  for (int i = 0; i < kWidth<T>; ++i) packed[i] = convert<T>(lane.v[i]);
-  if constexpr (kAligned)
+    for (int i = 0; i < kWidth; ++i) packed[i] = convert<T>(lane.v[i]);
     store(to, packed);
-  else
-    store_some(to, packed, n);
+  }
 }
 
-/// Half types are rounded to 8 or 11 bits anyway: for them the fast exponential and division.
-template <class T>
-__device__ __forceinline__ stats_t<T> sigmoid(stats_t<T> p) {
-  if constexpr (sizeof(T) == 2)
-    return __fdividef(1.0f, 1.0f + __expf(-p));
-  else
-    return 1 / (1 + exp_of(-p));
-}
-
-/// The taps and the bias of a thread's channels.
-template <class T, int kTaps>
+/// The taps and the bias of a thread's channels. The first kTaps − taps taps do not exist.
+template <class T, int kTaps, int kWidth>
 struct Weights {
   using Acc = stats_t<T>;
-  Acc w[kTaps][kWidth<T>], b[kWidth<T>];
+  Acc w[kTaps][kWidth], b[kWidth];
+  int missing;
 
   /// A channel's taps lie side by side: one load where that is possible.
-  __device__ void read(const Acc* __restrict__ weight, const Acc* __restrict__ bias, int64_t c,
-                       int n) {
-    constexpr bool kWhole = kTaps == 2 || kTaps == 4;
+  __device__ __forceinline__ void read(const Acc* __restrict__ weight, const Acc* __restrict__ bias,
+                                       int64_t c, int taps) {
+    missing = kTaps - taps;
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i) {
-      b[i] = bias && i < n ? bias[c + i] : Acc(0);
-      if constexpr (kWhole) {
-        if (is_aligned<kTaps>(weight)) {
-          Packed<Acc, kTaps> taps{};
-          if (i < n) taps = load<kTaps>(weight + (c + i) * kTaps);
+    for (int i = 0; i < kWidth; ++i) {
+      b[i] = bias ? bias[c + i] : Acc(0);
+      if constexpr (kTaps == 4) {
+        if (is_aligned<4>(weight)) {
+          const auto all = load<4>(weight + (c + i) * 4);
 #pragma unroll
-          for (int k = 0; k < kTaps; ++k) w[k][i] = taps[k];
+          for (int k = 0; k < 4; ++k) w[k][i] = all[k];
           continue;
         }
       }
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) w[k][i] = i < n ? weight[(c + i) * kTaps + k] : Acc(0);
+      for (int k = 0; k < kTaps; ++k)
+        w[k][i] = exists(k) ? weight[(c + i) * taps + k - missing] : Acc(0);
     }
   }
+  __device__ __forceinline__ bool exists(int tap) const { return kTaps == 4 || tap >= missing; }
   /// b + Σ_k w_k ⊙ u_k, u the last K rows, the oldest first.
-  __device__ Lane<T> convolve(const Lane<T> (&u)[kTaps]) const {
-    Lane<T> p;
+  __device__ __forceinline__ Lane<T, kWidth> convolve(const Lane<T, kWidth> (&u)[kTaps]) const {
+    Lane<T, kWidth> p;
 #pragma unroll
-    for (int i = 0; i < kWidth<T>; ++i) {
-      p.v[i] = b[i];
+    for (int i = 0; i < kWidth; ++i) p.v[i] = b[i];
 #pragma unroll
-      for (int k = 0; k < kTaps; ++k) p.v[i] += w[k][i] * u[k].v[i];
+    for (int k = 0; k < kTaps; ++k) {
+      if (!exists(k)) continue;  // 0 times what lies there might not be 0
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) p.v[i] += w[k][i] * u[k].v[i];
     }
     return p;
   }
 };
-template <int kTaps, class T>
-__device__ __forceinline__ void push(Lane<T> (&window)[kTaps], const Lane<T>& newest) {
+template <int kTaps, int kWidth, class T>
+__device__ __forceinline__ void push(Lane<T, kWidth> (&window)[kTaps],
+                                     const Lane<T, kWidth>& newest) {
 #pragma unroll
   for (int k = 0; k + 1 < kTaps; ++k) window[k] = window[k + 1];
   window[kTaps - 1] = newest;
 }
-/// Row t of x, or of what lies before it; zeros elsewhere.
-template <bool kAligned, int kTaps, class T>
-__device__ __forceinline__ Lane<T> read_input(const Sequence<const T>& x,
-                                              const Sequence<const T>& state, int64_t batch,
-                                              int64_t t, int64_t c, int n) {
-  if (t >= 0) return t < x.length ? read<kAligned>(x.row(batch, t) + c, n) : Lane<T>::zero();
-  if (state.data && t >= 1 - kTaps) return read<kAligned>(state.row(batch, t + kTaps - 1) + c, n);
-  return Lane<T>::zero();
-}
 
-template <class T, int kTaps>
+/// x behind what lies before it, for one thread.
+template <class T, int kWidth>
+struct Input {
+  Sequence<const T> x, state;
+  int64_t batch, c;
+  int past;
+
+  /// Row t < length; zeros where there is none.
+  __device__ __forceinline__ Words<T, kWidth> operator()(int64_t t) const {
+    if (t >= 0) return Words<T, kWidth>::load(x.row(batch, t) + c);
+    if (state.data && t >= -past) return Words<T, kWidth>::load(state.row(batch, t + past) + c);
+    return Words<T, kWidth>::zero();
+  }
+};
+
+template <class T>
 struct ForwardKernelArgs {
   Sequence<const T> x, state;
   const stats_t<T>*w, *b;
   Sequence<T> y;
-  int64_t channels, lanes, tiles, count;  // lanes of kWidth channels, tiles of rows
+  int64_t channels, steps, blocks;  // rows a thread; blocks of tiles
+  int taps;
   bool silu;
 };
 
-template <class T, int kTaps, bool kAligned>
-__global__ void __launch_bounds__(kForwardThreads)
-    conv1d_forward_kernel(ForwardKernelArgs<T, kTaps> k) {
-  const int64_t i = int64_t{blockIdx.x} * kForwardThreads + threadIdx.x;
-  if (i >= k.count) return;
-  const int64_t lane = i % k.lanes, tile = i / k.lanes % k.tiles, batch = i / k.lanes / k.tiles;
-  const int64_t c = lane * kWidth<T>, first = tile * kForwardSteps;
-  const int n = int(min(int64_t{kWidth<T>}, k.channels - c));
-  Weights<T, kTaps> weights;
-  weights.read(k.w, k.b, c, n);
-  Lane<T> u[kTaps];
+template <class T, int kTaps, int kWidth>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kTaps>)
+    conv1d_forward_kernel(ForwardKernelArgs<T> k) {
+  const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
+  const int64_t batch = blockIdx.x / k.blocks;
+  const int64_t begin = (blockIdx.x % k.blocks * kRowThreads + threadIdx.y) * k.steps;
+  const int64_t end = min(begin + k.steps, k.x.length);
+  if (c >= k.channels || begin >= end) return;
+  Weights<T, kTaps, kWidth> weights;
+  weights.read(k.w, k.b, c, k.taps);
+  const Input<T, kWidth> input{k.x, k.state, batch, c, k.taps - 1};
+  const int rows = int(end - begin);
+  const T* x = k.x.row(batch, begin) + c;  // of the row that is loaded next
+  T* y = k.y.row(batch, begin) + c;
+  Words<T, kWidth> next[kForwardAhead];
 #pragma unroll
-  for (int j = 1; j < kTaps; ++j)
-    u[j] = read_input<kAligned, kTaps>(k.x, k.state, batch, first + j - kTaps, c, n);
-  u[0] = Lane<T>::zero();
-  for (int64_t t = first; t < min(first + kForwardSteps, k.x.length); t += kAhead) {
-    Words<T, kWidth<T>> next[kAhead];
+  for (int a = 0; a < kForwardAhead; ++a, x += k.x.row_stride)
+    next[a] = a < rows ? Words<T, kWidth>::load(x) : Words<T, kWidth>::zero();
+  Lane<T, kWidth> u[kTaps];
+  u[0] = Lane<T, kWidth>::zero();
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a)
-      if (t + a < k.x.length) next[a] = fetch<kAligned>(k.x.row(batch, t + a) + c, n);
+  for (int j = 1; j < kTaps; ++j) u[j] = widened(input(begin + j - kTaps));
+  const auto step = [&](bool more) {
+    push(u, widened(next[0]));
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
-      push(u, widened<T>(next[a]));
-      if (t + a >= k.x.length) break;
-      Lane<T> p = weights.convolve(u);
-      if (k.silu) {
+    for (int a = 0; a + 1 < kForwardAhead; ++a) next[a] = next[a + 1];
+    if (more) next[kForwardAhead - 1] = Words<T, kWidth>::load(x);
+    x += k.x.row_stride;
+    Lane<T, kWidth> p = weights.convolve(u);
+    if (k.silu) {
 #pragma unroll
-        for (int e = 0; e < kWidth<T>; ++e) p.v[e] *= sigmoid<T>(p.v[e]);
-      }
-      write<kAligned>(k.y.row(batch, t + a) + c, p, n);
+      for (int e = 0; e < kWidth; ++e) p.v[e] *= sigmoid_fast(p.v[e]);
     }
+    write(y, p);
+    y += k.y.row_stride;
+  };
+  int row = 0;
+  for (; row + kTurn + kForwardAhead <= rows; row += kTurn) {
+#pragma unroll
+    for (int a = 0; a < kTurn; ++a) step(true);
   }
+#pragma unroll 1
+  for (; row < rows; ++row) step(row + kForwardAhead < rows);
 }
 
 /// The last K − 1 rows of u.
@@ -210,107 +233,152 @@ __global__ void conv1d_last_state_kernel(Sequence<const T> x, Sequence<const T> 
   last.row(batch, j)[c] = value;
 }
 
-template <class T, int kTaps>
+template <class T>
 struct BackwardKernelArgs {
   Sequence<const T> dy, dlast, x, state;
   const stats_t<T>*w, *b;
   Sequence<T> dx, dstate;
-  stats_t<T>* partial;                     // (row blocks, K + 1, C)
-  int64_t channels, lanes, tiles, blocks;  // tiles of kBackwardSteps rows, blocks of tiles
-  int64_t first;                           // −(K − 1) where dstate is wanted, else 0
+  stats_t<T>* partial;              // (row blocks, K + 1, C)
+  int64_t channels, steps, blocks;  // rows a thread; blocks of tiles
+  int64_t first;                    // −(K − 1) where dstate is wanted, else 0
+  int taps;
   bool silu;
 };
 
-/// Step s makes dp_s; by then every dp that reaches row s − K + 1 of dx is there.
-template <class T, int kTaps, bool kAligned>
-__global__ void __launch_bounds__(kWarpSize* kRowThreads, sizeof(T) == 8 ? 1 : 2)
-    conv1d_backward_kernel(BackwardKernelArgs<T, kTaps> k) {
+/// A thread's rows of a backward pass, counted from its first. Step s makes dp_s; by then every dp
+/// that reaches row s − K + 1 of dx is there.
+template <class T, int kTaps, int kWidth>
+struct BackwardWalk {
   using Acc = stats_t<T>;
-  constexpr int kPast = kTaps - 1;
-  const int64_t lane = int64_t{blockIdx.y} * kWarpSize + threadIdx.x, c = lane * kWidth<T>;
-  const int64_t batch = blockIdx.x / k.blocks;
-  const int64_t tile = blockIdx.x % k.blocks * kRowThreads + threadIdx.y;
-  const int64_t begin = k.first + tile * kBackwardSteps;
-  const int64_t end = min(begin + kBackwardSteps, k.x.length);
-  const int n = int(min(int64_t{kWidth<T>}, k.channels - c));
-  Acc sums[kTaps + 1][kWidth<T>] = {};
-  if (n > 0 && begin < end) {
-    Weights<T, kTaps> weights;
-    weights.read(k.w, k.b, c, n);
-    Lane<T> u[kTaps], dp[kTaps];
-#pragma unroll
-    for (int j = 0; j < kTaps; ++j) {
-      u[j] = j == 0 ? Lane<T>::zero()
-                    : read_input<kAligned, kTaps>(k.x, k.state, batch, begin + j - kTaps, c, n);
-      dp[j] = Lane<T>::zero();
+  const BackwardKernelArgs<T>& k;
+  const Input<T, kWidth> input;
+  const int64_t begin;
+  const int own;            // rows whose dp this thread adds up
+  const int before, there;  // x's rows are before … there − 1
+  const int inside;         // steps up to here need no question
+  const T *x, *dy;          // of the row that is loaded next
+  T* dx;                    // of the row that is written next
+  Weights<T, kTaps, kWidth> weights = {};
+  Lane<T, kWidth> u[kTaps] = {}, dp[kTaps] = {};
+  Words<T, kWidth> rows[kBackwardAhead] = {}, slopes[kBackwardAhead] = {};
+  Acc sums[kTaps + 1][kWidth] = {};  // of dw, then db
+
+  __device__ __forceinline__ bool real(int s) const { return s >= before && s < there; }
+  template <bool kInside>
+  __device__ __forceinline__ void fetch(int a, int s) {
+    if (kInside || real(s)) {
+      rows[a] = Words<T, kWidth>::load(x), slopes[a] = Words<T, kWidth>::load(dy);
+    } else {
+      rows[a] = s < before ? input(begin + s) : Words<T, kWidth>::zero();
+      slopes[a] = Words<T, kWidth>::zero();
     }
-    for (int64_t s0 = begin; s0 < end + kPast; s0 += kAhead) {
-      Words<T, kWidth<T>> rows[kAhead], slopes[kAhead];
+    x += k.x.row_stride, dy += k.dy.row_stride;
+  }
+  __device__ __forceinline__ void run() {
+    weights.read(k.w, k.b, input.c, k.taps);
+    const int stop = own + kTaps - 1;
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int64_t s = s0 + a;
-        rows[a] = slopes[a] = Words<T, kWidth<T>>::zero();
-        if (s >= 0 && s < k.x.length) {
-          rows[a] = fetch<kAligned>(k.x.row(batch, s) + c, n);
-          slopes[a] = fetch<kAligned>(k.dy.row(batch, s) + c, n);
-        } else if (s < 0 && k.state.data) {
-          rows[a] = fetch<kAligned>(k.state.row(batch, s + kPast) + c, n);
-        }
-      }
+    for (int a = 0; a < kBackwardAhead; ++a) fetch<false>(a, a);
 #pragma unroll
-      for (int a = 0; a < kAhead; ++a) {
-        const int64_t s = s0 + a;
-        if (s >= end + kPast) break;
-        push(u, widened<T>(rows[a]));
-        Lane<T> slope = widened<T>(slopes[a]);
-        if (k.silu) {
-          const Lane<T> p = weights.convolve(u);
+    for (int j = 1; j < kTaps; ++j) u[j] = widened(input(begin + j - kTaps));
+    int s = 0;
+#pragma unroll 1
+    for (; s < min(before + kTaps - 1, stop); ++s) step<false>(s, stop);
+    for (; s + kTurn <= inside; s += kTurn) {
 #pragma unroll
-          for (int e = 0; e < kWidth<T>; ++e) {
-            const Acc open = sigmoid<T>(p.v[e]);
-            slope.v[e] *= open * (1 + p.v[e] * (1 - open));
-          }
-        }
-        push(dp, slope);
-        if (s < end) {
+      for (int a = 0; a < kTurn; ++a) step<true>(s + a, stop);
+    }
+#pragma unroll 1
+    for (; s < stop; ++s) step<false>(s, stop);
+  }
+  /// `kInside`: row s and those fetched now are real, its dp this thread's, and the row of dx that
+  /// it completes an inner one.
+  template <bool kInside>
+  __device__ __forceinline__ void step(int s, int stop) {
+    push(u, widened(rows[0]));
+    const Lane<T, kWidth> slope = widened(slopes[0]);
 #pragma unroll
-          for (int e = 0; e < kWidth<T>; ++e) {
+    for (int a = 0; a + 1 < kBackwardAhead; ++a) rows[a] = rows[a + 1], slopes[a] = slopes[a + 1];
+    if (kInside || s + kBackwardAhead < stop)
+      fetch<kInside>(kBackwardAhead - 1, s + kBackwardAhead);
+    push(dp, kInside || real(s) ? through_silu(slope) : Lane<T, kWidth>::zero());
+    if (kInside || s < own) add_up();
+    if (kInside || s >= kTaps - 1) write_gradient<kInside>(s - (kTaps - 1));
+  }
+  __device__ __forceinline__ Lane<T, kWidth> through_silu(Lane<T, kWidth> slope) const {
+    if (!k.silu) return slope;
+    const Lane<T, kWidth> p = weights.convolve(u);
 #pragma unroll
-            for (int tap = 0; tap < kTaps; ++tap) sums[tap][e] += slope.v[e] * u[tap].v[e];
-            sums[kTaps][e] += slope.v[e];
-          }
-        }
-        const int64_t t = s - kPast;
-        if (t < begin) continue;
-        Lane<T> du = Lane<T>::zero();
-        if (k.dlast.data && t >= k.x.length - kPast)
-          du = read<kAligned>(k.dlast.row(batch, t - k.x.length + kPast) + c, n);
+    for (int e = 0; e < kWidth; ++e) {
+      const Acc open = sigmoid_fast(p.v[e]);
+      slope.v[e] *= open * (1 + p.v[e] * (1 - open));
+    }
+    return slope;
+  }
+  __device__ __forceinline__ void add_up() {
+    const Lane<T, kWidth>& slope = dp[kTaps - 1];
 #pragma unroll
-        for (int e = 0; e < kWidth<T>; ++e) {
+    for (int e = 0; e < kWidth; ++e) {
 #pragma unroll
-          for (int tap = 0; tap < kTaps; ++tap) du.v[e] += weights.w[tap][e] * dp[kPast - tap].v[e];
-        }
-        if (t >= 0)
-          write<kAligned>(k.dx.row(batch, t) + c, du, n);
-        else
-          write<kAligned>(k.dstate.row(batch, t + kPast) + c, du, n);
-      }
+      for (int tap = 0; tap < kTaps; ++tap) sums[tap][e] += slope.v[e] * u[tap].v[e];
+      sums[kTaps][e] += slope.v[e];
     }
   }
+  template <bool kInside>
+  __device__ __forceinline__ void write_gradient(int t) {
+    Lane<T, kWidth> du = Lane<T, kWidth>::zero();
+    if (!kInside && k.dlast.data && t >= there - input.past)
+      du = widened(
+          Words<T, kWidth>::load(k.dlast.row(input.batch, t - there + input.past) + input.c));
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) {
+      if (!weights.exists(tap)) continue;
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) du.v[e] += weights.w[tap][e] * dp[kTaps - 1 - tap].v[e];
+    }
+    if (kInside || t >= before)
+      write(dx, du);
+    else
+      write(k.dstate.row(input.batch, begin + t + input.past) + input.c, du);
+    dx += k.dx.row_stride;
+  }
+};
+
+template <class T, int kTaps, int kWidth>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps>)
+    conv1d_backward_kernel(BackwardKernelArgs<T> k) {
+  using Acc = stats_t<T>;
+  const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
+  const int64_t batch = blockIdx.x / k.blocks;
+  const int64_t begin = k.first + (blockIdx.x % k.blocks * kRowThreads + threadIdx.y) * k.steps;
+  const int64_t left = k.x.length - begin;  // at least the rows that a thread looks at, or all
+  BackwardWalk<T, kTaps, kWidth> walk{k,
+                                      {k.x, k.state, batch, c, k.taps - 1},
+                                      begin,
+                                      int(min(k.steps, left)),
+                                      begin < 0 ? -int(begin) : 0,
+                                      int(min(k.steps + kTaps + k.taps, left)),
+                                      int(min(k.steps, left - kTaps - kBackwardAhead)),
+                                      k.x.row(batch, begin) + c,
+                                      k.dy.row(batch, begin) + c,
+                                      k.dx.row(batch, begin) + c};
+  if (c < k.channels && left > 0) walk.run();
   // The block's rows are added by index.
-  __shared__ Acc rows[kRowThreads][kWidth<T>][kWarpSize];
+  __shared__ Acc rows[kRowThreads][kWidth][kWarpSize];
+  const int missing = kTaps - k.taps;
 #pragma unroll
   for (int tap = 0; tap <= kTaps; ++tap) {
+    if (tap < missing) continue;
     __syncthreads();
 #pragma unroll
-    for (int e = 0; e < kWidth<T>; ++e) rows[threadIdx.y][e][threadIdx.x] = sums[tap][e];
+    for (int e = 0; e < kWidth; ++e) rows[threadIdx.y][e][threadIdx.x] = walk.sums[tap][e];
     __syncthreads();
-    if (threadIdx.y < kWidth<T>) {
+    if (threadIdx.y < kWidth && c + threadIdx.y < k.channels) {
       Acc sum = 0;
 #pragma unroll
       for (int r = 0; r < kRowThreads; ++r) sum += rows[r][threadIdx.y][threadIdx.x];
-      if (c + threadIdx.y < k.channels)
-        k.partial[(int64_t{blockIdx.x} * (kTaps + 1) + tap) * k.channels + c + threadIdx.y] = sum;
+      k.partial[(int64_t{blockIdx.x} * (k.taps + 1) + tap - missing) * k.channels + c +
+                threadIdx.y] = sum;
     }
   }
 }
@@ -331,89 +399,84 @@ __global__ void conv1d_weights_kernel(const Acc* __restrict__ partial, int64_t p
     db[c] = sum;
 }
 
-template <class F>
-void visit_taps(int64_t taps, const F& f) {
-  switch (taps) {
-    case 1:
-      return f.template operator()<1>();
-    case 2:
-      return f.template operator()<2>();
-    case 3:
-      return f.template operator()<3>();
-    case 4:
-      return f.template operator()<4>();
-    case 5:
-      return f.template operator()<5>();
-    case 7:
-      return f.template operator()<7>();
-    case 8:
-      return f.template operator()<8>();
-    default:
-      throw ValueError("causal_conv1d: on a GPU there are 1 to 5, 7 or 8 taps, but came {}", taps);
-  }
+template <class T, class F>
+void visit_plan(int64_t taps, bool aligned, const F& f) {
+  if (taps > 8)
+    throw ValueError("causal_conv1d: on a GPU there are 1 to 8 taps, but came {}", taps);
+  const auto with = [&]<int kWidth>() {
+    return taps == 4 ? f.template operator()<4, kWidth>() : f.template operator()<8, kWidth>();
+  };
+  return aligned ? with.template operator()<kWide<T>>() : with.template operator()<1>();
 }
 
-template <class T, int kTaps>
+template <class T>
 void forward(Cuda on, const Conv1dForwardArgs& k) {
   using Acc = stats_t<T>;
-  const int64_t channels = k.x.shape[2], length = k.x.shape[1], batch = k.x.shape[0];
+  const int64_t batch = k.x.shape[0], length = k.x.shape[1], channels = k.x.shape[2];
+  const int taps = int(k.w.shape[1]);
   const auto x = Sequence<const T>::of(k.x), state = Sequence<const T>::of(k.state);
   const auto y = Sequence<T>::of(k.y);
-  const int64_t lanes = ceil_div(channels, int64_t{kWidth<T>});
-  const int64_t tiles = ceil_div(length, int64_t{kForwardSteps}), count = batch * tiles * lanes;
-  const ForwardKernelArgs<T, kTaps> args{x,        state, k.w.as<Acc>(), k.b.as<Acc>(), y,
-                                         channels, lanes, tiles,         count,         k.silu};
-  const bool aligned = channels % kWidth<T> == 0 && x.aligned() && state.aligned() && y.aligned();
-  launch(on, {.grid = grid_for(count, kForwardThreads), .block = dim3(kForwardThreads)},
-         aligned ? conv1d_forward_kernel<T, kTaps, true> : conv1d_forward_kernel<T, kTaps, false>,
-         args);
+  if (batch * length * channels > 0) {
+    const int64_t steps = steps_of<T>(batch, length, channels, kForwardBlocks<T, 4>);
+    const int64_t blocks = ceil_div(length, steps * kRowThreads);
+    const ForwardKernelArgs<T> args{x,        state, k.w.as<Acc>(), k.b.as<Acc>(), y,
+                                    channels, steps, blocks,        taps,          k.silu};
+    const bool aligned = channels % kWide<T> == 0 && x.template aligned<kWide<T>>() &&
+                         state.template aligned<kWide<T>>() && y.template aligned<kWide<T>>();
+    visit_plan<T>(taps, aligned, [&]<int kTaps, int kWidth>() {
+      launch(on,
+             {.grid = dim3(unsigned(batch * blocks),
+                           unsigned(ceil_div(channels, int64_t{kWarpSize * kWidth}))),
+              .block = dim3(kWarpSize, kRowThreads)},
+             conv1d_forward_kernel<T, kTaps, kWidth>, args);
+    });
+  }
   if (!k.last_state.data) return;
-  const int64_t n = batch * (kTaps - 1) * channels;
+  const int64_t n = batch * (taps - 1) * channels;
   launch(on, {.grid = grid_for(n, 256), .block = dim3(256)}, conv1d_last_state_kernel<T>, x, state,
-         Sequence<T>::of(k.last_state), channels, int64_t{kTaps - 1}, n);
+         Sequence<T>::of(k.last_state), channels, int64_t{taps - 1}, n);
 }
 
-template <class T, int kTaps>
+template <class T>
 void backward(Cuda on, const Conv1dBackwardArgs& k) {
   using Acc = stats_t<T>;
-  const int64_t channels = k.x.shape[2], length = k.x.shape[1], batch = k.x.shape[0];
-  BackwardKernelArgs<T, kTaps> args{};
+  const int64_t batch = k.x.shape[0], length = k.x.shape[1], channels = k.x.shape[2];
+  BackwardKernelArgs<T> args{};
   args.dy = Sequence<const T>::of(k.dy), args.dlast = Sequence<const T>::of(k.dlast_state);
   args.x = Sequence<const T>::of(k.x), args.state = Sequence<const T>::of(k.state);
   args.dx = Sequence<T>::of(k.dx), args.dstate = Sequence<T>::of(k.dstate);
   args.w = k.w.as<Acc>(), args.b = k.b.as<Acc>(), args.silu = k.silu;
-  args.channels = channels, args.lanes = ceil_div(channels, int64_t{kWidth<T>});
-  args.first = k.dstate.data ? 1 - kTaps : 0;
-  args.tiles = ceil_div(length - args.first, int64_t{kBackwardSteps});
-  args.blocks = ceil_div(args.tiles, int64_t{kRowThreads});
-  const int64_t parts = batch * args.blocks;
-  const DeviceScratch<Acc> partial(on, parts * (kTaps + 1) * channels + 1);
+  args.channels = channels, args.taps = int(k.w.shape[1]);
+  args.first = k.dstate.data ? 1 - args.taps : 0;
+  args.steps = channels == 0 || batch == 0
+                   ? 1
+                   : steps_of<T>(batch, length - args.first, channels, kBackwardBlocks<T, 4>);
+  args.blocks = ceil_div(length - args.first, args.steps * kRowThreads);
+  const int64_t parts = batch * args.blocks, n = channels * (args.taps + 1);
+  const DeviceScratch<Acc> partial(on, parts * n + 1);
   args.partial = partial.data();
-  const bool aligned = channels % kWidth<T> == 0 && args.dy.aligned() && args.dlast.aligned() &&
-                       args.x.aligned() && args.state.aligned() && args.dx.aligned() &&
-                       args.dstate.aligned();
-  launch(on,
-         {.grid = dim3(unsigned(parts), unsigned(ceil_div(args.lanes, int64_t{kWarpSize}))),
-          .block = dim3(kWarpSize, kRowThreads)},
-         aligned ? conv1d_backward_kernel<T, kTaps, true> : conv1d_backward_kernel<T, kTaps, false>,
-         args);
-  const int64_t n = channels * (kTaps + 1);
+  const auto wide = [](const auto& s) { return s.template aligned<kWide<T>>(); };
+  const bool aligned = channels % kWide<T> == 0 && wide(args.dy) && wide(args.dlast) &&
+                       wide(args.x) && wide(args.state) && wide(args.dx) && wide(args.dstate);
+  visit_plan<T>(args.taps, aligned, [&]<int kTaps, int kWidth>() {
+    launch(
+        on,
+        {.grid = dim3(unsigned(parts), unsigned(ceil_div(channels, int64_t{kWarpSize * kWidth}))),
+         .block = dim3(kWarpSize, kRowThreads)},
+        conv1d_backward_kernel<T, kTaps, kWidth>, args);
+  });
   launch(on, {.grid = grid_for(n, 128), .block = dim3(128)}, conv1d_weights_kernel<Acc>,
-         static_cast<const Acc*>(partial.data()), parts, channels, kTaps, k.dw.as<Acc>(),
+         static_cast<const Acc*>(partial.data()), parts, channels, args.taps, k.dw.as<Acc>(),
          k.db.as<Acc>());
 }
 
 }  // namespace
 
 void run(Cuda on, const Conv1dForwardArgs& k) {
-  visit_floating(k.x.dtype, [&]<class T>() {
-    visit_taps(k.w.shape[1], [&]<int kTaps>() { forward<T, kTaps>(on, k); });
-  });
+  visit_floating(k.x.dtype, [&]<class T>() { forward<T>(on, k); });
 }
 void run(Cuda on, const Conv1dBackwardArgs& k) {
-  visit_floating(k.x.dtype, [&]<class T>() {
-    visit_taps(k.w.shape[1], [&]<int kTaps>() { backward<T, kTaps>(on, k); });
-  });
+  visit_floating(k.x.dtype, [&]<class T>() { backward<T>(on, k); });
 }
 
 }  // namespace norma

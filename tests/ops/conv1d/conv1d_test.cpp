@@ -24,6 +24,9 @@ const Case kCases[] = {
     {1, 3, 515, 4, "several columns of tiles"},
     {2, 4, 3, 1, "one tap"},
     {1, 70, 5, 7, "many taps"},
+    {2, 300, 128, 4, "several tiles, whole runs of channels"},
+    {1, 90, 8, 6, "six taps"},
+    {1, 90, 16, 8, "eight taps"},
     {0, 4, 3, 4, "no batch"},
 };
 
