@@ -4,10 +4,10 @@ namespace norma {
 namespace scan_cuda {
 namespace {
 
-// Tiles from the last to the first. In a tile the states run forward once, those before each four
-// steps are kept, and the four steps are computed again in registers on the way back. db and dc are
-// sums over channels: over a warp's by scattered sums, over the block's four warps through shared
-// memory, over blocks by a kernel of their own, all in a fixed order.
+// Tiles from the last to the first. In a tile the states run forward once, those before every
+// kQuad steps are kept, and these steps are computed again in registers on the way back. db and dc
+// are sums over channels: over a warp's by exchange between lanes, over the block's four warps
+// through shared memory, over blocks by a kernel of their own, all in a fixed order.
 
 constexpr int kWarps = kThreads / kWarpSize;
 
@@ -17,24 +17,58 @@ struct BackwardKernelArgs {
   bool dt_softplus;
   Sequence<const T> dy, x, dt, b, c, z;
   const stats_t<T>*a, *d, *dt_bias, *chunk_states, *dlast_state;
+  const stats_t<T>* carried;  // (B, segments, N, E), or null where there is one segment
   Sequence<T> dx, ddt, dz;
   stats_t<T>* dstate;
   stats_t<T>* over_channels;  // (blocks, B, T, 2, kN): dc, then db
-  stats_t<T>* over_batch;     // (B, N + 2, E): da, dd, ddt_bias
+  stats_t<T>* over_batch;     // (B, segments, N + 2, E): da, dd, ddt_bias
 };
+
+/// Lanes beside each other in a warp with the same states of different channels.
+template <class P>
+constexpr int kSide = kWarpSize / P::kLanes;
+/// Quads whose warps' parts of db and dc wait to be added: a tile's where they fit, else two.
+template <class P>
+constexpr int kWaiting = P::kN <= 16 ? kSteps / P::kQuad : 2;
+
+/// Of a multiprocessor.
+template <class T, class P>
+constexpr int kBlocks = sizeof(T) == 8 || P::kN > 64 ? 1
+                        : P::kN > 16                 ? 2
+                                                     : 3;
 
 template <class T, class P>
 struct BackwardShared {
   using Acc = stats_t<T>;
-  SharedStates<T, P> b, c;
-  Acc before[kSteps / kQuad][kThreads][P::kStates];  // states before each four steps
-  Acc part[2][kWarps][kQuad][2][P::kN];
-  Acc delta[kSteps][P::kChannels], x[kSteps][P::kChannels], slope[kSteps][P::kChannels];
-  Acc y[kSteps][P::kChannels], dinput[kSteps][P::kChannels], fading[kSteps][P::kChannels];
+  SharedStates<T, P, kCopies<P::kStates, kSide<P>>> b, c;
+  Acc before[kSteps / P::kQuad][kThreads][P::kStates];  // states before every kQuad steps
+  Acc part[kWaiting<P>][kWarps][P::kQuad][2][P::kN];
+  Tile<P, Acc> delta, x, slope, y, dinput, fading;
 };
 
+/// Over warps the parts of db and dc of some quads from t0 on.
 template <class T, class P>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3)
+__device__ __forceinline__ void add_parts(const BackwardKernelArgs<T>& k,
+                                          const stats_t<T>* __restrict__ part, int quads,
+                                          int64_t batch, int64_t block, int64_t t0) {
+  constexpr int kEach = P::kQuad * 2 * P::kN;
+#pragma unroll 1
+  for (int quad = 0; quad < quads; ++quad, part += kWarps * kEach) {
+#pragma unroll
+    for (int i = threadIdx.x; i < kEach; i += kThreads) {
+      const int64_t t = t0 + quad * P::kQuad + i / (2 * P::kN);
+      stats_t<T> sum = part[i];
+#pragma unroll
+      for (int w = 1; w < kWarps; ++w) sum += part[w * kEach + i];
+      if (t < k.size.length)
+        k.over_channels[((block * k.size.batch + batch) * k.size.length + t) * 2 * P::kN +
+                        i % (2 * P::kN)] = sum;
+    }
+  }
+}
+
+template <class T, class P>
+__global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     scan_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
   constexpr int kLanes = P::kLanes, kStates = P::kStates, kPer = P::kPer;
@@ -43,21 +77,27 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3
   auto& shared = *reinterpret_cast<BackwardShared<T, P>*>(memory);
   const Sizes& s = k.size;
   const int64_t batch = blockIdx.x / s.blocks, block = blockIdx.x % s.blocks;
+  const int64_t segment = blockIdx.y;
   const int64_t first_channel = block * P::kChannels;
   const int64_t chunks = (s.length + kSteps - 1) / kSteps;
 
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes, first = lane * kStates;
-  const int warp = threadIdx.x / kWarpSize;
+  const int warp = threadIdx.x / kWarpSize, lane_side = threadIdx.x / kLanes % kSide<P>;
   const int64_t channel = first_channel + own;
   const bool exists = channel < s.channels;
+  const int turn = turn_of<kStates, kSide<P>, kLanes>();  // register i is state first + (i ^ turn)
+  const int copy = turn / (kStates / kCopies<kStates, kSide<P>>);
   Acc a[kStates], g[kStates], da[kStates];
 #pragma unroll
   for (int i = 0; i < kStates; ++i) {
-    const bool real = exists && first + i < s.n;
-    a[i] = real ? k.a[channel * s.n + first + i] / kLn2 : Acc(0);
-    g[i] = real && k.dlast_state ? k.dlast_state[(batch * s.channels + channel) * s.n + first + i]
-                                 : Acc(0);
-    da[i] = 0;
+    const int n = first + (i ^ turn);
+    const bool real = exists && n < s.n;
+    a[i] = real ? k.a[channel * s.n + n] / kLn2 : Acc(0);
+    g[i] = da[i] = 0;
+    if (real && k.carried)
+      g[i] = k.carried[((batch * s.segments + segment) * s.n + n) * s.channels + channel];
+    else if (real && k.dlast_state)
+      g[i] = k.dlast_state[(batch * s.channels + channel) * s.n + n];
   }
 
   const int row = threadIdx.x / 4, column = threadIdx.x % 4 * kPer;
@@ -81,63 +121,65 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3
     c.read(k.c, s, batch, t0);
   };
 
-  fetch_tile((chunks - 1) * kSteps);
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+  const int64_t begin = s.begin(segment) / kSteps;
+  const int64_t end = (s.end(segment) + kSteps - 1) / kSteps;
+  fetch_tile((end - 1) * kSteps);
+  for (int64_t chunk = end - 1; chunk >= begin; --chunk) {
     const int64_t t0 = chunk * kSteps;
     Acc h[kStates];
     const Acc* from = k.chunk_states + (batch * chunks + chunk) * s.n * s.channels + channel;
 #pragma unroll
     for (int i = 0; i < kStates; ++i)
-      h[i] = exists && first + i < s.n ? from[(first + i) * s.channels] : Acc(0);
-    Acc gate_slopes[kPer];
+      h[i] = exists && first + (i ^ turn) < s.n ? from[(first + (i ^ turn)) * s.channels] : Acc(0);
+    Acc gate_slopes[kPer], deltas[kPer], inputs[kPer], slopes[kPer];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
       const Acc raw = convert<Acc>(dt[i]) + bias[i];
-      Acc slope = convert<Acc>(dy[i]);
+      slopes[i] = convert<Acc>(dy[i]);
       if (k.z.data) {
-        const Acc gate = convert<Acc>(z[i]), open = sigmoid(gate);
-        gate_slopes[i] = slope * open * (1 + gate * (1 - open));
-        slope *= gate * open;
+        const Acc gate = convert<Acc>(z[i]), open = sigmoid_fast(gate);
+        gate_slopes[i] = slopes[i] * open * (1 + gate * (1 - open));
+        slopes[i] *= gate * open;
       }
-      shared.delta[row][column + i] = t0 + row >= s.length ? Acc(0)
-                                      : k.dt_softplus      ? softplus(raw)
-                                                           : raw;
-      shared.x[row][column + i] = convert<Acc>(x[i]);
-      shared.slope[row][column + i] = slope;
+      deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
+      inputs[i] = convert<Acc>(x[i]);
     }
-    b.put(k.b, s, batch, t0, &shared.b.v[0][0]);
-    c.put(k.c, s, batch, t0, &shared.c.v[0][0]);
+    put_run(&shared.delta[row][column], deltas);
+    put_run(&shared.x[row][column], inputs);
+    put_run(&shared.slope[row][column], slopes);
+    b.put(k.b, s, batch, t0, shared.b.v);
+    c.put(k.c, s, batch, t0, shared.c.v);
     __syncthreads();
-    if (chunk > 0) fetch_tile(t0 - kSteps);
+    if (chunk > begin) fetch_tile(t0 - kSteps);
 
 #pragma unroll 1
-    for (int quad = 0; quad < kSteps / kQuad; ++quad) {
+    for (int quad = 0; quad < kSteps / P::kQuad; ++quad) {
 #pragma unroll
       for (int i = 0; i < kStates; ++i) shared.before[quad][threadIdx.x][i] = h[i];
-      if (quad == kSteps / kQuad - 1) break;
+      if (quad == kSteps / P::kQuad - 1) break;
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        const int t = quad * kQuad + j;
+      for (int j = 0; j < P::kQuad; ++j) {
+        const int t = quad * P::kQuad + j;
         const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
         Acc into[kStates];
-        read_states(shared.b, k.b, s, batch, t0, t, first, into);
+        read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
 #pragma unroll
         for (int i = 0; i < kStates; ++i) h[i] = exp2_fast(delta * a[i]) * h[i] + input * into[i];
       }
     }
 
 #pragma unroll 1
-    for (int quad = kSteps / kQuad - 1; quad >= 0; --quad) {
-      Acc states[kQuad + 1][kStates], fade[kQuad][kStates];
-      Acc y[kQuad], dinput[kQuad], fading[kQuad];
+    for (int quad = kSteps / P::kQuad - 1; quad >= 0; --quad) {
+      Acc states[P::kQuad + 1][kStates], fade[P::kQuad][kStates];
+      Acc y[P::kQuad], dinput[P::kQuad], fading[P::kQuad];
       read_states(&shared.before[quad][threadIdx.x][0], states[0]);
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
-        const int t = quad * kQuad + j;
+      for (int j = 0; j < P::kQuad; ++j) {
+        const int t = quad * P::kQuad + j;
         const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
         Acc into[kStates], out[kStates];
-        read_states(shared.b, k.b, s, batch, t0, t, first, into);
-        read_states(shared.c, k.c, s, batch, t0, t, first, out);
+        read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
+        read_states(shared.c, k.c, s, batch, t0, t, copy, first, out);
         y[j] = dinput[j] = fading[j] = 0;
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
@@ -147,68 +189,74 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3
         }
       }
 #pragma unroll
-      for (int j = kQuad - 1; j >= 0; --j) {
-        const int t = quad * kQuad + j;
+      for (int j = P::kQuad - 1; j >= 0; --j) {
+        const int t = quad * P::kQuad + j;
         const Acc delta = shared.delta[t][own], slope = shared.slope[t][own];
         const Acc input = delta * shared.x[t][own];
-        Acc into[kStates], out[kStates], both[2 * kStates];  // dc, then db
-        read_states(shared.b, k.b, s, batch, t0, t, first, into);
-        read_states(shared.c, k.c, s, batch, t0, t, first, out);
+        Acc into[kStates], out[kStates], dc[kStates], db[kStates];
+        read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
+        read_states(shared.c, k.c, s, batch, t0, t, copy, first, out);
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
           g[i] += slope * out[i];
-          both[i] = states[j + 1][i] * slope;
-          both[kStates + i] = g[i] * input;
+          dc[i] = states[j + 1][i] * slope;
+          db[i] = g[i] * input;
           dinput[j] += g[i] * into[i];
           g[i] *= fade[j][i];
           const Acc p = g[i] * states[j][i];
           fading[j] += p * a[i];
           da[i] += p * delta;
         }
-        constexpr int kSide = kWarpSize / kLanes, kKeep = 2 * kStates / kSide;
-        scatter_sum<2 * kStates, kSide, kLanes>(both);
+        sum_over_channels<kStates, kSide<P>, kLanes>(dc, db);
+        auto& part = shared.part[quad % kWaiting<P>][warp][j];
+        if constexpr (kSide<P> == 2 * kStates) {
+          part[lane_side & 1][first + turn] = dc[0];
+        } else {
+          constexpr int kKeep = kStates / kSide<P>;
 #pragma unroll
-        for (int i = 0; i < kKeep; ++i) {
-          const int at = int(threadIdx.x) / kLanes % kSide * kKeep + i;
-          shared.part[quad % 2][warp][j][at / kStates][first + at % kStates] = both[i];
+          for (int i = 0; i < kKeep; ++i) {
+            part[0][first + (i ^ turn)] = dc[i];
+            part[1][first + (i ^ turn)] = db[i];
+          }
         }
       }
-      constexpr int kSharing = kLanes / kQuad;
-      scatter_sum<kQuad, kLanes, 1>(y);
-      scatter_sum<kQuad, kLanes, 1>(dinput);
-      scatter_sum<kQuad, kLanes, 1>(fading);
+      constexpr int kSharing = kLanes / P::kQuad;
+      scatter_sum<P::kQuad, kLanes, 1>(y);
+      scatter_sum<P::kQuad, kLanes, 1>(dinput);
+      scatter_sum<P::kQuad, kLanes, 1>(fading);
       if (lane % kSharing == 0) {
-        const int t = quad * kQuad + lane / kSharing;
+        const int t = quad * P::kQuad + lane / kSharing;
         shared.y[t][own] = y[0], shared.dinput[t][own] = dinput[0];
         shared.fading[t][own] = fading[0];
       }
-      __syncthreads();  // the other half of `part` is free again after the next one
-#pragma unroll
-      for (int i = threadIdx.x; i < kQuad * 2 * P::kN; i += kThreads) {
-        const Acc* part = &shared.part[quad % 2][0][0][0][0];
-        const int64_t t = t0 + quad * kQuad + i / (2 * P::kN);
-        Acc sum = part[i];
-#pragma unroll
-        for (int w = 1; w < kWarps; ++w) sum += part[w * kQuad * 2 * P::kN + i];
-        if (t < s.length)
-          k.over_channels[((block * s.batch + batch) * s.length + t) * 2 * P::kN +
-                          i % (2 * P::kN)] = sum;
+      if constexpr (kWaiting<P> == 2) {
+        __syncthreads();  // the other half of `part` is free again after the next one
+        add_parts<T, P>(k, &shared.part[quad % 2][0][0][0][0], 1, batch, block,
+                        t0 + quad * P::kQuad);
       }
+    }
+    if constexpr (kWaiting < P >> 2) {
+      __syncthreads();
+      add_parts<T, P>(k, &shared.part[0][0][0][0][0], kWaiting<P>, batch, block, t0);
     }
 
     if (t0 + row < s.length) {  // the last __syncthreads() has made the sums visible
       Elements<kPer, T> dx, ddt, dz;
+      Acc through[kPer], fading[kPer], y[kPer];
+      get_run(&shared.delta[row][column], deltas);
+      get_run(&shared.x[row][column], inputs);
+      get_run(&shared.slope[row][column], slopes);
+      get_run(&shared.dinput[row][column], through);
+      get_run(&shared.fading[row][column], fading);
+      get_run(&shared.y[row][column], y);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        const int e = column + i;
-        const Acc delta = shared.delta[row][e], input = shared.x[row][e];
-        const Acc slope = shared.slope[row][e], through = shared.dinput[row][e];
-        Acc raw = through * input + shared.fading[row][e] * kLn2;
-        if (k.dt_softplus) raw *= -expm1_of(-delta);  // softplus′ = 1 − e^−softplus
-        dx.v[i] = convert<T>(through * delta + slope * d[i]);
+        Acc raw = through[i] * inputs[i] + fading[i] * kLn2;
+        if (k.dt_softplus) raw *= one_less_decay(deltas[i]);
+        dx.v[i] = convert<T>(through[i] * deltas[i] + slopes[i] * d[i]);
         ddt.v[i] = convert<T>(raw);
-        if (k.z.data) dz.v[i] = convert<T>(gate_slopes[i] * (shared.y[row][e] + d[i] * input));
-        dd[i] += slope * input;
+        if (k.z.data) dz.v[i] = convert<T>(gate_slopes[i] * (y[i] + d[i] * inputs[i]));
+        dd[i] += slopes[i] * inputs[i];
         ddt_bias[i] += raw;
       }
       const int64_t at = first_channel + column;
@@ -220,13 +268,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || P::kN > 64 ? 1 : 3
   }
 
   // Sums over time: da lies with the states' owners, dd and ddt_bias with the rows' readers.
-  Acc* to = k.over_batch + batch * (s.n + 2) * s.channels;
+  Acc* to = k.over_batch + (batch * s.segments + segment) * (s.n + 2) * s.channels;
 #pragma unroll
-  for (int i = 0; i < kStates; ++i)
-    if (exists && first + i < s.n) {
-      to[(first + i) * s.channels + channel] = da[i];
-      if (k.dstate) k.dstate[(batch * s.channels + channel) * s.n + first + i] = g[i];
-    }
+  for (int i = 0; i < kStates; ++i) {
+    const int n = first + (i ^ turn);
+    if (!exists || n >= s.n) continue;
+    to[n * s.channels + channel] = da[i];
+    if (k.dstate && segment == 0) k.dstate[(batch * s.channels + channel) * s.n + n] = g[i];
+  }
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
     shared.x[row][column + i] = dd[i];
@@ -257,14 +306,14 @@ __global__ void scan_over_channels_kernel(const stats_t<T>* __restrict__ parts, 
   if (at < n) (i % per_row < padded ? dc : db)[row * n + at] = convert<T>(sum);
 }
 
-/// da (E, N), dd, ddt_bias (E) from the sequences' parts (B, N + 2, E).
+/// da (E, N), dd, ddt_bias (E) from the parts (B · segments, N + 2, E).
 template <class Acc>
-__global__ void scan_over_batch_kernel(const Acc* __restrict__ parts, int64_t batch,
+__global__ void scan_over_batch_kernel(const Acc* __restrict__ parts, int64_t count,
                                        int64_t channels, int n, Acc* da, Acc* dd, Acc* ddt_bias) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= (n + 2) * channels) return;
   Acc sum = 0;
-  for (int64_t j = 0; j < batch; ++j) sum += parts[j * (n + 2) * channels + i];
+  for (int64_t j = 0; j < count; ++j) sum += parts[j * (n + 2) * channels + i];
   const int64_t at = i / channels, channel = i % channels;
   if (at < n)
     da[channel * n + at] = sum;
@@ -292,12 +341,23 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
   const int64_t batch = k.x.shape[0], length = k.x.shape[1], channels = k.x.shape[2];
   const int64_t blocks = ceil_div(channels, int64_t{P::kChannels}), rows = batch * length;
   const int n = int(k.a.shape[1]);
-  args.size = {batch, length, channels, blocks, n, aligned};
+  Sizes& s = args.size;
+  s = {batch, length, channels, blocks, n, aligned};
+  s.cut(132 * kBlocks<T, P>);
+  CarryArgs<T> carry{s,      k.dt_softplus, args.dt,          args.dy, args.c, args.z,
+                     args.a, args.dt_bias,  args.dlast_state, nullptr, nullptr};
+  const DeviceScratch<Acc> carried(on, s.segments > 1 ? carry.numbers() : 1);
+  if (s.segments > 1) {
+    carry.carried = carried.data();
+    carry.sums = carried.data() + s.batch * s.segments * s.n * s.channels;
+    carry_against(on, carry);
+    args.carried = carry.carried;
+  }
   const DeviceScratch<Acc> over_channels(on, blocks * rows * 2 * P::kN + 1);
-  const DeviceScratch<Acc> over_batch(on, batch * (n + 2) * channels + 1);
+  const DeviceScratch<Acc> over_batch(on, batch * s.segments * (n + 2) * channels + 1);
   args.over_channels = over_channels.data(), args.over_batch = over_batch.data();
   launch(on,
-         {.grid = dim3(unsigned(batch * blocks)),
+         {.grid = dim3(unsigned(batch * blocks), unsigned(s.segments)),
           .block = dim3(kThreads),
           .shared = sizeof(BackwardShared<T, P>)},
          scan_backward_kernel<T, P>, args);
@@ -305,8 +365,8 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
          scan_over_channels_kernel<T>, static_cast<const Acc*>(over_channels.data()), blocks, rows,
          n, P::kN, k.db.as<T>(), k.dc.as<T>());
   launch(on, {.grid = grid_for((n + 2) * channels, 128), .block = dim3(128)},
-         scan_over_batch_kernel<Acc>, static_cast<const Acc*>(over_batch.data()), batch, channels,
-         n, k.da.as<Acc>(), k.dd.as<Acc>(), k.ddt_bias.as<Acc>());
+         scan_over_batch_kernel<Acc>, static_cast<const Acc*>(over_batch.data()),
+         batch * s.segments, channels, n, k.da.as<Acc>(), k.dd.as<Acc>(), k.ddt_bias.as<Acc>());
 }
 
 }  // namespace
@@ -314,7 +374,7 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
 
 void run(Cuda on, const ScanBackwardArgs& k) {
   visit_floating(k.x.dtype, [&]<class T>() {
-    scan_cuda::visit_plan(k.a.shape[1], [&]<class P>() { scan_cuda::backward<T, P>(on, k); });
+    scan_cuda::visit_plan<T>(k.a.shape[1], [&]<class P>() { scan_cuda::backward<T, P>(on, k); });
   });
 }
 

@@ -12,10 +12,10 @@ namespace norma::scan_cuda {
 // A block runs along time for some neighbouring channels, a tile of kSteps rows at a time: loads
 // and stores go through shared memory, whole rows at once, and softplus and gate are computed there
 // once an element. In between each channel belongs to kLanes lanes that hold kStates states each in
-// registers; sums over N are scattered sums over those lanes, four steps together.
+// registers; sums over N are scattered sums over those lanes, kQuad steps together.
 //   bound  exponentials: B·T·E·N of them at 16 a clock and multiprocessor
 
-constexpr int kThreads = 128, kSteps = 32, kQuad = 4;
+constexpr int kThreads = 128, kSteps = 32;
 
 /// N ≤ kLanes · kStates states a channel.
 template <int kLanesOf, int kStatesOf>
@@ -23,11 +23,19 @@ struct Plan {
   static constexpr int kLanes = kLanesOf, kStates = kStatesOf, kN = kLanes * kStates;
   static constexpr int kChannels = kThreads / kLanes;
   static constexpr int kPer = kChannels / 4;  // elements a thread in a tile: four threads a row
+  static constexpr int kQuad = kStates > 4 ? 2 : 4;  // steps at once: what registers hold
 };
-template <class F>
+/// Steps or quads that are unrolled: large plans have enough to do in one, and take long to
+/// compile.
+template <class P>
+inline constexpr int kUnroll = P::kN <= 16 ? 2 : 1;
+/// float64 is there to check the others: one plan, which takes a third of the time to compile.
+template <class T, class F>
 void visit_plan(int64_t n, const F& f) {
-  if (n <= 16) return f.template operator()<Plan<4, 4>>();
-  if (n <= 64) return f.template operator()<Plan<16, 4>>();
+  if constexpr (sizeof(T) < 8) {
+    if (n <= 16) return f.template operator()<Plan<4, 4>>();
+    if (n <= 64) return f.template operator()<Plan<16, 4>>();
+  }
   return f.template operator()<Plan<32, 8>>();
 }
 
@@ -56,27 +64,63 @@ struct Sizes {
   int64_t batch, length, channels, blocks;  // blocks of channels
   int n;
   bool aligned;  // every full run of kPer elements can be read and written at once
+  int64_t segments = 1, tiles = 0;  // of time, and tiles each
+
+  /// Where blocks are too few for the multiprocessors, which hold `at_once`, time is cut: a first,
+  /// cheaper walk finds what each segment makes of its state, and the second begins there.
+  void cut(int64_t at_once) {
+    const int64_t beside = batch * blocks, all = ceil_div(length, int64_t{kSteps});
+    segments = beside == 0 || beside >= 264 ? 1 : at_once / beside;
+    segments = segments < all / 4 ? segments : all / 4;
+    if (segments < 1) segments = 1;
+    tiles = ceil_div(all, segments);
+    segments = ceil_div(all, tiles);
+  }
+  __device__ int64_t begin(int64_t segment) const { return segment * tiles * kSteps; }
+  __device__ int64_t end(int64_t segment) const {
+    return min((segment + 1) * tiles * kSteps, length);
+  }
 };
 
-__device__ __forceinline__ float exp2_fast(float v) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
-  return y;
+/// The states that segments begin with, or their gradients that they end with.
+template <class T>
+struct CarryArgs {
+  Sizes size;
+  bool dt_softplus;
+  Sequence<const T> dt, rows, columns, z;  // x and b, or dy, c and the gate
+  const stats_t<T>*a, *dt_bias, *first;    // first (B, E, N) or null
+  stats_t<T>* carried;                     // (B, segments, N, E)
+  stats_t<T>* sums;                        // (B, segments, E): of Δ
+
+  int64_t numbers() const { return size.batch * size.segments * (size.n + 1) * size.channels; }
+};
+template <class T>
+void carry_along(Cuda on, const CarryArgs<T>& args);
+template <class T>
+void carry_against(Cuda on, const CarryArgs<T>& args);
+
+/// log(1 + v) for v in (0, 1], as 2 artanh(v / (2 + v)): the series' next term is 2e-8 of it.
+__device__ __forceinline__ float log1p_of(float v) {
+  const float s = v * reciprocal_fast(2 + v), q = s * s;
+  float sum = 2.0f / 13;
+  sum = sum * q + 2.0f / 11, sum = sum * q + 2.0f / 9, sum = sum * q + 2.0f / 7;
+  sum = sum * q + 2.0f / 5, sum = sum * q + 2.0f / 3;
+  return s * (sum * q + 2);
 }
-__device__ __forceinline__ double exp2_fast(double v) { return ::exp2(v); }
-__device__ __forceinline__ float log1p_of(float v) { return log1pf(v); }
 __device__ __forceinline__ double log1p_of(double v) { return ::log1p(v); }
-__device__ __forceinline__ float expm1_of(float v) { return expm1f(v); }
-__device__ __forceinline__ double expm1_of(double v) { return ::expm1(v); }
 template <class Acc>
 __device__ __forceinline__ Acc softplus(Acc v) {
   return (v > 0 ? v : Acc(0)) + log1p_of(exp2_fast(-(v > 0 ? v : -v) * Acc(1.4426950408889634)));
 }
-template <class Acc>
-__device__ __forceinline__ Acc sigmoid(Acc v) {
-  return 1 / (1 + exp2_fast(v * Acc(-1.4426950408889634)));
+/// 1 − e^−v for v ≥ 0: softplus′ where v is softplus. Near zero by its series.
+__device__ __forceinline__ float one_less_decay(float v) {
+  const float series =
+      v * (1 - v * (1.0f / 2) *
+                   (1 - v * (1.0f / 3) *
+                            (1 - v * (1.0f / 4) * (1 - v * (1.0f / 5) * (1 - v * (1.0f / 6))))));
+  return v < 0.25f ? series : 1 - exp2_fast(v * -1.4426950408889634f);
 }
-
+__device__ __forceinline__ double one_less_decay(double v) { return -::expm1(-v); }
 /// The sums of kValues values over kLanes lanes that are kStride apart: each lane keeps its share,
 /// kValues / kLanes of them, or one that several lanes share. v[0] … hold them then.
 template <int kValues, int kLanes, int kStride, class Acc>
@@ -98,6 +142,44 @@ __device__ __forceinline__ void scatter_sum(Acc (&v)[kValues]) {
       v[0] += __shfl_xor_sync(0xffffffffu, v[0], step * kStride);
     }
     lanes /= 2;
+  }
+}
+
+/// Sums over a warp's channels of what each lane has for its own states, dc and db. Halves of them
+/// are exchanged between lanes whose states are held in the opposite order, register i being state
+/// i ^ turn_of(…): what one keeps the other gives from other registers, and nothing is selected by
+/// lane but at the last stage, dc or db.
+template <int kStates, int kSide>
+inline constexpr int kCopies = kSide < kStates ? kSide : kStates;  // orders in use
+template <int kStates, int kSide, int kStride>
+__device__ __forceinline__ int turn_of() {
+  int turn = 0, side = int(threadIdx.x) / kStride % kSide, keep = kStates;
+#pragma unroll
+  for (int step = kSide / 2; step > 0; step /= 2) {
+    keep /= 2;
+    if (side & step) turn |= keep;  // 0 at a stage that selects
+  }
+  return turn;
+}
+template <int kStates, int kSide, int kStride, class Acc>
+__device__ __forceinline__ void sum_over_channels(Acc (&dc)[kStates], Acc (&db)[kStates]) {
+  static_assert(kSide <= 2 * kStates);
+  int keep = kStates;
+#pragma unroll
+  for (int step = kSide / 2; step > 0; step /= 2) {
+    if (keep > 1) {
+      keep /= 2;
+#pragma unroll
+      for (int i = 0; i < kStates / 2; ++i) {
+        if (i >= keep) break;
+        dc[i] += __shfl_xor_sync(0xffffffffu, dc[i + keep], step * kStride);
+        db[i] += __shfl_xor_sync(0xffffffffu, db[i + keep], step * kStride);
+      }
+    } else {
+      const bool upper = int(threadIdx.x) / kStride & step;
+      const Acc give = upper ? dc[0] : db[0], own = upper ? db[0] : dc[0];
+      dc[0] = own + __shfl_xor_sync(0xffffffffu, give, step * kStride);
+    }
   }
 }
 
@@ -130,6 +212,32 @@ struct Elements {
   }
 };
 
+/// kPer neighbouring numbers of shared memory.
+template <int kPer, class Acc>
+__device__ __forceinline__ void put_run(Acc* to, const Acc (&v)[kPer]) {
+  constexpr int kWide = kPer < kWidest<Acc> ? kPer : kWidest<Acc>;
+#pragma unroll
+  for (int i = 0; i < kPer; i += kWide) {
+    Packed<Acc, kWide> packed;
+#pragma unroll
+    for (int e = 0; e < kWide; ++e) packed[e] = v[i + e];
+    store(to + i, packed);
+  }
+}
+template <int kPer, class Acc>
+__device__ __forceinline__ void get_run(const Acc* from, Acc (&v)[kPer]) {
+  constexpr int kWide = kPer < kWidest<Acc> ? kPer : kWidest<Acc>;
+#pragma unroll
+  for (int i = 0; i < kPer; i += kWide) {
+    const auto packed = load<kWide>(from + i);
+#pragma unroll
+    for (int e = 0; e < kWide; ++e) v[i + e] = packed[e];
+  }
+}
+/// A tile of numbers, a row a step; padded, so that two rows' runs lie in different banks.
+template <class P, class Acc>
+using Tile = Acc[kSteps][P::kChannels + 16 / int(sizeof(Acc))];
+
 /// b and c of float64 with many states do not fit into shared memory: they are read where they lie.
 template <class T, class P>
 inline constexpr bool kDirect = sizeof(T) == 8 && P::kN > 64;
@@ -154,25 +262,30 @@ struct States {
       for (int i = 0; i < kEach; ++i) v[i] = one(from, s, batch, first, i);
     }
   }
-  template <class Acc>
+  template <class Acc, int kCopies, int kRows>
   __device__ __forceinline__ void put(const Sequence<const T>& from, const Sizes& s, int64_t batch,
-                                      int64_t first, Acc* to) const {
+                                      int64_t first, Acc (&to)[kCopies][kRows][P::kN]) const {
     if constexpr (kDirect<T, P>) return;
-#pragma unroll
+#pragma unroll(kEarly ? kEach : 4)
     for (int i = 0; i < kEach; ++i) {
       Words<T, 1> value;
       if constexpr (kEarly)
         value = v[i];
       else
         value = one(from, s, batch, first, i);
-      to[i * kThreads + threadIdx.x] = convert<Acc>(value[0]);
+      const int at = i * kThreads + int(threadIdx.x);
+#pragma unroll
+      for (int copy = 0; copy < kCopies; ++copy)
+        to[copy][at / P::kN][(at % P::kN) ^ (copy * (P::kStates / kCopies))] =
+            convert<Acc>(value[0]);
     }
   }
 };
 
-template <class T, class P>
+/// b or c of a tile; copy f has state n at n ^ f kStates / kCopies.
+template <class T, class P, int kCopies = 1>
 struct SharedStates {
-  stats_t<T> v[kDirect<T, P> ? 1 : kSteps][P::kN];
+  stats_t<T> v[kCopies][kDirect<T, P> ? 1 : kSteps][P::kN];
 };
 
 /// kStates neighbouring numbers of shared memory.
@@ -187,20 +300,21 @@ __device__ __forceinline__ void read_states(const Acc* from, Acc (&to)[kStates])
   }
 }
 
-/// States first … first + kStates − 1 of step t0 + t.
-template <class T, class P, class Acc>
-__device__ __forceinline__ void read_states(const SharedStates<T, P>& shared,
+/// States first … first + kStates − 1 of step t0 + t, in the order of a copy.
+template <class T, class P, int kCopies, class Acc>
+__device__ __forceinline__ void read_states(const SharedStates<T, P, kCopies>& shared,
                                             const Sequence<const T>& from, const Sizes& s,
-                                            int64_t batch, int64_t t0, int t, int first,
+                                            int64_t batch, int64_t t0, int t, int copy, int first,
                                             Acc (&to)[P::kStates]) {
   if constexpr (kDirect<T, P>) {
+    static_assert(kCopies == 1);
 #pragma unroll
     for (int i = 0; i < P::kStates; ++i)
       to[i] = t0 + t < s.length && first + i < s.n
                   ? convert<Acc>(from.row(batch, t0 + t)[first + i])
                   : Acc(0);
   } else {
-    read_states(&shared.v[t][first], to);
+    read_states(&shared.v[copy][t][first], to);
   }
 }
 

@@ -10,24 +10,32 @@ struct ForwardKernelArgs {
   bool dt_softplus;
   Sequence<const T> x, dt, b, c, z;
   const stats_t<T>*a, *d, *dt_bias, *state;
+  const stats_t<T>* carried;  // (B, segments, N, E), or null where there is one segment
   Sequence<T> y;
   stats_t<T>*last_state, *chunk_states;
 };
 
+/// Of a multiprocessor: what the states' registers leave room for.
+template <class T, class P>
+constexpr int kBlocks = sizeof(T) == 8 || P::kN > 64 ? 2
+                        : P::kN > 16                 ? 3
+                                                     : 4;
+
 template <class T, class P>
 struct ForwardShared {
   SharedStates<T, P> b, c;
-  stats_t<T> delta[kSteps][P::kChannels], input[kSteps][P::kChannels], y[kSteps][P::kChannels];
+  Tile<P, stats_t<T>> delta, input, y;
 };
 
 template <class T, class P>
-__global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArgs<T> k) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
+    scan_forward_kernel(ForwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
   constexpr int kLanes = P::kLanes, kStates = P::kStates, kPer = P::kPer;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<ForwardShared<T, P>*>(memory);
   const Sizes& s = k.size;
-  const int64_t batch = blockIdx.x / s.blocks;
+  const int64_t batch = blockIdx.x / s.blocks, segment = blockIdx.y;
   const int64_t first_channel = blockIdx.x % s.blocks * P::kChannels;
 
   // As owner of states first … first + kStates − 1 of one channel.
@@ -39,7 +47,11 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
   for (int i = 0; i < kStates; ++i) {
     const bool real = exists && first + i < s.n;
     a[i] = real ? k.a[channel * s.n + first + i] * Acc(1.4426950408889634) : Acc(0);
-    h[i] = real && k.state ? k.state[(batch * s.channels + channel) * s.n + first + i] : Acc(0);
+    h[i] = 0;
+    if (real && k.carried)
+      h[i] = k.carried[((batch * s.segments + segment) * s.n + first + i) * s.channels + channel];
+    else if (real && k.state)
+      h[i] = k.state[(batch * s.channels + channel) * s.n + first + i];
   }
 
   // As reader and writer of kPer elements of row `row` of a tile.
@@ -63,8 +75,9 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
     c.read(k.c, s, batch, t0);
   };
 
-  fetch_tile(0);
-  for (int64_t t0 = 0; t0 < s.length; t0 += kSteps) {
+  const int64_t end = s.end(segment);
+  fetch_tile(s.begin(segment));
+  for (int64_t t0 = s.begin(segment); t0 < end; t0 += kSteps) {
     if (k.chunk_states && exists) {
       const int64_t chunks = (s.length + kSteps - 1) / kSteps;
       Acc* to = k.chunk_states + (batch * chunks + t0 / kSteps) * s.n * s.channels + channel;
@@ -72,34 +85,35 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
       for (int i = 0; i < kStates; ++i)
         if (first + i < s.n) to[(first + i) * s.channels] = h[i];
     }
-    Acc inputs[kPer], gates[kPer];
+    Acc inputs[kPer], gates[kPer], deltas[kPer], scaled[kPer];
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
       const Acc raw = convert<Acc>(dt[i]) + bias[i];
       // Steps beyond the end change nothing: Δ = 0.
-      const Acc delta = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
+      deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
       inputs[i] = convert<Acc>(x[i]);
-      shared.delta[row][column + i] = delta;
-      shared.input[row][column + i] = delta * inputs[i];
+      scaled[i] = deltas[i] * inputs[i];
       if (k.z.data) {
         const Acc gate = convert<Acc>(z[i]);
-        gates[i] = gate * sigmoid(gate);
+        gates[i] = gate * sigmoid_fast(gate);
       }
     }
-    b.put(k.b, s, batch, t0, &shared.b.v[0][0]);
-    c.put(k.c, s, batch, t0, &shared.c.v[0][0]);
+    put_run(&shared.delta[row][column], deltas);
+    put_run(&shared.input[row][column], scaled);
+    b.put(k.b, s, batch, t0, shared.b.v);
+    c.put(k.c, s, batch, t0, shared.c.v);
     __syncthreads();
-    if (t0 + kSteps < s.length) fetch_tile(t0 + kSteps);
+    if (t0 + kSteps < end) fetch_tile(t0 + kSteps);
 
-#pragma unroll 2
-    for (int t = 0; t < kSteps; t += kQuad) {
-      Acc sums[kQuad];
+#pragma unroll kUnroll < P>
+    for (int t = 0; t < kSteps; t += P::kQuad) {
+      Acc sums[P::kQuad];
 #pragma unroll
-      for (int j = 0; j < kQuad; ++j) {
+      for (int j = 0; j < P::kQuad; ++j) {
         const Acc delta = shared.delta[t + j][own], input = shared.input[t + j][own];
         Acc into[kStates], out[kStates];
-        read_states(shared.b, k.b, s, batch, t0, t + j, first, into);
-        read_states(shared.c, k.c, s, batch, t0, t + j, first, out);
+        read_states(shared.b, k.b, s, batch, t0, t + j, 0, first, into);
+        read_states(shared.c, k.c, s, batch, t0, t + j, 0, first, out);
         sums[j] = 0;
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
@@ -107,23 +121,25 @@ __global__ void __launch_bounds__(kThreads) scan_forward_kernel(ForwardKernelArg
           sums[j] += h[i] * out[i];
         }
       }
-      scatter_sum<kQuad, kLanes, 1>(sums);
-      constexpr int kSharing = kLanes / kQuad;  // lanes that hold the same sum
+      scatter_sum<P::kQuad, kLanes, 1>(sums);
+      constexpr int kSharing = kLanes / P::kQuad;  // lanes that hold the same sum
       if (lane % kSharing == 0) shared.y[t + lane / kSharing][own] = sums[0];
     }
     __syncthreads();
     if (t0 + row < s.length) {
       Elements<kPer, T> y;
+      Acc sums[kPer];
+      get_run(&shared.y[row][column], sums);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        Acc sum = shared.y[row][column + i] + d[i] * inputs[i];
+        Acc sum = sums[i] + d[i] * inputs[i];
         if (k.z.data) sum *= gates[i];
         y.v[i] = convert<T>(sum);
       }
       y.write(k.y.row(batch, t0 + row) + first_channel + column, count, s.aligned);
     }
   }
-  if (k.last_state && exists) {
+  if (k.last_state && exists && end == s.length) {
 #pragma unroll
     for (int i = 0; i < kStates; ++i)
       if (first + i < s.n) k.last_state[(batch * s.channels + channel) * s.n + first + i] = h[i];
@@ -149,8 +165,19 @@ void forward(Cuda on, const ScanForwardArgs& k) {
                int(k.a.shape[1]),
                args.x.aligned(kWide) && args.dt.aligned(kWide) && args.z.aligned(kWide) &&
                    args.y.aligned(kWide)};
+  Sizes& s = args.size;
+  s.cut(132 * kBlocks<T, P>);
+  CarryArgs<T> carry{s,      k.dt_softplus, args.dt,    args.x,  args.b, {},
+                     args.a, args.dt_bias,  args.state, nullptr, nullptr};
+  const DeviceScratch<Acc> carried(on, s.segments > 1 ? carry.numbers() : 1);
+  if (s.segments > 1) {
+    carry.carried = carried.data();
+    carry.sums = carried.data() + s.batch * s.segments * s.n * s.channels;
+    carry_along(on, carry);
+    args.carried = carry.carried;
+  }
   launch(on,
-         {.grid = dim3(unsigned(args.size.batch * args.size.blocks)),
+         {.grid = dim3(unsigned(s.batch * s.blocks), unsigned(s.segments)),
           .block = dim3(kThreads),
           .shared = sizeof(ForwardShared<T, P>)},
          scan_forward_kernel<T, P>, args);
@@ -161,7 +188,7 @@ void forward(Cuda on, const ScanForwardArgs& k) {
 
 void run(Cuda on, const ScanForwardArgs& k) {
   visit_floating(k.x.dtype, [&]<class T>() {
-    scan_cuda::visit_plan(k.a.shape[1], [&]<class P>() { scan_cuda::forward<T, P>(on, k); });
+    scan_cuda::visit_plan<T>(k.a.shape[1], [&]<class P>() { scan_cuda::forward<T, P>(on, k); });
   });
 }
 

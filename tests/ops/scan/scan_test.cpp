@@ -1,5 +1,6 @@
 #include "norma/ops/scan/scan.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "norma/core/autograd.h"
@@ -144,6 +145,66 @@ TYPED_TEST(SelectiveScanTest, KernelIsItsDefinition) {
       EXPECT_CLOSE(*grads.ddt_bias, *expected.ddt_bias, {.relative = stats, .absolute = along});
       EXPECT_CLOSE(*grads.dstate, *expected.dstate, {.relative = stats, .absolute = one});
     }
+}
+
+// A long sequence of few channels is cut along time on a GPU, pieces of three tiles are not. States
+// must last for more than a segment to tell.
+TYPED_TEST(SelectiveScanTest, TimeInSegmentsIsTimeInPieces) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  constexpr int64_t kLength = 600, kPiece = 96;
+  for (int64_t n : {5, 20, 70}) {
+    SCOPED_TRACE(n);
+    const int64_t channels = n > 64 ? 8 : 40;
+    Arguments whole(1, kLength, channels, n, dtype);
+    whole.a = full({channels, n}, -0.002, stats_dtype(dtype));
+    const Tensor dy = randn(whole.x.shape(), float64).to(dtype);
+    const Tensor dlast = randn({1, channels, n}, float64).to(stats_dtype(dtype));
+    const ScanOptions o{.final_state = true};
+    const ScanResult r = whole(o);
+    const Grads g = whole.gradients(dy, dlast, o);
+    // Sums of as many terms as there are steps, rounded in another order.
+    const auto expect = [&](const std::string& what, const Tensor& a, const Tensor& b) {
+      SCOPED_TRACE(what);
+      const double each = kLength * unit_roundoff(stats_dtype(dtype));
+      EXPECT_CLOSE(a, b,
+                   {.relative = 2 * unit_roundoff(dtype),  // both are rounded
+                    .absolute = each * abs(b).max().item()});
+    };
+    std::vector<Arguments> pieces;
+    std::vector<Tensor> y;
+    Tensor state = *whole.more.state;
+    for (int64_t t = 0; t < kLength; t += kPiece) {
+      const auto cut = [&](const Tensor& all) {
+        return all.slice(1, t, std::min(t + kPiece, kLength));
+      };
+      Arguments& k = pieces.emplace_back(whole);
+      k.x = cut(whole.x), k.dt = cut(whole.dt), k.b = cut(whole.b), k.c = cut(whole.c);
+      k.more.z = cut(*whole.more.z), k.more.state = state;
+      const ScanResult part = k(o);
+      y.push_back(part.y), state = *part.state;
+    }
+    expect("y", r.y, concat(y, 1));
+    expect("state", *r.state, state);
+    std::vector<Grads> parts(pieces.size());
+    Tensor dstate = dlast, da = zeros_like(whole.a);
+    for (size_t i = pieces.size(); i-- > 0;) {
+      const auto t = static_cast<int64_t>(i) * kPiece;
+      parts[i] = pieces[i].gradients(dy.slice(1, t, std::min(t + kPiece, kLength)), dstate, o);
+      dstate = *parts[i].dstate, da = da + parts[i].da;
+    }
+    const auto joined = [&](auto get) {
+      std::vector<Tensor> all;
+      for (const Grads& part : parts) all.push_back(get(part));
+      return concat(all, 1);
+    };
+    expect("dx", g.dx, joined([](const Grads& k) { return k.dx; }));
+    expect("ddt", g.ddt, joined([](const Grads& k) { return k.ddt; }));
+    expect("dz", *g.dz, joined([](const Grads& k) { return *k.dz; }));
+    expect("db", g.db, joined([](const Grads& k) { return k.db; }));
+    expect("dc", g.dc, joined([](const Grads& k) { return k.dc; }));
+    expect("dstate", *g.dstate, dstate);
+    expect("da", g.da, da);
+  }
 }
 
 TEST(SelectiveScan, ChunksChangeNoBit) {
