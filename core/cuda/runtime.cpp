@@ -188,6 +188,9 @@ StreamScope::StreamScope(Device device, void* stream)
 StreamScope::~StreamScope() { stream_override[device_.index] = before_; }
 
 int cuda_multiprocessors(Device device) { return properties(device).multiProcessorCount; }
+int64_t cuda_shared_memory(Device device) {
+  return static_cast<int64_t>(properties(device).sharedMemPerBlockOptin);
+}
 
 }  // namespace detail
 

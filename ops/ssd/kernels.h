@@ -19,7 +19,7 @@ struct SsdForwardArgs {
   Vec last_state;
 };
 void run(Cpu, const SsdForwardArgs&);
-/// On a GPU: bfloat16 or float16, P = 64, N = 64 or 128, rows aligned to 16 bytes.
+/// On a GPU: not float64, P = 64, N = 64 or 128, rows aligned to 16 bytes.
 void run(Cuda, const SsdForwardArgs&);
 
 /// dx, ddt, db, dc dense, like x, dt, b, c; da, ddt_bias (H), dd (H, P).

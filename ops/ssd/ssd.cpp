@@ -1,5 +1,6 @@
 #include "norma/ops/ssd/ssd.h"
 
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
@@ -103,10 +104,15 @@ Maybe wide_skip(const Maybe& d, const Tensor& x, DType stats) {
 }
 Tensor or_absent(const Maybe& t) { return t.value_or(Tensor()); }
 
-/// Whether the GPU's kernels by matrix products serve these sizes.
+/// Whether the GPU's kernels by matrix products serve these sizes. In float32 a head of 64 × 128
+/// fills Hopper's shared memory, and has no room on older GPUs.
 bool has_products(const Tensor& x, const Tensor& b) {
-  const bool half = x.dtype() == bfloat16 || x.dtype() == float16;
-  return half && x.size(3) == 64 && (b.size(3) == 64 || b.size(3) == 128);
+  if (x.dtype() == float64 || x.size(3) != 64 || (b.size(3) != 64 && b.size(3) != 128))
+    return false;
+  if constexpr (kBuiltWithCuda)
+    if (x.dtype() == float32 && b.size(3) == 128)
+      return detail::cuda_shared_memory(x.device()) >= (int64_t{216} << 10);
+  return true;
 }
 
 /// A head as P channels of a selective scan whose rows of a hold one number: on a GPU this serves

@@ -1,3 +1,4 @@
+#include "norma/core/cuda/runtime.h"
 #include "norma/ops/ssd/ssd_cuda.cuh"
 
 namespace norma {
@@ -5,10 +6,13 @@ namespace ssd_cuda {
 namespace {
 
 // States and their gradients at the chunks' ends come first, both computed anew, in one launch; the
-// rest of a chunk is then independent of all others. Eight warps: `block` says which 16 steps a
-// warp's rows are, `half` which half of a product's columns.
+// rest of a chunk is then independent of all others. Sixteen warps: `block` says which 16 steps a
+// warp's rows are, `quarter` which quarter of a product's columns. One block has a multiprocessor
+// for itself and reads the next head's rows and states while it works: two blocks of eight warps
+// held twice the sums a thread, spilled a hundred registers and waited for each head's reads.
 
-constexpr int kThreads = 256, kWarps = kThreads / kWarpSize;
+constexpr int kThreads = 512, kWarps = kThreads / kWarpSize;
+constexpr int kBlocks = 1;  // a multiprocessor
 
 template <class T>
 struct BackwardKernelArgs {
@@ -20,17 +24,21 @@ struct BackwardKernelArgs {
   const T *states, *dstates;
   float *db, *dc;  // (parts, B, T, G, N)
   float* sums;     // (B · chunks, H · (P + 2)): dd, then da, then ddt_bias
-  int heads_each, parts;
+  int heads_each, parts, buffers;
 };
 
 template <class T, int kN>
 struct BackwardShared {
-  T b[kQ][kN + kPad], c[kQ][kN + kPad], state[kP][kN + kPad], dstate[kP][kN + kPad];
-  T x[kQ][kP + kPad], dy[kQ][kP + kPad];
+  struct Head {
+    T state[kP][kN + kPad], dstate[kP][kN + kPad];
+    T x[kQ][kP + kPad], dy[kQ][kP + kPad];
+    float sum[kQ], delta[kQ], slope[kQ];
+  };
+  T b[kQ][kN + kPad], c[kQ][kN + kPad];
   T cb[kQ][kQ + kPad], m[kQ][kQ + kPad];
-  float sum[kQ], delta[kQ], slope[kQ];
-  float rows[2][kQ], columns[4][kQ], risen[2][kQ], fallen[2][kQ], along[2][kQ];
-  float dot[kWarps], dd[4][kP];
+  float rows[4][kQ], columns[4][kQ], risen[4][kQ], fallen[4][kQ], along[4][kQ];
+  float dot[kWarps], dd[8][kP];
+  Head heads[2];  // or one, where shared memory ends before: then its reads are waited for
 };
 
 /// Σ over a row's four lanes.
@@ -39,8 +47,12 @@ __device__ __forceinline__ float over_row(float v) {
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
+__device__ __forceinline__ float over_quarters(const float (&v)[4][kQ], int j) {
+  return v[0][j] + v[1][j] + v[2][j] + v[3][j];
+}
+
 template <class T, int kN>
-__global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKernelArgs<T> k) {
+__global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(BackwardKernelArgs<T> k) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& sh = *reinterpret_cast<BackwardShared<T, kN>*>(memory);
   const Sizes& s = k.size;
@@ -48,75 +60,85 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
   const int64_t chunk = blockIdx.x % s.chunks, batch = blockIdx.x / s.chunks, t0 = chunk * kQ;
   const int first = group * s.shared() + part * k.heads_each;
   const int last = min(first + k.heads_each, (group + 1) * s.shared());
-  const int warp = int(threadIdx.x) / kWarpSize, block = warp % 4, half = warp / 4;
-  const int i0 = block * 16, n0 = half * (kN / 2), p0 = half * (kP / 2), j0 = half * (kQ / 2);
+  const int warp = int(threadIdx.x) / kWarpSize, block = warp % 4, quarter = warp / 4;
+  const int i0 = block * 16, n0 = quarter * (kN / 4), p0 = quarter * (kP / 4),
+            j0 = quarter * (kQ / 4);
   const int lane = lane_of(), g = lane / 4, c = lane % 4 * 2;
   constexpr int kWide = kN + kPad, kNarrow = kP + kPad, kSquare = kQ + kPad;
-  constexpr int kTilesN = kN / 16, kTilesP = kP / 16, kTilesQ = kQ / 16;  // of 8, in a half
+  constexpr int kTilesN = kN / 32, kTilesP = kP / 32, kTilesQ = kQ / 32;  // of 8, in a quarter
+
+  const auto fetch = [&](int head) {
+    auto& to = sh.heads[(head - first) & (k.buffers - 1)];
+    const int64_t at_state = ((batch * s.chunks + chunk) * s.heads + head) * kP * kN;
+    copy_rows<kP, kThreads>(&to.x[0][0], k.x, batch, t0, s.length, int64_t{head} * kP);
+    copy_rows<kP, kThreads>(&to.dy[0][0], k.dy, batch, t0, s.length, int64_t{head} * kP);
+    copy_matrix<kN, kThreads>(&to.state[0][0], k.states + at_state);
+    copy_matrix<kN, kThreads>(&to.dstate[0][0], k.dstates + at_state);
+    const int64_t at = Steps::at(s, batch, head, t0);
+    copy_steps(to.sum, k.steps.sum + at);
+    copy_steps(to.delta, k.steps.delta + at);
+    copy_steps(to.slope, k.steps.slope + at);
+    commit_copies();
+  };
 
   copy_rows<kN, kThreads>(&sh.b[0][0], k.b, batch, t0, s.length, int64_t{group} * kN);
   copy_rows<kN, kThreads>(&sh.c[0][0], k.c, batch, t0, s.length, int64_t{group} * kN);
   commit_copies();
-  wait_for_copies<0>();
+  fetch(first);
+  wait_for_copies<1>();
   __syncthreads();
   {
     float cb[kTilesQ][4] = {};
 #pragma unroll
     for (int n = 0; n < kN; n += 16) {
-      uint32_t a[4];
+      Block<T> a;
       load_a(a, &sh.c[0][0], kWide, i0, n);
 #pragma unroll
       for (int tile = 0; tile < kTilesQ; tile += 2) {
-        uint32_t b[4];
+        Block<T> b;
         load_b(b, &sh.b[0][0], kWide, n, j0 + tile * 8);
-        multiply_add<T>(cb[tile], a, b[0], b[1]);
-        multiply_add<T>(cb[tile + 1], a, b[2], b[3]);
+        multiply_add(cb[tile], a, b, 0);
+        multiply_add(cb[tile + 1], a, b, 1);
       }
     }
 #pragma unroll
     for (int tile = 0; tile < kTilesQ; ++tile)
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        *reinterpret_cast<uint32_t*>(&sh.cb[i0 + g + r * 8][j0 + tile * 8 + c]) =
-            pack<T>(cb[tile][2 * r], cb[tile][2 * r + 1]);
+        put_pair(&sh.cb[i0 + g + r * 8][j0 + tile * 8 + c], cb[tile][2 * r], cb[tile][2 * r + 1]);
   }
 
   float dcb[kTilesQ][4] = {}, db[kTilesN][4] = {}, dc[kTilesN][4] = {};
   for (int head = first; head < last; ++head) {
     __syncthreads();  // the head before has read all it needs
-    const int64_t at_state = ((batch * s.chunks + chunk) * s.heads + head) * kP * kN;
-    copy_rows<kP, kThreads>(&sh.x[0][0], k.x, batch, t0, s.length, int64_t{head} * kP);
-    copy_rows<kP, kThreads>(&sh.dy[0][0], k.dy, batch, t0, s.length, int64_t{head} * kP);
-    copy_matrix<kN, kThreads>(&sh.state[0][0], k.states + at_state);
-    copy_matrix<kN, kThreads>(&sh.dstate[0][0], k.dstates + at_state);
-    commit_copies();
-    if (threadIdx.x < kQ) {
-      const int64_t at = (batch * s.padded() + t0 + threadIdx.x) * s.heads + head;
-      sh.sum[threadIdx.x] = k.steps.sum[at];
-      sh.delta[threadIdx.x] = k.steps.delta[at];
-      sh.slope[threadIdx.x] = k.steps.slope[at];
+    const auto& own = sh.heads[(head - first) & (k.buffers - 1)];
+    if (k.buffers == 1 && head > first) fetch(head);
+    if (k.buffers == 2 && head + 1 < last) {
+      fetch(head + 1);
+      wait_for_copies<1>();
+    } else {
+      wait_for_copies<0>();
     }
-    wait_for_copies<0>();
     __syncthreads();
-    const float end = sh.sum[kQ - 1], fade = exp_fast(end);
-    const float sums[2] = {sh.sum[i0 + g], sh.sum[i0 + g + 8]};
+    const float end = own.sum[kQ - 1], fade = exp_fast(end);
+    const float sums[2] = {own.sum[i0 + g], own.sum[i0 + g + 8]};
     const float rise[2] = {exp_fast(sums[0]), exp_fast(sums[1])};
     const float fall[2] = {exp_fast(end - sums[0]), exp_fast(end - sums[1])};
-    const float delta[2] = {sh.delta[i0 + g], sh.delta[i0 + g + 8]};
+    const float delta[2] = {own.delta[i0 + g], own.delta[i0 + g + 8]};
 
     {  // m = L ⊙ c bᵀ, and what its gradient dy (Δ x)ᵀ gives
       float r[kTilesQ][4] = {};
       if (j0 <= i0 + 15) {
 #pragma unroll
         for (int p = 0; p < kP; p += 16) {
-          uint32_t a[4];
-          load_a(a, &sh.dy[0][0], kNarrow, i0, p);
+          Block<T> a;
+          load_a(a, &own.dy[0][0], kNarrow, i0, p);
 #pragma unroll
           for (int tile = 0; tile < kTilesQ; tile += 2) {
-            uint32_t b[4];
-            load_b(b, &sh.x[0][0], kNarrow, p, j0 + tile * 8);
-            multiply_add<T>(r[tile], a, b[0], b[1]);
-            multiply_add<T>(r[tile + 1], a, b[2], b[3]);
+            Block<T> b;
+            load_b(b, &own.x[0][0], kNarrow, p, j0 + tile * 8);
+            multiply_add(r[tile], a, b, 0);
+            multiply_add(r[tile + 1], a, b, 1);
           }
         }
       }
@@ -124,8 +146,8 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll
       for (int tile = 0; tile < kTilesQ; ++tile) {
         const int j = j0 + tile * 8 + c;
-        const float* sum = &sh.sum[j];
-        const float* step = &sh.delta[j];
+        const float* sum = &own.sum[j];
+        const float* step = &own.delta[j];
         float in_columns[2] = {};
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
@@ -141,14 +163,14 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
             of_rows[row] += m[e] * dm;
             in_columns[e] += m[e] * dm;
           }
-          *reinterpret_cast<uint32_t*>(&sh.m[i0 + g + row * 8][j]) = pack<T>(m[0], m[1]);
+          put_pair(&sh.m[i0 + g + row * 8][j], m[0], m[1]);
         }
         of_columns[tile * 2] = in_columns[0], of_columns[tile * 2 + 1] = in_columns[1];
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const float sum = over_row(of_rows[row]);
-        if (c == 0) sh.rows[half][i0 + g + row * 8] = sum;
+        if (c == 0) sh.rows[quarter][i0 + g + row * 8] = sum;
       }
 #pragma unroll
       for (int i = 0; i < kTilesQ * 2; ++i) {
@@ -163,14 +185,14 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
       float through[kTilesN][4] = {};
 #pragma unroll
       for (int p = 0; p < kP; p += 16) {
-        uint32_t a[4];
-        load_a(a, &sh.dy[0][0], kNarrow, i0, p);
+        Block<T> a;
+        load_a(a, &own.dy[0][0], kNarrow, i0, p);
 #pragma unroll
         for (int tile = 0; tile < kTilesN; tile += 2) {
-          uint32_t b[4];
-          load_b_turned(b, &sh.state[0][0], kWide, p, n0 + tile * 8);
-          multiply_add<T>(through[tile], a, b[0], b[1]);
-          multiply_add<T>(through[tile + 1], a, b[2], b[3]);
+          Block<T> b;
+          load_b_turned(b, &own.state[0][0], kWide, p, n0 + tile * 8);
+          multiply_add(through[tile], a, b, 0);
+          multiply_add(through[tile + 1], a, b, 1);
         }
       }
 #pragma unroll
@@ -185,21 +207,21 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
           sum += low * out.low + high * out.high;
         }
         sum = over_row(sum);
-        if (c == 0) sh.risen[half][i0 + g + row * 8] = sum;
+        if (c == 0) sh.risen[quarter][i0 + g + row * 8] = sum;
       }
     }
     {  // db through the state after the chunk
       float through[kTilesN][4] = {};
 #pragma unroll
       for (int p = 0; p < kP; p += 16) {
-        uint32_t a[4];
-        load_a(a, &sh.x[0][0], kNarrow, i0, p);
+        Block<T> a;
+        load_a(a, &own.x[0][0], kNarrow, i0, p);
 #pragma unroll
         for (int tile = 0; tile < kTilesN; tile += 2) {
-          uint32_t b[4];
-          load_b_turned(b, &sh.dstate[0][0], kWide, p, n0 + tile * 8);
-          multiply_add<T>(through[tile], a, b[0], b[1]);
-          multiply_add<T>(through[tile + 1], a, b[2], b[3]);
+          Block<T> b;
+          load_b_turned(b, &own.dstate[0][0], kWide, p, n0 + tile * 8);
+          multiply_add(through[tile], a, b, 0);
+          multiply_add(through[tile + 1], a, b, 1);
         }
       }
 #pragma unroll
@@ -215,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
           sum += low * in.low + high * in.high;
         }
         sum = over_row(sum);
-        if (c == 0) sh.fallen[half][i0 + g + row * 8] = sum;
+        if (c == 0) sh.fallen[quarter][i0 + g + row * 8] = sum;
       }
     }
     {  // ⟨dS, S⟩, and dd
@@ -223,20 +245,20 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll 4
       for (int i = threadIdx.x; i < kP * kN / 2; i += kThreads) {
         const int row = i / (kN / 2), column = i % (kN / 2) * 2;
-        const Pair u = read_pair(&sh.state[row][column]), v = read_pair(&sh.dstate[row][column]);
+        const Pair u = read_pair(&own.state[row][column]), v = read_pair(&own.dstate[row][column]);
         sum += u.low * v.low + u.high * v.high;
       }
       sum = warp_sum(sum);
       if (lane == 0) sh.dot[warp] = sum;
-      const int p = int(threadIdx.x) % kP, quarter = int(threadIdx.x) / kP;
+      const int p = int(threadIdx.x) % kP, eighth = int(threadIdx.x) / kP;
       float dd = 0;
       if (k.d) {
 #pragma unroll
-        for (int t = 0; t < kQ / 4; ++t)
-          dd += convert<float>(sh.dy[quarter * 16 + t][p]) *
-                convert<float>(sh.x[quarter * 16 + t][p]);
+        for (int t = 0; t < kQ / 8; ++t)
+          dd +=
+              convert<float>(own.dy[eighth * 8 + t][p]) * convert<float>(own.x[eighth * 8 + t][p]);
       }
-      sh.dd[quarter][p] = dd;
+      sh.dd[eighth][p] = dd;
     }
     __syncthreads();  // m is whole
 
@@ -244,14 +266,14 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
       float du[kTilesP][4] = {};
 #pragma unroll
       for (int n = 0; n < kN; n += 16) {
-        uint32_t a[4];
+        Block<T> a;
         load_a(a, &sh.b[0][0], kWide, i0, n);
 #pragma unroll
         for (int tile = 0; tile < kTilesP; tile += 2) {
-          uint32_t b[4];
-          load_b(b, &sh.dstate[0][0], kWide, n, p0 + tile * 8);
-          multiply_add<T>(du[tile], a, b[0], b[1]);
-          multiply_add<T>(du[tile + 1], a, b[2], b[3]);
+          Block<T> b;
+          load_b(b, &own.dstate[0][0], kWide, n, p0 + tile * 8);
+          multiply_add(du[tile], a, b, 0);
+          multiply_add(du[tile + 1], a, b, 1);
         }
       }
 #pragma unroll
@@ -261,14 +283,14 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll
       for (int i = 0; i < kQ; i += 16) {
         if (i < i0) continue;
-        uint32_t a[4];
+        Block<T> a;
         load_a_turned(a, &sh.m[0][0], kSquare, i0, i);
 #pragma unroll
         for (int tile = 0; tile < kTilesP; tile += 2) {
-          uint32_t b[4];
-          load_b_turned(b, &sh.dy[0][0], kNarrow, i, p0 + tile * 8);
-          multiply_add<T>(du[tile], a, b[0], b[1]);
-          multiply_add<T>(du[tile + 1], a, b[2], b[3]);
+          Block<T> b;
+          load_b_turned(b, &own.dy[0][0], kNarrow, i, p0 + tile * 8);
+          multiply_add(du[tile], a, b, 0);
+          multiply_add(du[tile + 1], a, b, 1);
         }
       }
 #pragma unroll
@@ -279,20 +301,19 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll
         for (int tile = 0; tile < kTilesP; ++tile) {
           const int p = p0 + tile * 8 + c;
-          const Pair x = read_pair(&sh.x[j][p]);
+          const Pair x = read_pair(&own.x[j][p]);
           const float low = du[tile][row * 2], high = du[tile][row * 2 + 1];
           sum += low * x.low + high * x.high;
           float skip[2] = {0, 0};
           if (k.d) {
-            const Pair dy = read_pair(&sh.dy[j][p]);
+            const Pair dy = read_pair(&own.dy[j][p]);
             skip[0] = k.d[head * kP + p] * dy.low, skip[1] = k.d[head * kP + p + 1] * dy.high;
           }
-          if (t0 + j < s.length)
-            *reinterpret_cast<uint32_t*>(out + p) =
-                pack<T>(low * delta[row] + skip[0], high * delta[row] + skip[1]);
+          if (t0 + j < s.length)  // a detour by way of shared memory for whole sectors was slower
+            put_pair(out + p, low * delta[row] + skip[0], high * delta[row] + skip[1]);
         }
         sum = over_row(sum);
-        if (c == 0) sh.along[half][j] = sum;
+        if (c == 0) sh.along[quarter][j] = sum;
       }
     }
     __syncthreads();
@@ -304,10 +325,10 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int j = lane * 2 + e;
-        const float fallen = sh.fallen[0][j] + sh.fallen[1][j];
+        const float fallen = over_quarters(sh.fallen, j);
         falls += fallen;
-        dsum[e] = sh.rows[0][j] + sh.rows[1][j] + sh.risen[0][j] + sh.risen[1][j] - fallen -
-                  (sh.columns[0][j] + sh.columns[1][j] + sh.columns[2][j] + sh.columns[3][j]);
+        dsum[e] = over_quarters(sh.rows, j) + over_quarters(sh.risen, j) - fallen -
+                  over_quarters(sh.columns, j);
       }
       falls = warp_sum(falls);
       float dot = 0;
@@ -325,8 +346,8 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int j = lane * 2 + e;
-        const float raw = (sh.along[0][j] + sh.along[1][j] + a * dfade[e]) * sh.slope[j];
-        da += sh.delta[j] * dfade[e];
+        const float raw = (over_quarters(sh.along, j) + a * dfade[e]) * own.slope[j];
+        da += own.delta[j] * dfade[e];
         ddt_bias += raw;
         if (t0 + j < s.length) k.ddt.row(batch, t0 + j)[head] = convert<T>(raw);
       }
@@ -334,7 +355,10 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
       if (lane == 0) to[s.heads * kP + head] = da, to[s.heads * (kP + 1) + head] = ddt_bias;
     } else if (warp >= 2 && warp < 4) {
       const int p = int(threadIdx.x) - 2 * kWarpSize;
-      to[head * kP + p] = sh.dd[0][p] + sh.dd[1][p] + sh.dd[2][p] + sh.dd[3][p];
+      float dd = 0;
+#pragma unroll
+      for (int eighth = 0; eighth < 8; ++eighth) dd += sh.dd[eighth][p];
+      to[head * kP + p] = dd;
     }
   }
 
@@ -343,31 +367,31 @@ __global__ void __launch_bounds__(kThreads, 2) ssd_backward_kernel(BackwardKerne
   for (int tile = 0; tile < kTilesQ; ++tile)
 #pragma unroll
     for (int row = 0; row < 2; ++row)
-      *reinterpret_cast<uint32_t*>(&sh.m[i0 + g + row * 8][j0 + tile * 8 + c]) =
-          pack<T>(dcb[tile][row * 2], dcb[tile][row * 2 + 1]);
+      put_pair(&sh.m[i0 + g + row * 8][j0 + tile * 8 + c], dcb[tile][row * 2],
+               dcb[tile][row * 2 + 1]);
   __syncthreads();
 #pragma unroll
   for (int q = 0; q < kQ; q += 16) {
     if (q <= i0) {  // dc += dcb b
-      uint32_t a[4];
+      Block<T> a;
       load_a(a, &sh.m[0][0], kSquare, i0, q);
 #pragma unroll
       for (int tile = 0; tile < kTilesN; tile += 2) {
-        uint32_t b[4];
+        Block<T> b;
         load_b_turned(b, &sh.b[0][0], kWide, q, n0 + tile * 8);
-        multiply_add<T>(dc[tile], a, b[0], b[1]);
-        multiply_add<T>(dc[tile + 1], a, b[2], b[3]);
+        multiply_add(dc[tile], a, b, 0);
+        multiply_add(dc[tile + 1], a, b, 1);
       }
     }
     if (q >= i0) {  // db += dcbᵀ c
-      uint32_t a[4];
+      Block<T> a;
       load_a_turned(a, &sh.m[0][0], kSquare, i0, q);
 #pragma unroll
       for (int tile = 0; tile < kTilesN; tile += 2) {
-        uint32_t b[4];
+        Block<T> b;
         load_b_turned(b, &sh.c[0][0], kWide, q, n0 + tile * 8);
-        multiply_add<T>(db[tile], a, b[0], b[1]);
-        multiply_add<T>(db[tile + 1], a, b[2], b[3]);
+        multiply_add(db[tile], a, b, 0);
+        multiply_add(db[tile + 1], a, b, 1);
       }
     }
   }
@@ -447,9 +471,11 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
                              k.dstate.as<float>()};
   compute_states<T>(on, s, kN, args.steps, along, &against);
 
-  const int64_t wanted = ceil_div(int64_t{264}, s.batch * s.chunks * s.groups);
-  args.heads_each = int(ceil_div(int64_t{s.shared()}, wanted));
+  args.heads_each = heads_of_a_block(s, kBlocks);
   args.parts = ceil_div(s.shared(), args.heads_each);
+  constexpr int64_t kShared = sizeof(BackwardShared<T, kN>);
+  constexpr int64_t kLess = kShared - sizeof(typename BackwardShared<T, kN>::Head);
+  args.buffers = kShared <= detail::cuda_shared_memory(on.device) ? 2 : 1;
   const int64_t of_rows = s.batch * s.length * s.groups * kN, chunks = s.batch * s.chunks;
   const DeviceScratch<float> over_heads(on, 2 * args.parts * of_rows);
   const DeviceScratch<float> over_chunks(on, chunks * s.heads * (kP + 2));
@@ -458,7 +484,7 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
   launch(on,
          {.grid = dim3(unsigned(chunks), unsigned(args.parts * s.groups)),
           .block = dim3(kThreads),
-          .shared = sizeof(BackwardShared<T, kN>)},
+          .shared = size_t(args.buffers == 2 ? kShared : kLess)},
          ssd_backward_kernel<T, kN>, args);
   launch(on, {.grid = grid_for(of_rows, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
          static_cast<const float*>(args.db), static_cast<const float*>(args.dc), args.parts,
@@ -494,8 +520,10 @@ void run(Cuda on, const SsdBackwardArgs& k) {
   };
   if (k.x.dtype == bfloat16)
     with(BFloat16{});
-  else
+  else if (k.x.dtype == float16)
     with(Float16{});
+  else
+    with(float{});
 }
 
 }  // namespace norma

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <limits>
+
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
@@ -10,7 +13,9 @@
 namespace norma::ssd_cuda {
 
 // Chunks of 64 steps; every product is one of the tensor cores', m16n8k16 on bf16 or fp16 with sums
-// in fp32. What a product reads is rounded to T, everything else stays in fp32.
+// in fp32. What a product reads is rounded to T, everything else stays in fp32. An fp32 operand is
+// the sum of three in bf16, which hold its 24 bits, and a product the six of theirs above 2^-24: as
+// many cycles as three in tf32, and a bit or two more exact.
 
 constexpr int kQ = 64, kP = 64;
 constexpr int kPad = 8;  // elements behind a row in shared memory: its neighbours' banks differ
@@ -37,6 +42,20 @@ struct Sizes {
   __host__ __device__ int64_t padded() const { return chunks * kQ; }
 };
 
+/// Heads of a group that one block works through: those with the shortest time on 132
+/// multiprocessors of `blocks` blocks each, where what heads share, c bᵀ, costs as much as a head.
+inline int heads_of_a_block(const Sizes& s, int blocks) {
+  int best = s.shared();
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int parts = 1; parts <= s.shared(); ++parts) {
+    const int heads = ceil_div(s.shared(), parts);
+    const int64_t all = s.batch * s.chunks * s.groups * ceil_div(s.shared(), heads);
+    const int64_t time = ceil_div(all, int64_t{132} * blocks) * (heads + 1);
+    if (time < least) least = time, best = heads;
+  }
+  return best;
+}
+
 // A fragment's elements: lane = 4 · row + column / 2 in each 8 × 8 matrix.
 
 __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* address) {
@@ -53,59 +72,71 @@ __device__ __forceinline__ void load_matrices_turned(uint32_t (&r)[4], const voi
 }
 __device__ __forceinline__ int lane_of() { return int(threadIdx.x) % kWarpSize; }
 
-/// A's 16 × 16 block at (m, k), stored a row m.
+/// A 16 × 16 operand, a lane's eight numbers: pair i is register i of the instruction.
 template <class T>
-__device__ __forceinline__ void load_a(uint32_t (&r)[4], const T* a, int stride, int m, int k) {
+struct Block {
+  uint32_t r[4];
+};
+template <>
+struct Block<float> {
+  float v[8];
+};
+
+/// A's block at (m, k), stored a row m.
+template <class T>
+__device__ __forceinline__ void load_a(Block<T>& to, const T* a, int stride, int m, int k) {
   const int l = lane_of(), mat = l / 8;
-  load_matrices(r, a + (m + mat % 2 * 8 + l % 8) * stride + k + mat / 2 * 8);
+  if constexpr (sizeof(T) == 2) {
+    load_matrices(to.r, a + (m + mat % 2 * 8 + l % 8) * stride + k + mat / 2 * 8);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto pair = *reinterpret_cast<const float2*>(a + (m + l / 4 + i % 2 * 8) * stride + k +
+                                                         l % 4 * 2 + i / 2 * 8);
+      to.v[2 * i] = pair.x, to.v[2 * i + 1] = pair.y;
+    }
+  }
 }
 /// The same, stored a row k.
 template <class T>
-__device__ __forceinline__ void load_a_turned(uint32_t (&r)[4], const T* a, int stride, int m,
-                                              int k) {
+__device__ __forceinline__ void load_a_turned(Block<T>& to, const T* a, int stride, int m, int k) {
   const int l = lane_of(), mat = l / 8;
-  load_matrices_turned(r, a + (k + mat / 2 * 8 + l % 8) * stride + m + mat % 2 * 8);
+  if constexpr (sizeof(T) == 2) {
+    load_matrices_turned(to.r, a + (k + mat / 2 * 8 + l % 8) * stride + m + mat % 2 * 8);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      to.v[i] = a[(k + l % 4 * 2 + i / 4 * 8 + i % 2) * stride + m + l / 4 + i / 2 % 2 * 8];
+  }
 }
-/// B's 16 × 16 block at (k, n) as two operands (r[0], r[1]) and (r[2], r[3]), stored a row n.
+/// B's block at (k, n), stored a row n: two operands of eight columns.
 template <class T>
-__device__ __forceinline__ void load_b(uint32_t (&r)[4], const T* b, int stride, int k, int n) {
+__device__ __forceinline__ void load_b(Block<T>& to, const T* b, int stride, int k, int n) {
   const int l = lane_of(), mat = l / 8;
-  load_matrices(r, b + (n + mat / 2 * 8 + l % 8) * stride + k + mat % 2 * 8);
+  if constexpr (sizeof(T) == 2) {
+    load_matrices(to.r, b + (n + mat / 2 * 8 + l % 8) * stride + k + mat % 2 * 8);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto pair = *reinterpret_cast<const float2*>(b + (n + l / 4 + i / 2 * 8) * stride + k +
+                                                         l % 4 * 2 + i % 2 * 8);
+      to.v[2 * i] = pair.x, to.v[2 * i + 1] = pair.y;
+    }
+  }
 }
 /// The same, stored a row k.
 template <class T>
-__device__ __forceinline__ void load_b_turned(uint32_t (&r)[4], const T* b, int stride, int k,
-                                              int n) {
+__device__ __forceinline__ void load_b_turned(Block<T>& to, const T* b, int stride, int k, int n) {
   const int l = lane_of(), mat = l / 8;
-  load_matrices_turned(r, b + (k + mat % 2 * 8 + l % 8) * stride + n + mat / 2 * 8);
+  if constexpr (sizeof(T) == 2) {
+    load_matrices_turned(to.r, b + (k + mat % 2 * 8 + l % 8) * stride + n + mat / 2 * 8);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      to.v[i] = b[(k + l % 4 * 2 + i / 2 % 2 * 8 + i % 2) * stride + n + l / 4 + i / 4 * 8];
+  }
 }
 
-template <class T>
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-        "{%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-template <class T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t r;
-  if constexpr (std::is_same_v<T, BFloat16>)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  else
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-  return r;
-}
 struct Pair {
   float low, high;
 };
@@ -119,20 +150,158 @@ __device__ __forceinline__ Pair unpack(uint32_t r) {
   }
 }
 template <class T>
-__device__ __forceinline__ uint32_t scaled(uint32_t r, float low, float high) {
-  const Pair p = unpack<T>(r);
-  return pack<T>(p.low * low, p.high * high);
+__device__ __forceinline__ Pair read_pair(const T* from) {
+  if constexpr (sizeof(T) == 2) {
+    return unpack<T>(*reinterpret_cast<const uint32_t*>(from));
+  } else {
+    const auto pair = *reinterpret_cast<const float2*>(from);
+    return {pair.x, pair.y};
+  }
 }
 template <class T>
-__device__ __forceinline__ Pair read_pair(const T* from) {
-  return unpack<T>(*reinterpret_cast<const uint32_t*>(from));
+__device__ __forceinline__ void put_pair(T* to, float low, float high) {
+  if constexpr (sizeof(T) == 2)
+    *reinterpret_cast<uint32_t*>(to) = pack_pair<T>(low, high);
+  else
+    *reinterpret_cast<float2*>(to) = make_float2(low, high);
+}
+/// Pair i of an operand.
+template <class T>
+__device__ __forceinline__ void set_pair(Block<T>& block, int i, float low, float high) {
+  if constexpr (sizeof(T) == 2)
+    block.r[i] = pack_pair<T>(low, high);
+  else
+    block.v[2 * i] = low, block.v[2 * i + 1] = high;
+}
+/// A's columns times eight factors from `f` on: those at k of load_a.
+template <class T>
+__device__ __forceinline__ void scale_columns(Block<T>& a, const float* f) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float low = f[i / 2 * 8], high = f[i / 2 * 8 + 1];
+    Pair p;
+    if constexpr (sizeof(T) == 2)
+      p = unpack<T>(a.r[i]);
+    else
+      p = {a.v[2 * i], a.v[2 * i + 1]};
+    set_pair(a, i, p.low * low, p.high * high);
+  }
 }
 
-__device__ __forceinline__ float exp_fast(float v) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v * 1.4426950408889634f));
-  return y;
+template <class T>
+__device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+/// A warp's 16 × 8 kTiles block of sums, rounded to a half type, into rows of shared memory.
+template <class T, int kTiles>
+__device__ __forceinline__ void put_tiles(T* to, int stride, const float (&v)[kTiles][4]) {
+  const int l = lane_of();
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+#if __CUDA_ARCH__ >= 900
+    const int mat = l / 8;
+    const auto at = static_cast<uint32_t>(
+        __cvta_generic_to_shared(to + (mat % 2 * 8 + l % 8) * stride + tile * 8 + mat / 2 * 8));
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(at),
+                 "r"(pack_pair<T>(v[tile][0], v[tile][1])),
+                 "r"(pack_pair<T>(v[tile][2], v[tile][3])),
+                 "r"(pack_pair<T>(v[tile + 1][0], v[tile + 1][1])),
+                 "r"(pack_pair<T>(v[tile + 1][2], v[tile + 1][3]))
+                 : "memory");
+#else
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      put_pair(to + (l / 4 + i % 2 * 8) * stride + (tile + i / 2) * 8 + l % 4 * 2,
+               v[tile + i / 2][i % 2 * 2], v[tile + i / 2][i % 2 * 2 + 1]);
+#endif
+  }
+}
+/// A warp's 16 × 8 kTiles block of sums, rounded to T, to where row(0 … 15) says, or nowhere where
+/// that is null. Half types by way of `stage`, the block's place in shared memory, 16 bytes a lane:
+/// straight from the registers a store would fill half sectors of eight rows.
+template <class T, int kTiles, class F>
+__device__ __forceinline__ void store_tiles(T* stage, int stride, const float (&v)[kTiles][4],
+                                            const F& row) {
+  const int l = lane_of();
+  if constexpr (sizeof(T) == 2) {
+    constexpr int kRuns = kTiles;
+    __syncwarp();
+    put_tiles(stage, stride, v);
+    __syncwarp();
+#pragma unroll
+    for (int i = l; i < 16 * kRuns; i += kWarpSize) {
+      T* to = row(i / kRuns);
+      if (to)
+        *reinterpret_cast<uint4*>(to + i % kRuns * 8) =
+            *reinterpret_cast<const uint4*>(stage + i / kRuns * stride + i % kRuns * 8);
+    }
+  } else {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T* to = row(l / 4 + half * 8);
+      if (!to) continue;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile)
+        put_pair(to + tile * 8 + l % 4 * 2, v[tile][2 * half], v[tile][2 * half + 1]);
+    }
+  }
+}
+/// Rows of a stage: none where none is used.
+template <class T>
+inline constexpr int kStage = sizeof(T) == 2 ? kQ : 1;
+
+/// Two numbers as three in bf16 each, the largest first.
+__device__ __forceinline__ void split_pair(float low, float high, uint32_t (&parts)[3]) {
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    parts[i] = pack_pair<BFloat16>(low, high);
+    const Pair taken = unpack<BFloat16>(parts[i]);
+    low -= taken.low, high -= taken.high;
+  }
+}
+/// c += A's block times one of B's two operands, 16 × 8.
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const Block<T>& a, const Block<T>& b,
+                                             int which) {
+  if constexpr (sizeof(T) == 2) {
+    multiply<T>(c, a.r, b.r[2 * which], b.r[2 * which + 1]);
+  } else {
+    uint32_t left[3][4], right[3][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t parts[3];
+      split_pair(a.v[2 * i], a.v[2 * i + 1], parts);
+#pragma unroll
+      for (int part = 0; part < 3; ++part) left[part][i] = parts[part];
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      uint32_t parts[3];
+      split_pair(b.v[4 * which + 2 * i], b.v[4 * which + 2 * i + 1], parts);
+#pragma unroll
+      for (int part = 0; part < 3; ++part) right[part][i] = parts[part];
+    }
+#pragma unroll
+    for (int small = 2; small >= 0; --small)  // the least first
+#pragma unroll
+      for (int part = small; part >= 0; --part)
+        multiply<BFloat16>(c, left[part], right[small - part][0], right[small - part][1]);
+  }
+}
+
+__device__ __forceinline__ float exp_fast(float v) { return exp2_fast(v * 1.4426950408889634f); }
 
 /// 16 bytes from global to shared memory in the background, zeros where `real` is false.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool real) {
@@ -149,30 +318,37 @@ __device__ __forceinline__ void wait_for_copies() {
 template <int kColumns, int kThreads, class T>
 __device__ __forceinline__ void copy_rows(T* to, const Sequence<const T>& from, int64_t batch,
                                           int64_t t0, int64_t length, int64_t column) {
-  constexpr int kRuns = kColumns / 8;
+  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach;
 #pragma unroll
   for (int i = threadIdx.x; i < kQ * kRuns; i += kThreads) {
     const int row = i / kRuns, run = i % kRuns;
     const bool real = t0 + row < length;
-    copy_16(to + row * (kColumns + kPad) + run * 8,
-            from.row(batch, real ? t0 + row : 0) + column + run * 8, real);
+    copy_16(to + row * (kColumns + kPad) + run * kEach,
+            from.row(batch, real ? t0 + row : 0) + column + run * kEach, real);
   }
 }
 /// A dense (kP, kColumns) matrix likewise.
 template <int kColumns, int kThreads, class T>
 __device__ __forceinline__ void copy_matrix(T* to, const T* from) {
-  constexpr int kRuns = kColumns / 8;
+  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach;
 #pragma unroll
   for (int i = threadIdx.x; i < kP * kRuns; i += kThreads) {
     const int row = i / kRuns, run = i % kRuns;
-    copy_16(to + row * (kColumns + kPad) + run * 8, from + row * kColumns + run * 8, true);
+    copy_16(to + row * (kColumns + kPad) + run * kEach, from + row * kColumns + run * kEach, true);
   }
 }
 
-/// Δ, its slope in dt, and in each chunk the running sum of Δ a: (B, padded T, H) each.
+/// Δ, its slope in dt, and in each chunk the running sum of Δ a: (B, H, padded T) each.
 struct Steps {
   float *delta, *slope, *sum;
+  __device__ static int64_t at(const Sizes& s, int64_t batch, int head, int64_t t) {
+    return (batch * s.heads + head) * s.padded() + t;
+  }
 };
+/// A chunk's numbers of one head, by the first 16 threads.
+__device__ __forceinline__ void copy_steps(float* to, const float* from) {
+  if (threadIdx.x < kQ / 4) copy_16(to + threadIdx.x * 4, from + threadIdx.x * 4, true);
+}
 /// What the states' kernel needs for one direction: states along time from x and b, or their
 /// gradients against it from dy and c.
 template <class T>

@@ -5,6 +5,8 @@ namespace ssd_cuda {
 namespace {
 
 constexpr int kThreads = 128;  // each warp 16 steps
+template <class T>
+constexpr int kBlocks = sizeof(T) == 2 ? 3 : 1;  // a multiprocessor
 
 template <class T>
 struct ForwardKernelArgs {
@@ -19,15 +21,15 @@ struct ForwardKernelArgs {
 
 template <class T, int kN>
 struct ForwardShared {
-  T b[kQ][kN + kPad], c[kQ][kN + kPad];
-  T state[2][kP][kN + kPad], x[2][kQ][kP + kPad];
+  T wide[2][kQ][kN + kPad];  // b and c, then the states of two heads
+  T x[2][kQ][kP + kPad], y[kStage<T>][kP + kPad];
   float sum[2][kQ], delta[2][kQ];
 };
 
 /// A chunk of some heads of a group: c bᵀ once, then a head's y = e^s ⊙ c Sᵀ + (L ⊙ c bᵀ ⊙ Δ) x + d
-/// x.
+/// x. A warp keeps its 16 rows of c and c bᵀ in registers, which leaves room for three blocks.
 template <class T, int kN>
-__global__ void __launch_bounds__(kThreads) ssd_forward_kernel(ForwardKernelArgs<T> k) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) ssd_forward_kernel(ForwardKernelArgs<T> k) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<ForwardShared<T, kN>*>(memory);
   const Sizes& s = k.size;
@@ -41,36 +43,35 @@ __global__ void __launch_bounds__(kThreads) ssd_forward_kernel(ForwardKernelArgs
   const auto fetch = [&](int head) {
     const int to = (head - first) % 2;
     copy_rows<kP, kThreads>(&shared.x[to][0][0], k.x, batch, t0, s.length, int64_t{head} * kP);
-    copy_matrix<kN, kThreads>(&shared.state[to][0][0],
+    copy_matrix<kN, kThreads>(&shared.wide[to][0][0],
                               k.states + ((batch * s.chunks + chunk) * s.heads + head) * kP * kN);
+    const int64_t at = Steps::at(s, batch, head, t0);
+    copy_steps(shared.sum[to], k.steps.sum + at);
+    copy_steps(shared.delta[to], k.steps.delta + at);
     commit_copies();
-    if (threadIdx.x < kQ) {
-      const int64_t at = (batch * s.padded() + t0 + threadIdx.x) * s.heads + head;
-      shared.sum[to][threadIdx.x] = k.steps.sum[at];
-      shared.delta[to][threadIdx.x] = k.steps.delta[at];
-    }
   };
 
-  copy_rows<kN, kThreads>(&shared.b[0][0], k.b, batch, t0, s.length, int64_t{group} * kN);
-  copy_rows<kN, kThreads>(&shared.c[0][0], k.c, batch, t0, s.length, int64_t{group} * kN);
+  copy_rows<kN, kThreads>(&shared.wide[0][0][0], k.b, batch, t0, s.length, int64_t{group} * kN);
+  copy_rows<kN, kThreads>(&shared.wide[1][0][0], k.c, batch, t0, s.length, int64_t{group} * kN);
   commit_copies();
-  fetch(first);
-  wait_for_copies<1>();
+  wait_for_copies<0>();
   __syncthreads();
   float cb[kQ / 8][4] = {};
+  Block<T> cs[kN / 16];
 #pragma unroll
   for (int n = 0; n < kN; n += 16) {
-    uint32_t a[4];
-    load_a(a, &shared.c[0][0], kN + kPad, i0, n);
+    load_a(cs[n / 16], &shared.wide[1][0][0], kN + kPad, i0, n);
 #pragma unroll
     for (int tile = 0; tile < kQ / 8; tile += 2) {
       if (tile * 8 > i0) break;  // the same for the whole warp
-      uint32_t b[4];
-      load_b(b, &shared.b[0][0], kN + kPad, n, tile * 8);
-      multiply_add<T>(cb[tile], a, b[0], b[1]);
-      multiply_add<T>(cb[tile + 1], a, b[2], b[3]);
+      Block<T> b;
+      load_b(b, &shared.wide[0][0][0], kN + kPad, n, tile * 8);
+      multiply_add(cb[tile], cs[n / 16], b, 0);
+      multiply_add(cb[tile + 1], cs[n / 16], b, 1);
     }
   }
+  __syncthreads();
+  fetch(first);
 
   for (int head = first; head < last; ++head) {
     const int from = (head - first) % 2;
@@ -85,14 +86,12 @@ __global__ void __launch_bounds__(kThreads) ssd_forward_kernel(ForwardKernelArgs
     float y[kP / 8][4] = {};
 #pragma unroll
     for (int n = 0; n < kN; n += 16) {
-      uint32_t a[4];
-      load_a(a, &shared.c[0][0], kN + kPad, i0, n);
 #pragma unroll
       for (int tile = 0; tile < kP / 8; tile += 2) {
-        uint32_t b[4];
-        load_b(b, &shared.state[from][0][0], kN + kPad, n, tile * 8);
-        multiply_add<T>(y[tile], a, b[0], b[1]);
-        multiply_add<T>(y[tile + 1], a, b[2], b[3]);
+        Block<T> b;
+        load_b(b, &shared.wide[from][0][0], kN + kPad, n, tile * 8);
+        multiply_add(y[tile], cs[n / 16], b, 0);
+        multiply_add(y[tile + 1], cs[n / 16], b, 1);
       }
     }
     const float rise[2] = {exp_fast(sums[0]), exp_fast(sums[1])};
@@ -103,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) ssd_forward_kernel(ForwardKernelArgs
 #pragma unroll
     for (int j = 0; j < kQ; j += 16) {
       if (j > i0) break;
-      uint32_t a[4];
+      Block<T> a;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {  // of the 16 columns
         const float* sum = &shared.sum[from][j + half * 8 + c];
@@ -118,33 +117,33 @@ __global__ void __launch_bounds__(kThreads) ssd_forward_kernel(ForwardKernelArgs
             m[e] = seen ? cb[j / 8 + half][rows * 2 + e] * exp_fast(sums[rows] - sum[e]) * delta[e]
                         : 0.0f;
           }
-          a[half * 2 + rows] = pack<T>(m[0], m[1]);
+          set_pair(a, half * 2 + rows, m[0], m[1]);
         }
       }
 #pragma unroll
       for (int tile = 0; tile < kP / 8; tile += 2) {
-        uint32_t b[4];
+        Block<T> b;
         load_b_turned(b, &shared.x[from][0][0], kP + kPad, j, tile * 8);
-        multiply_add<T>(y[tile], a, b[0], b[1]);
-        multiply_add<T>(y[tile + 1], a, b[2], b[3]);
+        multiply_add(y[tile], a, b, 0);
+        multiply_add(y[tile + 1], a, b, 1);
       }
     }
-#pragma unroll
-    for (int rows = 0; rows < 2; ++rows) {
-      const int i = i0 + g + rows * 8;
-      if (t0 + i >= s.length) continue;
-      T* out = k.y.row(batch, t0 + i) + int64_t{head} * kP;
+    if (k.d) {
 #pragma unroll
       for (int tile = 0; tile < kP / 8; ++tile) {
         const int p = tile * 8 + c;
-        float low = y[tile][rows * 2], high = y[tile][rows * 2 + 1];
-        if (k.d) {
-          const Pair x = read_pair(&shared.x[from][i][p]);
-          low += k.d[head * kP + p] * x.low, high += k.d[head * kP + p + 1] * x.high;
+        const float d[2] = {k.d[head * kP + p], k.d[head * kP + p + 1]};
+#pragma unroll
+        for (int rows = 0; rows < 2; ++rows) {
+          const Pair x = read_pair(&shared.x[from][i0 + g + rows * 8][p]);
+          y[tile][rows * 2] += d[0] * x.low, y[tile][rows * 2 + 1] += d[1] * x.high;
         }
-        *reinterpret_cast<uint32_t*>(out + p) = pack<T>(low, high);
       }
     }
+    store_tiles(&shared.y[i0 % kStage<T>][0], kP + kPad, y, [&](int row) {
+      const int64_t t = t0 + i0 + row;
+      return t < s.length ? k.y.row(batch, t) + int64_t{head} * kP : nullptr;
+    });
     __syncthreads();
   }
 }
@@ -167,9 +166,7 @@ void forward(Cuda on, const SsdForwardArgs& k) {
   const StateSide<T> along{args.x, args.b, k.state.as<float>(), states.data(),
                            k.last_state.as<float>()};
   compute_states<T>(on, s, kN, args.steps, along, nullptr);
-  // Enough blocks for two on every multiprocessor of the largest chips; c bᵀ is shared within one.
-  const int64_t wanted = ceil_div(int64_t{320}, s.batch * s.chunks * s.groups);
-  args.heads_each = int(ceil_div(int64_t{s.shared()}, wanted));
+  args.heads_each = heads_of_a_block(s, kBlocks<T>);
   args.parts = ceil_div(s.shared(), args.heads_each);
   launch(on,
          {.grid = dim3(unsigned(s.batch * s.chunks), unsigned(args.parts * s.groups)),
@@ -191,8 +188,10 @@ void run(Cuda on, const SsdForwardArgs& k) {
   };
   if (k.x.dtype == bfloat16)
     with(BFloat16{});
-  else
+  else if (k.x.dtype == float16)
     with(Float16{});
+  else
+    with(float{});
 }
 
 }  // namespace norma

@@ -1,9 +1,9 @@
+#include <algorithm>
+
 #include "norma/ops/ssd/ssd_cuda.cuh"
 
 namespace norma::ssd_cuda {
 namespace {
-
-constexpr int kThreads = 128;  // each warp 16 rows of P
 
 template <class T>
 struct StepsKernelArgs {
@@ -14,144 +14,192 @@ struct StepsKernelArgs {
   float dt_min, dt_max;
   Steps steps;
 };
+constexpr int kStepWarps = 8;
 
-/// A thread a chunk and head: neighbours read neighbouring heads.
+/// A warp a chunk and head, two steps a lane. The warps of a block have neighbouring heads: they
+/// share the sectors that dt lies in.
 template <class T>
-__global__ void ssd_steps_kernel(StepsKernelArgs<T> k) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+__global__ void __launch_bounds__(kWarpSize* kStepWarps) ssd_steps_kernel(StepsKernelArgs<T> k) {
   const Sizes& s = k.size;
+  const int64_t i = int64_t{blockIdx.x} * kStepWarps + threadIdx.y;
   if (i >= s.batch * s.chunks * s.heads) return;
-  const int head = int(i % s.heads);
+  const int head = int(i % s.heads), lane = int(threadIdx.x);
   const int64_t chunk = i / s.heads % s.chunks, batch = i / s.heads / s.chunks;
+  const int64_t t = chunk * kQ + lane * 2;
   const float a = k.a[head], bias = k.dt_bias ? k.dt_bias[head] : 0.0f;
-  float running = 0;
-  constexpr int kAhead = 16;  // loads in flight
-  for (int first = 0; first < kQ; first += kAhead) {
-    float raw[kAhead];
+  float delta[2], slope[2], fade[2];
 #pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int64_t t = chunk * kQ + first + j;
-      raw[j] = t < s.length ? convert<float>(k.dt.row(batch, t)[head]) + bias : 0.0f;
+  for (int j = 0; j < 2; ++j) {
+    const bool real = t + j < s.length;
+    const float raw = real ? convert<float>(k.dt.row(batch, t + j)[head]) + bias : 0.0f;
+    delta[j] = raw, slope[j] = 1;
+    if (k.softplus) {
+      delta[j] = fmaxf(raw, 0.0f) + log1pf(exp_fast(-fabsf(raw)));
+      slope[j] = 1 / (1 + exp_fast(-raw));
     }
-#pragma unroll
-    for (int j = 0; j < kAhead; ++j) {
-      const int64_t t = chunk * kQ + first + j, at = (batch * s.padded() + t) * s.heads + head;
-      float delta = raw[j], slope = 1;
-      if (k.softplus) {
-        delta = fmaxf(raw[j], 0.0f) + log1pf(exp_fast(-fabsf(raw[j])));
-        slope = 1 / (1 + exp_fast(-raw[j]));
-      }
-      if (delta < k.dt_min) delta = k.dt_min, slope = 0;
-      if (delta > k.dt_max) delta = k.dt_max, slope = 0;
-      if (t >= s.length) delta = slope = 0;  // changes nothing
-      running += delta * a;
-      k.steps.delta[at] = delta, k.steps.slope[at] = slope, k.steps.sum[at] = running;
-    }
+    if (delta[j] < k.dt_min) delta[j] = k.dt_min, slope[j] = 0;
+    if (delta[j] > k.dt_max) delta[j] = k.dt_max, slope[j] = 0;
+    if (!real) delta[j] = slope[j] = 0;  // changes nothing
+    fade[j] = delta[j] * a;
   }
+  float sum = fade[0] + fade[1];
+#pragma unroll
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    const float before = __shfl_up_sync(0xffffffffu, sum, step);
+    if (lane >= step) sum += before;
+  }
+  const int64_t at = Steps::at(s, batch, head, t);
+  *reinterpret_cast<float2*>(k.steps.delta + at) = make_float2(delta[0], delta[1]);
+  *reinterpret_cast<float2*>(k.steps.slope + at) = make_float2(slope[0], slope[1]);
+  *reinterpret_cast<float2*>(k.steps.sum + at) = make_float2(sum - fade[1], sum);
 }
+
+// The walk over a head's chunks: four warps hold P × kColumns of its state in registers, 16 rows
+// each. Where heads are too few for the multiprocessors, time is cut into segments: a first walk
+// from zero gives what each adds, ssd_carry_kernel the states at their ends, and the second walk
+// begins there. Chunks are read kStages − 1 ahead.
+constexpr int kThreads = 128, kColumns = 64, kStages = 3;
 
 template <class T>
 struct StatesKernelArgs {
   Sizes size;
   Steps steps;
   StateSide<T> sides[2];
+  int n;
+  int64_t each, segments;  // chunks a segment
+  float* carried;          // (sides, B, H, segments, P, N): its end, later its beginning; or null
+  bool ends_only;          // the first of two walks
+  __device__ float* carry(int side, int64_t sequence, int64_t segment) const {
+    return carried + ((side * size.batch * size.heads + sequence) * segments + segment) * kP * n;
+  }
 };
 
-template <class T, int kN>
+template <class T>
 struct StatesShared {
-  T rows[2][kQ][kP + kPad], columns[2][kQ][kN + kPad];
-  float factors[2][kQ], fade[2];
+  T rows[kStages][kQ][kP + kPad], columns[kStages][kQ][kColumns + kPad];
+  T out[kStage<T>][kColumns + kPad];
+  float sum[kStages][kQ], delta[kStages][kQ], factors[kQ];
 };
 
-/// One head's states, chunk after chunk, the running one in registers: blockIdx.y says along time
-/// or against it.
-template <class T, int kN>
-__global__ void __launch_bounds__(kThreads) ssd_states_kernel(StatesKernelArgs<T> k) {
+/// blockIdx: heads and columns, along time or against it, segments in the order of the walk.
+template <class T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
+    ssd_states_kernel(StatesKernelArgs<T> k) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<StatesShared<T, kN>*>(memory);
+  auto& shared = *reinterpret_cast<StatesShared<T>*>(memory);
   const Sizes& s = k.size;
   const bool back = blockIdx.y == 1;
   const StateSide<T>& side = k.sides[blockIdx.y];
-  const int head = int(blockIdx.x % s.heads), group = head / s.shared();
-  const int64_t batch = blockIdx.x / s.heads;
+  const int blocks = k.n / kColumns, n0 = int(blockIdx.x) % blocks * kColumns;
+  const int64_t sequence = blockIdx.x / blocks, batch = sequence / s.heads;
+  const int head = int(sequence % s.heads), group = head / s.shared();
+  const int64_t begin = blockIdx.z * k.each, end = min(begin + k.each, s.chunks);
   const int lane = lane_of(), g = lane / 4, c = lane % 4 * 2;
   const int p = int(threadIdx.x) / kWarpSize * 16;
 
   const auto chunk_at = [&](int64_t step) { return back ? s.chunks - 1 - step : step; };
   const auto fetch = [&](int64_t step) {
-    const int64_t chunk = chunk_at(step);
-    const int to = int(step % 2);
-    copy_rows<kP, kThreads>(&shared.rows[to][0][0], side.rows, batch, chunk * kQ, s.length,
-                            int64_t{head} * kP);
-    copy_rows<kN, kThreads>(&shared.columns[to][0][0], side.columns, batch, chunk * kQ, s.length,
-                            int64_t{group} * kN);
-    commit_copies();
-    const int64_t at = (batch * s.padded() + chunk * kQ) * s.heads + head;
-    const float end = k.steps.sum[at + int64_t{kQ - 1} * s.heads];
-    if (threadIdx.x < kQ) {
-      const int64_t mine = at + int64_t{threadIdx.x} * s.heads;
-      const float sum = k.steps.sum[mine];
-      shared.factors[to][threadIdx.x] =
-          back ? exp_fast(sum) : exp_fast(end - sum) * k.steps.delta[mine];
+    if (step < end) {
+      const int64_t t0 = chunk_at(step) * kQ, at = Steps::at(s, batch, head, t0);
+      const int to = int(step % kStages);
+      copy_rows<kP, kThreads>(&shared.rows[to][0][0], side.rows, batch, t0, s.length,
+                              int64_t{head} * kP);
+      copy_rows<kColumns, kThreads>(&shared.columns[to][0][0], side.columns, batch, t0, s.length,
+                                    int64_t{group} * k.n + n0);
+      copy_steps(shared.sum[to], k.steps.sum + at);
+      copy_steps(shared.delta[to], k.steps.delta + at);
     }
-    if (threadIdx.x == 0) shared.fade[to] = exp_fast(end);
+    commit_copies();
   };
+  for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(begin + ahead);
 
-  float state[kN / 8][4];
-  const int64_t own = (batch * s.heads + head) * kP * kN;
+  float state[kColumns / 8][4];
+  const int64_t own = (p + g) * int64_t{k.n} + n0 + c;
+  const float* from = k.ends_only  ? nullptr
+                      : k.carried  ? k.carry(back, sequence, blockIdx.z)
+                      : side.first ? side.first + sequence * kP * k.n
+                                   : nullptr;
 #pragma unroll
-  for (int tile = 0; tile < kN / 8; ++tile)
+  for (int tile = 0; tile < kColumns / 8; ++tile)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
-      state[tile][e] =
-          side.first ? side.first[own + (p + g + e / 2 * 8) * kN + tile * 8 + c + e % 2] : 0.0f;
+      state[tile][e] = from ? from[own + e / 2 * 8 * k.n + tile * 8 + e % 2] : 0.0f;
 
-  fetch(0);
-  for (int64_t step = 0; step < s.chunks; ++step) {
-    T* out = side.states + ((batch * s.chunks + chunk_at(step)) * s.heads + head) * kP * kN;
-#pragma unroll
-    for (int tile = 0; tile < kN / 8; ++tile)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<uint32_t*>(out + (p + g + half * 8) * kN + tile * 8 + c) =
-            pack<T>(state[tile][2 * half], state[tile][2 * half + 1]);
-    if (step + 1 == s.chunks && !side.last) break;
-    if (step + 1 < s.chunks) {
-      fetch(step + 1);
-      wait_for_copies<1>();
-    } else {
-      wait_for_copies<0>();
+  const bool wants_end = k.ends_only || (side.last && end == s.chunks);
+  for (int64_t step = begin; step < end; ++step) {
+    if (!k.ends_only) {
+      T* out = side.states + ((batch * s.chunks + chunk_at(step)) * s.heads + head) * kP * k.n;
+      store_tiles(&shared.out[p % kStage<T>][0], kColumns + kPad, state,
+                  [&](int row) { return out + (p + row) * int64_t{k.n} + n0; });
+    }
+    if (step + 1 == end && !wants_end) break;
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // the stage is here, and the one before is free again
+    fetch(step + kStages - 1);
+    const int at = int(step % kStages);
+    const float last = shared.sum[at][kQ - 1], fade = exp_fast(last);
+    if (threadIdx.x < kQ) {
+      const float sum = shared.sum[at][threadIdx.x];
+      shared.factors[threadIdx.x] =
+          back ? exp_fast(sum) : exp_fast(last - sum) * shared.delta[at][threadIdx.x];
     }
     __syncthreads();
-    const int from = int(step % 2);
-    const float fade = shared.fade[from];
 #pragma unroll
-    for (int tile = 0; tile < kN / 8; ++tile)
+    for (int tile = 0; tile < kColumns / 8; ++tile)
 #pragma unroll
       for (int e = 0; e < 4; ++e) state[tile][e] *= fade;
 #pragma unroll
     for (int q = 0; q < kQ; q += 16) {
-      uint32_t a[4];
-      load_a_turned(a, &shared.rows[from][0][0], kP + kPad, p, q);
-      const float* f = &shared.factors[from][q + c];
-      a[0] = scaled<T>(a[0], f[0], f[1]), a[1] = scaled<T>(a[1], f[0], f[1]);
-      a[2] = scaled<T>(a[2], f[8], f[9]), a[3] = scaled<T>(a[3], f[8], f[9]);
+      Block<T> a;
+      load_a_turned(a, &shared.rows[at][0][0], kP + kPad, p, q);
+      scale_columns(a, &shared.factors[q + c]);
 #pragma unroll
-      for (int tile = 0; tile < kN / 8; tile += 2) {
-        uint32_t b[4];
-        load_b_turned(b, &shared.columns[from][0][0], kN + kPad, q, tile * 8);
-        multiply_add<T>(state[tile], a, b[0], b[1]);
-        multiply_add<T>(state[tile + 1], a, b[2], b[3]);
+      for (int tile = 0; tile < kColumns / 8; tile += 2) {
+        Block<T> b;
+        load_b_turned(b, &shared.columns[at][0][0], kColumns + kPad, q, tile * 8);
+        multiply_add(state[tile], a, b, 0);
+        multiply_add(state[tile + 1], a, b, 1);
       }
     }
-    __syncthreads();
   }
-  if (!side.last) return;
+  if (!wants_end) return;
+  float* to = k.ends_only ? k.carry(back, sequence, blockIdx.z) : side.last + sequence * kP * k.n;
 #pragma unroll
-  for (int tile = 0; tile < kN / 8; ++tile)
+  for (int tile = 0; tile < kColumns / 8; ++tile)
 #pragma unroll
-    for (int e = 0; e < 4; ++e)
-      side.last[own + (p + g + e / 2 * 8) * kN + tile * 8 + c + e % 2] = state[tile][e];
+    for (int half = 0; half < 2; ++half)
+      *reinterpret_cast<float2*>(to + own + half * 8 * k.n + tile * 8) =
+          make_float2(state[tile][2 * half], state[tile][2 * half + 1]);
+}
+
+/// From the segments' ends the states before them: four numbers of a state a thread.
+constexpr int kCarryThreads = 256, kMostSegments = 128;
+template <class T>
+__global__ void __launch_bounds__(kCarryThreads) ssd_carry_kernel(StatesKernelArgs<T> k) {
+  __shared__ float fades[kMostSegments];
+  const Sizes& s = k.size;
+  const bool back = blockIdx.z == 1;
+  const int64_t sequence = blockIdx.x;
+  for (int64_t i = threadIdx.x; i < k.segments; i += kCarryThreads) {
+    float sum = 0;
+    for (int64_t step = i * k.each; step < min((i + 1) * k.each, s.chunks); ++step) {
+      const int64_t chunk = back ? s.chunks - 1 - step : step;
+      sum += k.steps.sum[sequence * s.padded() + chunk * kQ + kQ - 1];
+    }
+    fades[i] = exp_fast(sum);
+  }
+  __syncthreads();
+  const int at = (int(blockIdx.y) * kCarryThreads + int(threadIdx.x)) * 4;
+  const float* first = k.sides[blockIdx.z].first;
+  float4 state = make_float4(0, 0, 0, 0);
+  if (first) state = *reinterpret_cast<const float4*>(first + sequence * kP * k.n + at);
+  for (int64_t i = 0; i < k.segments; ++i) {
+    auto* cell = reinterpret_cast<float4*>(k.carry(back, sequence, i) + at);
+    const float4 added = i + 1 < k.segments ? *cell : state;
+    *cell = state;
+    state = make_float4(fades[i] * state.x + added.x, fades[i] * state.y + added.y,
+                        fades[i] * state.z + added.z, fades[i] * state.w + added.w);
+  }
 }
 
 }  // namespace
@@ -162,30 +210,56 @@ void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, cons
                    const Steps& steps) {
   const StepsKernelArgs<T> args{size,          dt,   a, dt_bias, softplus, float(dt_min),
                                 float(dt_max), steps};
-  launch(on, {.grid = grid_for(size.batch * size.chunks * size.heads, 64), .block = dim3(64)},
+  launch(on,
+         {.grid = grid_for(size.batch * size.chunks * size.heads, kStepWarps),
+          .block = dim3(kWarpSize, kStepWarps)},
          ssd_steps_kernel<T>, args);
 }
 
 template <class T>
 void compute_states(Cuda on, const Sizes& size, int n, const Steps& steps,
                     const StateSide<T>& along, const StateSide<T>* against) {
-  StatesKernelArgs<T> args{size, steps, {along, against ? *against : along}};
-  const dim3 grid(unsigned(size.batch * size.heads), against ? 2 : 1);
-  if (n == 128)
-    launch(on, {.grid = grid, .block = dim3(kThreads), .shared = sizeof(StatesShared<T, 128>)},
-           ssd_states_kernel<T, 128>, args);
-  else
-    launch(on, {.grid = grid, .block = dim3(kThreads), .shared = sizeof(StatesShared<T, 64>)},
-           ssd_states_kernel<T, 64>, args);
+  StatesKernelArgs<T> args{size, steps, {along, against ? *against : along}, n};
+  const unsigned sides = against ? 2 : 1;
+  const int64_t sequences = size.batch * size.heads, beside = sequences * (n / kColumns) * sides;
+  // Four blocks on each of 132 multiprocessors, but segments of four chunks at least: each chunk is
+  // read twice. From two blocks on a second reading costs more than it gains.
+  int64_t segments = beside >= 264 ? 1 : ceil_div(int64_t{528}, beside);
+  segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, size.chunks / 4));
+  segments = std::min<int64_t>(segments, kMostSegments);
+  args.each = ceil_div(size.chunks, segments);
+  args.segments = segments = ceil_div(size.chunks, args.each);
+  const DeviceScratch<float> carried(on, segments > 1 ? sides * sequences * segments * kP * n : 1);
+  const auto walk = [&](int64_t count) {
+    launch(on,
+           {.grid = dim3(unsigned(sequences * (n / kColumns)), sides, unsigned(count)),
+            .block = dim3(kThreads),
+            .shared = sizeof(StatesShared<T>)},
+           ssd_states_kernel<T>, args);
+  };
+  if (segments > 1) {
+    args.carried = carried.data(), args.ends_only = true;
+    walk(segments - 1);
+    launch(on,
+           {.grid = dim3(unsigned(sequences), unsigned(kP * n / 4 / kCarryThreads), sides),
+            .block = dim3(kCarryThreads)},
+           ssd_carry_kernel<T>, args);
+    args.ends_only = false;
+  }
+  walk(segments);
 }
 
 template void compute_steps(Cuda, const Sizes&, const Sequence<const BFloat16>&, const float*,
                             const float*, bool, double, double, const Steps&);
 template void compute_steps(Cuda, const Sizes&, const Sequence<const Float16>&, const float*,
                             const float*, bool, double, double, const Steps&);
+template void compute_steps(Cuda, const Sizes&, const Sequence<const float>&, const float*,
+                            const float*, bool, double, double, const Steps&);
 template void compute_states(Cuda, const Sizes&, int, const Steps&, const StateSide<BFloat16>&,
                              const StateSide<BFloat16>*);
 template void compute_states(Cuda, const Sizes&, int, const Steps&, const StateSide<Float16>&,
                              const StateSide<Float16>*);
+template void compute_states(Cuda, const Sizes&, int, const Steps&, const StateSide<float>&,
+                             const StateSide<float>*);
 
 }  // namespace norma::ssd_cuda
