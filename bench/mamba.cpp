@@ -1,13 +1,17 @@
 // Causal conv1d, selective scan and SSD, forward and backward, where Device::best() is, beside a
 // copy of x:
-//   build/cpu/bench/mamba        seconds on a processor: small sizes
-//   build/cuda/bench/mamba       the sizes of bench/peers
+//   build/cpu/bench/mamba [WORD …]     seconds on a processor: small sizes
+//   build/cuda/bench/mamba [WORD …]    the sizes of bench/peers
+// Only cases whose names hold one of the words; --once runs each once, for a profiler. The word
+// "lengths" runs T from 256 to 131072 instead. The peak is of forward and backward, without inputs.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <functional>
+#include <string>
 #include <vector>
 
+#include "norma/core/allocator.h"
 #include "norma/core/autograd.h"
 #include "norma/core/random.h"
 #include "norma/ops/conv1d/conv1d.h"
@@ -18,9 +22,26 @@
 namespace norma {
 namespace {
 
+struct Choice {
+  std::vector<std::string> words;
+  bool once = false;
+
+  bool wants(const std::string& name) const {
+    return words.empty() || std::any_of(words.begin(), words.end(), [&](const std::string& w) {
+             return name.find(w) != std::string::npos;
+           });
+  }
+};
+Choice choice;
+
 /// The median time of one of several runs, in milliseconds.
 double milliseconds(const std::function<void()>& run) {
   const Device device = default_device();
+  if (choice.once) {
+    run();
+    synchronize(device);
+    return 1;
+  }
   const int together = device.is_cuda() ? 10 : 1;
   std::vector<double> times;
   for (int i = 0; i < 9; ++i) {
@@ -46,21 +67,30 @@ void report(const char* what, DType dtype, const Tensor& x, double forward_tenso
     forward();
   });
   for (const Tensor& t : leaves) t.requires_grad_();
-  const Tensor y = forward(), dy = randn(y.shape()).to(dtype);
+  const Tensor dy = randn(x.shape()).to(dtype);
+  const int64_t before = memory_stats(default_device()).allocated;
+  reset_peak(default_device());
+  const Tensor y = forward();
   const double back = milliseconds([&] { grad({y}, leaves, {dy}, {.retain_graph = true}); });
   for (const Tensor& t : leaves) t.requires_grad_(false);
-  std::printf("%-34s %-8s forward %8.3f ms (%3.0f %% of copy)  backward %8.3f ms (%3.0f %%)\n",
-              what, std::string(to_string(dtype)).c_str(), ahead,
-              50 * copy * forward_tensors / ahead, back, 50 * copy * backward_tensors / back);
+  const auto peak = static_cast<double>(memory_stats(default_device()).peak - before);
+  std::printf(
+      "%-36s %-8s forward %8.3f ms (%3.0f %% of copy)  backward %8.3f ms (%3.0f %%)  "
+      "peak %5.0f MiB\n",
+      what, std::string(to_string(dtype)).c_str(), ahead, 50 * copy * forward_tensors / ahead, back,
+      50 * copy * backward_tensors / back, peak / 0x1p20);
+  std::fflush(stdout);
 }
 
 void conv1d(const char* what, int64_t batch, int64_t length, int64_t channels, DType dtype) {
+  if (!choice.wants(what)) return;
   const Tensor x = randn({batch, length, channels}).to(dtype), w = randn({channels, 4}),
                b = randn({channels});
   report(what, dtype, x, 2, 3, [&] { return causal_conv1d(x, w, {.b = b}).y; }, {x, w, b});
 }
 void scan(const char* what, int64_t batch, int64_t length, int64_t channels, int64_t n,
           DType dtype) {
+  if (!choice.wants(what)) return;
   const Tensor x = randn({batch, length, channels}).to(dtype), dt = randn(x.shape()).to(dtype);
   const Tensor z = randn(x.shape()).to(dtype), a = neg(exp(randn({channels, n})));
   const Tensor b = randn({batch, length, n}).to(dtype), c = randn(b.shape()).to(dtype);
@@ -71,6 +101,7 @@ void scan(const char* what, int64_t batch, int64_t length, int64_t channels, int
 }
 void state_space_dual(const char* what, int64_t batch, int64_t length, int64_t heads,
                       int64_t head_dim, int64_t n, DType dtype) {
+  if (!choice.wants(what)) return;
   const Tensor x = randn({batch, length, heads, head_dim}).to(dtype);
   const Tensor dt = randn({batch, length, heads}).to(dtype), a = neg(exp(randn({heads})));
   const Tensor b = randn({batch, length, 1, n}).to(dtype), c = randn(b.shape()).to(dtype);
@@ -99,10 +130,27 @@ void run_all() {
   }
 }
 
+/// Time and memory are linear in T: the word "lengths" asks for these.
+void run_lengths() {
+  for (int64_t length = 256; length <= 131072; length *= 2) {
+    const std::string name = "lengths B 1, T " + std::to_string(length);
+    scan((name + ", scan").c_str(), 1, length, 1536, 16, bfloat16);
+    state_space_dual((name + ", ssd").c_str(), 1, length, 24, 64, 128, bfloat16);
+  }
+}
+
 }  // namespace
 }  // namespace norma
 
-int main() {
+int main(int argc, char** argv) {
+  for (const std::string& word : std::vector<std::string>(argv + 1, argv + argc))
+    if (word == "--once")
+      norma::choice.once = true;
+    else
+      norma::choice.words.push_back(word);
   const norma::DefaultDevice device(norma::Device::best());
-  norma::run_all();
+  if (!norma::choice.words.empty() && norma::choice.words[0] == "lengths")
+    norma::run_lengths();
+  else
+    norma::run_all();
 }

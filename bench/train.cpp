@@ -1,8 +1,7 @@
-// A training step (forward, backward, clipping, AdamW) of nanoGPT's models on random tokens; beside
-// it bench/peers/train_gpu.py times the same with PyTorch.
-//   build/cuda-hopper/bench/train [toy] [char] [gpt2] [--device NAME] [--precision NAME]
-//   [--profile]
-//     [--nodes]
+// A training step (forward, backward, clipping, AdamW) of nanoGPT's models and Mamba's on random
+// tokens; beside it bench/peers/train_gpu.py and bench/peers/mamba_gpu.py time the same in Python.
+//   build/cuda-hopper/bench/train [toy] [char] [gpt2] [mamba1] [mamba2] [toy-mamba2]
+//     [--device NAME] [--precision NAME] [--profile] [--nodes]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -41,9 +40,19 @@ std::vector<Case> cases() {
     o.positions = Positions::learned;
     return o;
   };
+  const auto mamba = [](const char* kind, int64_t layers, int64_t width, int64_t context,
+                        int64_t vocabulary) {
+    LanguageModelOptions o;
+    o.vocab_size = vocabulary, o.context = context, o.n_layers = layers, o.d_model = width;
+    o.layers = kind;
+    return o;
+  };
   return {{"toy", gpt(4, 4, 128, 64, 65), 12, "tf32", 400},
           {"char", gpt(6, 6, 384, 256, 65), 64, "bf16", 200},
-          {"gpt2", gpt(12, 12, 768, 1024, 50304), 32, "bf16", 20}};
+          {"gpt2", gpt(12, 12, 768, 1024, 50304), 32, "bf16", 20},
+          {"mamba1", mamba("mamba1", 24, 768, 1024, 50288), 16, "bf16", 20},
+          {"mamba2", mamba("mamba2", 24, 768, 1024, 50288), 16, "bf16", 20},
+          {"toy-mamba2", mamba("mamba2", 4, 128, 64, 65), 12, "tf32", 400}};
 }
 
 double seconds_a_step(int steps, Device device, const auto& step) {
@@ -76,19 +85,20 @@ void run(const Case& c, Device device, const std::string& precision, bool with_p
   const auto report = [&](const char* mode, double seconds, double loss) {
     std::printf(
         "%s",
-        format("{:<6} {:<5} {:<8} {:>9.3f} ms a step {:>12.0f} tokens/s  loss {:.4f}\n", c.name,
+        format("{:<10} {:<5} {:<8} {:>9.3f} ms a step {:>12.0f} tokens/s  loss {:.4f}\n", c.name,
                precision, mode, 1e3 * seconds, static_cast<double>(inputs.numel()) / seconds, loss)
             .c_str());
     std::fflush(stdout);
   };
+  const int steps = device.is_cuda() ? c.steps : std::max(1, c.steps / 20);
   Tensor loss;
   for (int i = 0; i < 3; ++i) loss = step(inputs, targets);
   const double first_loss = loss.item();
-  report("eager", seconds_a_step(c.steps, device, [&] { step(inputs, targets); }), first_loss);
+  report("eager", seconds_a_step(steps, device, [&] { step(inputs, targets); }), first_loss);
   if constexpr (kBuiltWithCuda)
     if (device.is_cuda()) {
       const MemoryStats stats = memory_stats(device);
-      std::printf("%s", format("{:<6} peak {:.2f} GiB in use, {:.2f} GiB reserved\n", c.name,
+      std::printf("%s", format("{:<10} peak {:.2f} GiB in use, {:.2f} GiB reserved\n", c.name,
                                static_cast<double>(stats.peak) / (1 << 30),
                                static_cast<double>(stats.reserved) / (1 << 30))
                             .c_str());
@@ -111,7 +121,7 @@ void run(const Case& c, Device device, const std::string& precision, bool with_p
   }
   auto captured = capture(step);
   for (int i = 0; i < 4; ++i) loss = captured(inputs, targets);
-  const double seconds = seconds_a_step(c.steps, device, [&] { loss = captured(inputs, targets); });
+  const double seconds = seconds_a_step(steps, device, [&] { loss = captured(inputs, targets); });
   report("captured", seconds, loss.item());
   if (with_nodes) std::printf("%s", captured.graph_nodes().c_str());
 }
