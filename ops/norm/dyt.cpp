@@ -2,6 +2,7 @@
 
 #include <numbers>
 
+#include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/norm/arguments.h"
@@ -55,20 +56,18 @@ Tensor Squash::define(const Tensor& x, const Tensor& alpha, const Maybe& shift, 
   return y.to(x.dtype());
 }
 
-bool Squash::runs_on(Device device, DType) { return device.is_cpu(); }
-
 Tensor Squash::forward(Context& ctx, const Tensor& x, const Tensor& alpha, const Maybe& shift,
                        const Maybe& w, const Maybe& b, const Options& o) {
   const Tensor u = even_rows(x);
   const Maybe gain = detail::dense(w), bias = detail::dense(b);
   Tensor y = empty(ctx.output());
-  run(Cpu{}, SquashForwardArgs{.function = o.function,
-                               .x = u,
-                               .alpha = alpha,
-                               .shift = detail::vec(shift),
-                               .w = detail::vec(gain),
-                               .b = detail::vec(bias),
-                               .y = y});
+  dispatch(x.device(), SquashForwardArgs{.function = o.function,
+                                         .x = u,
+                                         .alpha = alpha,
+                                         .shift = detail::vec(shift),
+                                         .w = detail::vec(gain),
+                                         .b = detail::vec(bias),
+                                         .y = y});
   ctx.save(x, alpha, shift, w);
   return y;
 }
@@ -109,30 +108,29 @@ SquashGrads SquashBackward::define(const Tensor& dy_, const Tensor& x_, const Te
   return grads;
 }
 
-bool SquashBackward::runs_on(Device device, DType) { return device.is_cpu(); }
-
 SquashGrads SquashBackward::forward(Context&, const Tensor& dy, const Tensor& x,
                                     const Tensor& alpha, const Maybe& shift, const Maybe& w,
                                     const Options& wants) {
-  const Tensor d = even_rows(dy), u = even_rows(x);
+  const Tensor d = even_rows(dy.to(x.dtype())), u = even_rows(x);
   const Maybe gain = detail::dense(w);
   const Shape row{x.shape().back()};
-  SquashGrads grads{.dx = detail::made(x.shape(), wants.dx, cpu),
-                    .dalpha = detail::made(alpha.shape(), wants.dalpha, cpu),
-                    .dshift = detail::made(shift ? shift->shape() : Shape{}, wants.dshift, cpu),
-                    .dw = detail::made(row, wants.dw, cpu),
-                    .db = detail::made(row, wants.db, cpu)};
-  run(Cpu{}, SquashBackwardArgs{.function = wants.squash.function,
-                                .dy = d,
-                                .x = u,
-                                .alpha = alpha,
-                                .shift = detail::vec(shift),
-                                .w = detail::vec(gain),
-                                .dx = detail::out_rows(grads.dx),
-                                .dalpha = detail::out_vec(grads.dalpha),
-                                .dshift = detail::out_vec(grads.dshift),
-                                .dw = detail::out_vec(grads.dw),
-                                .db = detail::out_vec(grads.db)});
+  SquashGrads grads{
+      .dx = detail::made(x.shape(), wants.dx, x.device()),
+      .dalpha = detail::made(alpha.shape(), wants.dalpha, x.device()),
+      .dshift = detail::made(shift ? shift->shape() : Shape{}, wants.dshift, x.device()),
+      .dw = detail::made(row, wants.dw, x.device()),
+      .db = detail::made(row, wants.db, x.device())};
+  dispatch(x.device(), SquashBackwardArgs{.function = wants.squash.function,
+                                          .dy = d,
+                                          .x = u,
+                                          .alpha = alpha,
+                                          .shift = detail::vec(shift),
+                                          .w = detail::vec(gain),
+                                          .dx = detail::out_rows(grads.dx),
+                                          .dalpha = detail::out_vec(grads.dalpha),
+                                          .dshift = detail::out_vec(grads.dshift),
+                                          .dw = detail::out_vec(grads.dw),
+                                          .db = detail::out_vec(grads.db)});
   return grads;
 }
 

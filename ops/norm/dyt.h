@@ -38,7 +38,6 @@ struct Squash {
                         const std::optional<Tensor>& shift, const std::optional<Tensor>& w,
                         const std::optional<Tensor>& b, const Options&);
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
-  static bool runs_on(Device, DType);
 };
 
 struct SquashBackwardOptions {
@@ -58,7 +57,6 @@ struct SquashBackward {
   static SquashGrads forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& alpha,
                              const std::optional<Tensor>& shift, const std::optional<Tensor>& w,
                              const Options&);
-  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma

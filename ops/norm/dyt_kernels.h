@@ -6,7 +6,7 @@
 
 namespace norma {
 
-/// An absent view is no tensor. x, y and dx of one dtype, the others of any floating one.
+/// An absent view is no tensor. x, y, dy and dx of one dtype, the others of any floating one.
 struct SquashForwardArgs {
   SquashFunction function;
   ConstRows x;
@@ -15,6 +15,7 @@ struct SquashForwardArgs {
   Rows y;
 };
 void run(Cpu, const SquashForwardArgs&);
+void run(Cuda, const SquashForwardArgs&);
 
 struct SquashBackwardArgs {
   SquashFunction function;
@@ -24,5 +25,6 @@ struct SquashBackwardArgs {
   Vec dalpha, dshift, dw, db;
 };
 void run(Cpu, const SquashBackwardArgs&);
+void run(Cuda, const SquashBackwardArgs&);
 
 }  // namespace norma

@@ -1,0 +1,307 @@
+#include <algorithm>
+#include <numbers>
+
+#include "norma/core/cuda/packed.cuh"
+#include "norma/core/cuda/reduce.cuh"
+#include "norma/core/cuda/scratch.h"
+#include "norma/core/dispatch.h"
+#include "norma/ops/norm/dyt_kernels.h"
+#include "norma/ops/norm/row.cuh"
+
+namespace norma {
+namespace {
+
+using namespace norm_cuda;
+
+/// f(αx + s) and its slope.
+template <class Acc>
+struct Squashed {
+  Acc t, slope;
+};
+template <SquashFunction kFunction>
+__device__ __forceinline__ Squashed<double> squash(double v) {
+  if (kFunction == SquashFunction::tanh) {
+    const double t = ::tanh(v), c = ::cosh(v);
+    return {t, 1 / (c * c)};
+  }
+  return {::erf(v), 2 * std::numbers::inv_sqrtpi * ::exp(-v * v)};
+}
+/// tanh within 4 units of float32. By e = exp(−2 |v|), of which 1 − e cancels near 0, where the
+/// series is taken; the slope 4 e / (1 + e)² does not cancel where tanh is near 1, as 1 − t² would.
+__device__ __forceinline__ Squashed<float> tanh_and_slope(float v) {
+  const float a = fabsf(v), square = mul(v, v);
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(mul(a, -2 * std::numbers::log2e_v<float>)));
+  const float part = __fdividef(1.0f, add(1.0f, e));
+  const float series = fused(
+      fused(fused(fused(62.0f / 2835, square, -17.0f / 315), square, 2.0f / 15), square, -1.0f / 3),
+      mul(square, v), v);
+  const float far = copysignf(mul(sub(1.0f, e), part), v);
+  return {a < 0.25f ? series : far, mul(4 * e, mul(part, part))};
+}
+template <SquashFunction kFunction>
+__device__ __forceinline__ Squashed<float> squash(float v) {
+  if (kFunction == SquashFunction::tanh) return tanh_and_slope(v);
+  return {erff(v), static_cast<float>(2 * std::numbers::inv_sqrtpi) * expf(-mul(v, v))};
+}
+
+/// A thread keeps to one vector of columns and takes rows in turn: a block has `across` vectors of
+/// a row, in as many rows as fit.
+struct SquashPlan {
+  int across = 1, rows = 1;  ///< threads of a block along x and y
+  int64_t tiles = 1, workers = 1;
+  bool even = false;  ///< vectors are whole and on 16 bytes
+};
+constexpr int kThreads = 256;
+
+template <class T>
+__device__ __forceinline__ Packed<T, kLaneWidth<T>> fetch(const T* from, int n, bool even) {
+  if (even) return load<kLaneWidth<T>>(from);
+  return load_some<kLaneWidth<T>>(from, n, convert<T>(0.0f));
+}
+template <class Acc, int kWidth>
+__device__ __forceinline__ void read_or(const ConstVec& w, Acc absent, int64_t c, int n,
+                                        Acc (&v)[kWidth]) {
+#pragma unroll
+  for (Acc& e : v) e = absent;
+  if (w) read(w, c, n, v);
+}
+
+///   bytes  rows · D · (x, y)
+///   bound  memory
+template <class T, SquashFunction kFunction>
+__global__ void __launch_bounds__(kThreads)
+    squash_forward_kernel(const __grid_constant__ SquashForwardArgs k, SquashPlan plan) {
+  using Acc = stats_t<T>;
+  constexpr int kWidth = kLaneWidth<T>, kTurns = 4;
+  const int64_t c = (int64_t{blockIdx.x} * plan.across + threadIdx.x) * kWidth;
+  if (c >= k.x.cols) return;
+  const int n = static_cast<int>(k.x.cols - c < kWidth ? k.x.cols - c : kWidth);
+  const Acc alpha = value_at<Acc>(k.alpha, 0), shift = k.shift ? value_at<Acc>(k.shift, 0) : Acc(0);
+  Acc gain[kWidth], bias[kWidth];
+  read_or(k.w, Acc(1), c, n, gain);
+  read_or(k.b, Acc(0), c, n, bias);
+  const int64_t step = plan.workers * plan.rows;
+  for (int64_t first = int64_t{blockIdx.y} * plan.rows + threadIdx.y; first < k.x.rows;
+       first += step * kTurns) {
+    Packed<T, kWidth> x[kTurns];
+#pragma unroll
+    for (int t = 0; t < kTurns; ++t)
+      if (first + t * step < k.x.rows) x[t] = fetch(k.x.row<T>(first + t * step) + c, n, plan.even);
+#pragma unroll
+    for (int t = 0; t < kTurns; ++t) {
+      if (first + t * step >= k.x.rows) break;
+      Acc y[kWidth];
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        y[e] = fused(squash<kFunction>(fused(alpha, convert<Acc>(x[t][e]), shift)).t, gain[e],
+                     bias[e]);
+      write_to(k.y.row<T>(first + t * step) + c, n, y);
+    }
+  }
+}
+
+/// The blocks' sums: dw and db of a worker, and dα and ds of a block.
+template <class Acc>
+struct SquashSums {
+  Acc *columns, *scalars;
+  int64_t cols;
+  __device__ Acc* of(int64_t worker, int which) const {
+    return columns + (worker * 2 + which) * cols;
+  }
+};
+
+/// In a fixed order over a block: every thread's v, in thread 0.
+template <class Acc>
+__device__ Acc block_total(Acc v, Acc* slots, int thread, int threads) {
+  __syncthreads();
+  slots[thread] = v;
+  __syncthreads();
+  if (thread >= kWarpSize) return 0;
+  Acc sum = 0;
+  for (int t = thread; t < threads; t += kWarpSize) sum = add(sum, slots[t]);
+  return lanes_sum(sum, kWarpSize);
+}
+
+///   bytes  rows · D · (dy, x, dx), and two rows of sums a worker
+///   bound  memory
+template <class T, SquashFunction kFunction>
+__global__ void __launch_bounds__(kThreads)
+    squash_backward_kernel(const __grid_constant__ SquashBackwardArgs k, SquashPlan plan,
+                           SquashSums<stats_t<T>> sums) {
+  using Acc = stats_t<T>;
+  constexpr int kWidth = kLaneWidth<T>, kTurns = 2;
+  __shared__ Acc slots[kThreads * kWidth];
+  const int64_t c = (int64_t{blockIdx.x} * plan.across + threadIdx.x) * kWidth;
+  const int64_t left = k.x.cols - c;
+  const int n = left >= kWidth ? kWidth : left > 0 ? static_cast<int>(left) : 0;
+  const Acc alpha = value_at<Acc>(k.alpha, 0), shift = k.shift ? value_at<Acc>(k.shift, 0) : Acc(0);
+  Acc gain[kWidth], dw[kWidth] = {}, db[kWidth] = {}, dalpha = 0, dshift = 0;
+  read_or(k.w, Acc(1), c, n, gain);
+  const int64_t step = plan.workers * plan.rows, rows = n > 0 ? k.x.rows : 0;
+  for (int64_t first = int64_t{blockIdx.y} * plan.rows + threadIdx.y; first < rows;
+       first += step * kTurns) {
+    Packed<T, kWidth> x[kTurns], dy[kTurns];
+#pragma unroll
+    for (int t = 0; t < kTurns; ++t) {
+      const int64_t i = first + t * step;
+      if (i >= rows) break;
+      x[t] = fetch(k.x.row<T>(i) + c, n, plan.even);
+      dy[t] = fetch(k.dy.row<T>(i) + c, n, plan.even);
+    }
+#pragma unroll
+    for (int t = 0; t < kTurns; ++t) {
+      const int64_t i = first + t * step;
+      if (i >= rows) break;
+      Acc dx[kWidth], of_alpha = 0, of_shift = 0;
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) {
+        const Acc u = convert<Acc>(x[t][e]), d = convert<Acc>(dy[t][e]);
+        const Squashed<Acc> s = squash<kFunction>(fused(alpha, u, shift));
+        const Acc slope = mul(mul(d, gain[e]), s.slope);
+        dx[e] = mul(alpha, slope);
+        if (e >= n) continue;
+        dw[e] = fused(d, s.t, dw[e]);
+        db[e] = add(db[e], d);
+        of_alpha = fused(slope, u, of_alpha);
+        of_shift = add(of_shift, slope);
+      }
+      // A row at a time: a long sum in one float would lose digits of its terms.
+      dalpha = add(dalpha, of_alpha), dshift = add(dshift, of_shift);
+      if (k.dx) write_to(k.dx.row<T>(i) + c, n, dx);
+    }
+  }
+  const int thread = threadIdx.y * plan.across + threadIdx.x, threads = plan.across * plan.rows;
+  const auto fold_rows = [&](const Acc(&v)[kWidth], int which) {
+    __syncthreads();
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) slots[thread * kWidth + e] = v[e];
+    __syncthreads();
+    if (threadIdx.y > 0) return;
+    for (int e = 0; e < n; ++e) {
+      Acc sum = slots[thread * kWidth + e];
+      for (int r = 1; r < plan.rows; ++r)
+        sum = add(sum, slots[(thread + r * plan.across) * kWidth + e]);
+      sums.of(blockIdx.y, which)[c + e] = sum;
+    }
+  };
+  if (k.dw) fold_rows(dw, 0);
+  if (k.db) fold_rows(db, 1);
+  if (!k.dalpha && !k.dshift) return;
+  dalpha = block_total(dalpha, slots, thread, threads);
+  dshift = block_total(dshift, slots, thread, threads);
+  if (thread > 0) return;
+  Acc* to = sums.scalars + (blockIdx.y * plan.tiles + blockIdx.x) * 2;
+  to[0] = dalpha, to[1] = dshift;
+}
+
+constexpr int kFoldCols = 32, kFoldSlices = 16, kFoldThreads = kFoldCols * kFoldSlices;
+
+/// The workers' sums in a fixed order: slice s of a column adds the workers s, s + 16, …, and one
+/// thread the slices; the last block dα and ds, a thread every 512th block's.
+template <class Acc>
+__global__ void __launch_bounds__(kFoldThreads)
+    squash_fold_kernel(SquashSums<Acc> sums, int64_t workers, int64_t blocks, Vec dalpha,
+                       Vec dshift, Vec dw, Vec db) {
+  __shared__ Acc slots[kFoldSlices][kFoldCols];
+  cudaGridDependencySynchronize();  // it may have been launched before the sums were there
+  const int slice = threadIdx.y;
+  if (blockIdx.x == gridDim.x - 1) {
+    const int thread = slice * kFoldCols + threadIdx.x;
+#pragma unroll 1
+    for (int which = 0; which < 2; ++which) {
+      const Vec& out = which ? dshift : dalpha;
+      if (!out) continue;
+      Acc sum = 0;
+      for (int64_t b = thread; b < blocks; b += kFoldThreads)
+        sum = add(sum, sums.scalars[2 * b + which]);
+      sum = block_total(sum, slots[0], thread, kFoldThreads);
+      if (thread == 0) set_value(out, 0, sum);
+    }
+    return;
+  }
+  const int64_t c = int64_t{blockIdx.x} * kFoldCols + threadIdx.x;
+#pragma unroll 1
+  for (int which = 0; which < 2; ++which) {
+    const Vec& out = which ? db : dw;
+    if (!out) continue;
+    Acc sum = 0;
+    if (c < sums.cols)
+#pragma unroll 4
+      for (int64_t w = slice; w < workers; w += kFoldSlices) sum = add(sum, sums.of(w, which)[c]);
+    slots[slice][threadIdx.x] = sum;
+    __syncthreads();
+    if (slice == 0 && c < sums.cols) {
+      for (int s = 1; s < kFoldSlices; ++s) sum = add(sum, slots[s][threadIdx.x]);
+      set_value(out, c, sum);
+    }
+    __syncthreads();
+  }
+}
+
+template <class T>
+SquashPlan plan_of(int64_t rows, int64_t cols, int64_t most_blocks, int turns) {
+  SquashPlan plan;
+  const int64_t vectors = ceil_div(cols, int64_t{kLaneWidth<T>});
+  plan.tiles = ceil_div(vectors, int64_t{kThreads});
+  plan.across = static_cast<int>(ceil_div(vectors, plan.tiles));
+  plan.rows = kThreads / plan.across;
+  const int64_t wanted = ceil_div(rows, int64_t{plan.rows} * turns);
+  plan.workers = std::min(wanted, std::max<int64_t>(1, most_blocks / plan.tiles));
+  return plan;
+}
+template <class T, class View>
+bool is_even(const View& t) {
+  return !t || (reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.cols % kLaneWidth<T> == 0 &&
+                t.row_stride % kLaneWidth<T> == 0);
+}
+LaunchShape shape_of(const SquashPlan& plan) {
+  return {.grid = dim3(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.workers)),
+          .block = dim3(static_cast<unsigned>(plan.across), static_cast<unsigned>(plan.rows))};
+}
+
+template <class T, SquashFunction kFunction>
+void forward(const Cuda& on, const SquashForwardArgs& k) {
+  SquashPlan plan = plan_of<T>(k.x.rows, k.x.cols, 32768, 4);
+  plan.even = is_even<T>(k.x) && is_even<T>(k.y);
+  launch(on, shape_of(plan), squash_forward_kernel<T, kFunction>, k, plan);
+}
+template <class T, SquashFunction kFunction>
+void backward(const Cuda& on, const SquashBackwardArgs& k) {
+  using Acc = stats_t<T>;
+  // As many blocks on any GPU: the weights' gradients have the same bits on all of them.
+  constexpr int64_t kBlocks = 1024;
+  SquashPlan plan = plan_of<T>(k.x.rows, k.x.cols, kBlocks, 8);
+  plan.even = is_even<T>(k.x) && is_even<T>(k.dy) && is_even<T>(k.dx);
+  const int64_t blocks = plan.tiles * plan.workers, columns = plan.workers * 2 * k.x.cols;
+  const DeviceScratch<Acc> scratch(on, std::max<int64_t>(1, columns + 2 * blocks));
+  const SquashSums<Acc> sums{scratch.data(), scratch.data() + columns, k.x.cols};
+  launch(on, shape_of(plan), squash_backward_kernel<T, kFunction>, k, plan, sums);
+  if (!k.dalpha && !k.dshift && !k.dw && !k.db) return;
+  launch(on,
+         {.grid = dim3(grid_for(k.x.cols, kFoldCols).x + 1),
+          .block = dim3(kFoldCols, kFoldSlices),
+          .overlap = true},
+         squash_fold_kernel<Acc>, sums, plan.workers, blocks, k.dalpha, k.dshift, k.dw, k.db);
+}
+
+}  // namespace
+
+void run(Cuda on, const SquashForwardArgs& k) {
+  visit_floating(k.x.dtype, [&]<class T>() {
+    if (k.function == SquashFunction::tanh)
+      forward<T, SquashFunction::tanh>(on, k);
+    else
+      forward<T, SquashFunction::erf>(on, k);
+  });
+}
+void run(Cuda on, const SquashBackwardArgs& k) {
+  visit_floating(k.x.dtype, [&]<class T>() {
+    if (k.function == SquashFunction::tanh)
+      backward<T, SquashFunction::tanh>(on, k);
+    else
+      backward<T, SquashFunction::erf>(on, k);
+  });
+}
+
+}  // namespace norma
