@@ -62,5 +62,6 @@ struct NormSecondArgs {
   Vec of_w;
 };
 void run(Cpu, const NormSecondArgs&);
+void run(Cuda, const NormSecondArgs&);
 
 }  // namespace norma

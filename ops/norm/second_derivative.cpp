@@ -1,5 +1,6 @@
 #include "norma/ops/norm/second_derivative.h"
 
+#include "norma/core/dispatch.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/norm/arguments.h"
 #include "norma/ops/norm/formula.h"
@@ -83,8 +84,6 @@ NormSecondGrads NormSecond::define(const Tensor& dy_, const Tensor& h, const May
   return grads;
 }
 
-bool NormSecond::runs_on(Device device, DType) { return device.is_cpu(); }
-
 NormSecondGrads NormSecond::forward(Context&, const Tensor& dy, const Tensor& h, const Maybe& w,
                                     const Maybe& mean, const Maybe& mean_rest, const Tensor& rstd,
                                     const Maybe& v, const Maybe& vw, const Maybe& vb,
@@ -94,19 +93,19 @@ NormSecondGrads NormSecond::forward(Context&, const Tensor& dy, const Tensor& h,
   NormSecondGrads grads{.dy = made(dy.shape(), wants.dy, dy.device()),
                         .h = made(h.shape(), wants.h, dy.device()),
                         .w = made(w ? w->shape() : Shape{0}, wants.w, dy.device())};
-  run(Cpu{}, NormSecondArgs{.options = wants.norm,
-                            .dy = d,
-                            .h = u,
-                            .v = rows(cotangent),
-                            .w = vec(gain),
-                            .mean = vec(mean),
-                            .mean_rest = vec(mean_rest),
-                            .rstd = rstd,
-                            .vw = vec(of_gain),
-                            .vb = vec(of_bias),
-                            .of_dy = out_rows(grads.dy),
-                            .of_h = out_rows(grads.h),
-                            .of_w = out_vec(grads.w)});
+  dispatch(dy.device(), NormSecondArgs{.options = wants.norm,
+                                       .dy = d,
+                                       .h = u,
+                                       .v = rows(cotangent),
+                                       .w = vec(gain),
+                                       .mean = vec(mean),
+                                       .mean_rest = vec(mean_rest),
+                                       .rstd = rstd,
+                                       .vw = vec(of_gain),
+                                       .vb = vec(of_bias),
+                                       .of_dy = out_rows(grads.dy),
+                                       .of_h = out_rows(grads.h),
+                                       .of_w = out_vec(grads.w)});
   return grads;
 }
 

@@ -56,7 +56,6 @@ struct NormSecond {
                                  const std::optional<Tensor>& mean_rest, const Tensor& rstd,
                                  const std::optional<Tensor>& v, const std::optional<Tensor>& vw,
                                  const std::optional<Tensor>& vb, const Options&);
-  static bool runs_on(Device, DType);
 };
 
 }  // namespace norma
