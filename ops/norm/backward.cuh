@@ -2,6 +2,8 @@
 
 #include "norma/ops/norm/backward_any.cuh"
 #include "norma/ops/norm/backward_ring.cuh"
+#include "norma/ops/norm/backward_small.cuh"
+#include "norma/ops/norm/choice.h"
 #include "norma/ops/norm/plans.h"
 
 namespace norma::norm_cuda {
@@ -9,6 +11,11 @@ namespace norma::norm_cuda {
 template <class T>
 void backward(const Cuda& on, const NormBackwardArgs& k) {
   if constexpr (!std::is_same_v<T, double>) {
+    if constexpr (std::is_same_v<T, float>)  // toy models' dtype
+      if (!only_general_plans && can_be_small<T>(k)) {
+        detail::chose("", "a plain member and a small one, whose cost is its launches");
+        return backward_small<T>(on, k);
+      }
     const auto ran = [&] {
       switch (k.options.gate) {
         case GateOrder::no_gate:

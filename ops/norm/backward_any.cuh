@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/runtime.h"
 #include "norma/ops/norm/forward_any.cuh"
+#include "norma/ops/norm/plans.h"
 #include "norma/ops/norm/weight_sums.cuh"
 
 namespace norma::norm_cuda {
@@ -209,8 +210,9 @@ template <class Acc>
 int64_t workers_for(const Cuda& on, const NormBackwardArgs& k, const WeightSums<Acc>& sums,
                     int64_t most) {
   constexpr int64_t kAnyMultiprocessors = 128, kBytes = 64 << 20;
-  const int64_t count =
-      k.options.portable ? kAnyMultiprocessors : detail::cuda_multiprocessors(on.device);
+  const int64_t count = k.options.portable
+                            ? kAnyMultiprocessors
+                            : as_pretended(on, detail::cuda_multiprocessors(on.device));
   int64_t workers = count * most;
   if (sums.count > 0) {
     const int64_t fit = kBytes / (sums.worker_size() * int64_t{sizeof(Acc)});

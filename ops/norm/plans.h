@@ -8,6 +8,15 @@ namespace norma::norm_cuda {
 /// NORMA_NORM_PLANS=general. The plans that read each tensor once give the same bits in y, dx and
 /// dz, so this is for telling a bug of theirs from another's.
 extern bool only_general_plans;
+/// A float32 backward of at most so many elements runs as one launch, its weights' sums added by the block
+/// that comes last. For tests and timings: 0 leaves that plan out.
+extern int64_t most_small_elements;
+
+/// For tests: blocks that live for a whole call are as many as on a GPU of so many
+/// multiprocessors; 0: as on the one at hand.
+extern int pretended_multiprocessors;
+/// Of `count` blocks or clusters that this GPU runs at a time, those that the pretended one would.
+int as_pretended(const Cuda& on, int count);
 
 /// For x of T; a file each instantiates them.
 template <class T>

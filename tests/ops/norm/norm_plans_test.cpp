@@ -2,9 +2,13 @@
 // everything, and a row's do not depend on what is around it or where it lies.
 #include <gtest/gtest.h>
 
+#include <array>
+#include <cmath>
 #include <optional>
+#include <utility>
 
 #include "norma/core/autograd.h"
+#include "norma/core/capture.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/norm/plans.h"
 #include "norma/ops/view/view.h"
@@ -50,6 +54,21 @@ void expect_same(const Maybe& a, const Maybe& b) {
 void force_general(bool on) {
   if constexpr (kBuiltWithCuda) norm_cuda::only_general_plans = on;
 }
+/// While it lives, only backwards of at most so many elements run as one launch.
+class MostSmall {
+ public:
+  explicit MostSmall(int64_t elements) {
+    if constexpr (kBuiltWithCuda) before_ = std::exchange(norm_cuda::most_small_elements, elements);
+  }
+  ~MostSmall() {
+    if constexpr (kBuiltWithCuda) norm_cuda::most_small_elements = before_;
+  }
+  MostSmall(const MostSmall&) = delete;
+  MostSmall& operator=(const MostSmall&) = delete;
+
+ private:
+  int64_t before_ = 0;
+};
 
 bool only_general() {
   if constexpr (kBuiltWithCuda) return norm_cuda::only_general_plans;
@@ -104,15 +123,18 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
             };
             const Tensor dy = gradient(dtype);
             const Maybe dh = residual ? Maybe(gradient(a.in.residual->dtype())) : none;
-            const Everything fast = run_on_gpu(a, dy, dh);
             force_general(true);
             const Everything general = run_on_gpu(a, dy, dh);
             force_general(false);
-            EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
-            EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
-            expect_same(fast.forward.h, general.forward.h);
-            expect_same(fast.backward.dx, general.backward.dx);
-            expect_same(fast.backward.dz, general.backward.dz);
+            for (int64_t most_small : {int64_t{0}, size.rows * size.cols}) {
+              const MostSmall plans(most_small);
+              const Everything fast = run_on_gpu(a, dy, dh);
+              EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
+              EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
+              expect_same(fast.forward.h, general.forward.h);
+              expect_same(fast.backward.dx, general.backward.dx);
+              expect_same(fast.backward.dz, general.backward.dz);
+            }
           }
 }
 
@@ -144,6 +166,59 @@ TEST_F(NormPlans, RowDependsOnNothingAround) {
     }
 }
 
+TEST_F(NormPlans, SmallBackwardIsOneLaunch) {
+  const MostSmall plan(768 * 128);
+  for (GateOrder gate :
+       {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm}) {
+    Member m;
+    m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
+    const NormArguments a(m, {768, 128}, float32, float32);
+    const Tensor y_gradient = randn({768, 128});
+    auto captured = capture([&](const Tensor& dy) {
+      const NoGrad off;
+      const Everything all = run_on_gpu(a, dy, none);
+      return std::array{*all.backward.dx, *all.backward.dw, *all.backward.db};
+    });
+    for (int i = 0; i < 4; ++i) captured(y_gradient);
+    const std::string nodes = captured.graph_nodes();
+    EXPECT_THAT(nodes, ::testing::HasSubstr("norm_backward_small_kernel"));
+    EXPECT_THAT(nodes, ::testing::Not(::testing::HasSubstr("norm_fold_kernel")));
+  }
+}
+
+TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
+  const NoGrad off;
+  struct Size {
+    int64_t rows, cols, group;
+    bool shared;
+    const char* why;
+  };
+  const Size sizes[] = {
+      {1, 1, 0, false, "one element"}, {5, 8, 0, false, "less than a team"},
+      {768, 128, 0, false, "the toy"}, {999, 24, 0, false, "teams in a warp"},
+      {131, 127, 0, false, "odd"},     {300, 256, 0, false, "of half types alone"},
+      {100, 384, 64, true, "heads"},   {2049, 16, 0, false, "a row more"}};
+  for (const Size& size : sizes)
+    for (DType dtype : {bfloat16, float32, float16}) {
+      SCOPED_TRACE(size.why);
+      Member m;
+      m.options.kind = NormKind::layer, m.options.group = size.group;
+      m.w = m.b = true, m.shared = size.shared;
+      const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
+      const Tensor dy = randn({size.rows, size.cols}).to(dtype);
+      const MostSmall plan(size.rows * size.cols);
+      const Everything small = run_on_gpu(a, dy, none);
+      EXPECT_SAME_BITS(*small.backward.dw, *run_on_gpu(a, dy, none).backward.dw);
+      force_general(true);
+      const Everything general = run_on_gpu(a, dy, none);
+      force_general(false);
+      // Sums of rows terms of about 1 (a few at most 8) in two orders.
+      const double rounding = unit_roundoff(float32) * 8 * std::sqrt(size.rows * size.cols) * 4;
+      EXPECT_CLOSE(*small.backward.dw, *general.backward.dw, {.absolute = rounding});
+      EXPECT_CLOSE(*small.backward.db, *general.backward.db, {.absolute = rounding});
+    }
+}
+
 TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
   const NoGrad off;
   for (int64_t cols : {64, 1024, 4096, 20000}) {
@@ -156,6 +231,45 @@ TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
     EXPECT_SAME_BITS(*once.backward.dw, *again.backward.dw);
     EXPECT_SAME_BITS(*once.backward.db, *again.backward.db);
   }
+}
+
+TEST_F(NormPlans, PortableWeightGradientsHaveTheBitsOfAnyGpu) {
+  const NoGrad off;
+  struct Pretended {
+    explicit Pretended(int count) {
+      if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = count;
+    }
+    ~Pretended() {
+      if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = 0;
+    }
+  };
+  const MostSmall none_is(0);  // that plan has as many blocks everywhere
+  // Of the fast plans: rows of part of a warp, of a warp, a block and a cluster; and the general
+  // one.
+  for (int64_t cols : {64, 1000, 4096, 20000, 65536})
+    for (DType dtype : {bfloat16, float32, float64})
+      for (GateOrder gate : {GateOrder::no_gate, GateOrder::gate_then_norm}) {
+        SCOPED_TRACE(format("cols {} {}", cols, to_string(dtype)));
+        Member m;
+        m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
+        NormArguments a(m, {cols > 4096 ? 300 : 2000, cols}, dtype,
+                        dtype == float64 ? float64 : float32);
+        const Tensor dy = randn(a.x.shape()).to(dtype);
+        const auto on = [&](int multiprocessors, bool portable) {
+          const Pretended gpu(multiprocessors);
+          a.options.portable = portable;
+          return run_on_gpu(a, dy, none);
+        };
+        const Everything here = on(0, true);
+        for (int multiprocessors : {8, 108}) {
+          const Everything there = on(multiprocessors, true);
+          EXPECT_SAME_BITS(*there.backward.dw, *here.backward.dw);
+          EXPECT_SAME_BITS(*there.backward.db, *here.backward.db);
+          EXPECT_SAME_BITS(*there.backward.dx, *here.backward.dx);
+        }
+        // Not promised otherwise: or nothing was forced.
+        EXPECT_FALSE(testing::same_bits(*on(8, false).backward.dw, *on(0, false).backward.dw));
+      }
 }
 
 }  // namespace
