@@ -2,7 +2,6 @@
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
-#include <cxxabi.h>
 
 #include <algorithm>
 #include <array>
@@ -13,6 +12,7 @@
 
 #include "norma/core/cuda/allocator.h"
 #include "norma/core/cuda/check.h"
+#include "norma/core/cuda/launches.h"
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/error.h"
@@ -47,25 +47,6 @@ F* driver_function(const char* name) {
   return reinterpret_cast<F*>(function);
 }
 
-/// "void norma::fill_kernel<float>(norma::FillArgs)" becomes "norma::fill_kernel<float>".
-std::string readable(const char* mangled) {
-  int status = 0;
-  char* demangled = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
-  std::string name = status == 0 ? demangled : mangled;
-  std::free(demangled);
-  if (name.starts_with("void ")) name.erase(0, 5);
-  int depth = 0;  // of < >, within which a ( may stand too
-  for (size_t i = 0; i < name.size(); ++i) {
-    if (name[i] == '<') ++depth;
-    if (name[i] == '>') --depth;
-    if (name[i] == '(' && depth == 0 && name.compare(i, 11, "(anonymous ") != 0) {
-      name.resize(i);
-      break;
-    }
-  }
-  return name;
-}
-
 /// Kernels of libraries too are known to the driver alone.
 std::string kernel_name(cudaGraphNode_t node) {
   static auto* get_params = driver_function<CUresult(CUgraphNode, CUDA_KERNEL_NODE_PARAMS*)>(
@@ -78,7 +59,7 @@ std::string kernel_name(cudaGraphNode_t node) {
   const char* name = nullptr;
   const CUresult found =
       params.func ? function_name(&name, params.func) : kernel_name(&name, params.kern);
-  return found == CUDA_SUCCESS && name ? readable(name) : "a kernel";
+  return found == CUDA_SUCCESS && name ? readable_kernel(name) : "a kernel";
 }
 
 std::string node_name(cudaGraphNode_t node) {

@@ -13,6 +13,7 @@
 
 #include "norma/core/cuda/check.h"
 #include "norma/core/cuda/fault.h"
+#include "norma/core/cuda/launches.h"
 #include "norma/core/error.h"
 
 namespace norma {
@@ -67,7 +68,7 @@ bool synchronizes_launches() {
 std::string name_of(const void* kernel) {
   const char* name = nullptr;
   if (cudaFuncGetName(&name, kernel) != cudaSuccess || !name) return "a kernel";
-  return name;
+  return readable_kernel(name);
 }
 
 }  // namespace
@@ -90,6 +91,7 @@ void check_launch(cudaError_t status, const void* kernel, cudaStream_t stream) {
   if (status != cudaSuccess)
     throw CudaError("{}: the launch must succeed, but CUDA says {} ({})", name_of(kernel),
                     cudaGetErrorName(status), cudaGetErrorString(status));
+  if (LaunchListener* listener = launch_listener()) listener->heard(name_of(kernel));
 }
 
 void allow_shared_memory(const void* kernel, size_t bytes) {
