@@ -1,4 +1,5 @@
-# bench/NAME.cpp is a program each: build/cpu/bench/NAME. One with a main of its own keeps it.
+# bench/NAME.cpp is a program each: build/cpu/bench/NAME. One with a main of its own keeps it; kernels
+# of its own are in bench/NAME/.
 file(GLOB norma_benchmarks CONFIGURE_DEPENDS bench/*.cpp)
 if(NOT NORMA_WITH_CUDA)
   list(FILTER norma_benchmarks EXCLUDE REGEX "_cuda\\.cpp$")
@@ -8,9 +9,11 @@ if(norma_benchmarks)
 endif()
 foreach(source ${norma_benchmarks})
   cmake_path(GET source STEM name)
-  add_executable(bench_${name} ${source})
+  file(GLOB kernels CONFIGURE_DEPENDS bench/${name}/*.cu)
+  add_executable(bench_${name} ${source} ${kernels})
   set_target_properties(bench_${name} PROPERTIES
     OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bench)
+  target_include_directories(bench_${name} PRIVATE bench)
   target_link_libraries(bench_${name} PRIVATE
     norma::norma benchmark::benchmark benchmark::benchmark_main)
 endforeach()

@@ -1,35 +1,92 @@
-"""Peers' norm kernels on one GPU, as shares of a copy on the device; bench/norm_cuda.cpp prints ours in the same form:
+"""Peers' norm kernels on one GPU, in the lines that bench/norm_cuda.cpp prints ours in; ./dev bench norms sets them
+side by side:
 
-  python3 bench/peers/norm_gpu.py [--kind rms] [--dtype bfloat16] [--cols 1024,8192] [--rep 30]
+  python3 bench/peers/norm_gpu.py [--kind rms] [--dtype bfloat16] [--shapes odd] [--cols 1024,8192] [--peers liger,quack]
 
-Bytes are the fewest that an op can move: each tensor once. The second cache is flushed before each call; medians.
-PyTorch eager always; Liger (liger_kernel/), mamba_ssm's Triton (mamba_layernorm_gated.py, with einops/) and quack
-where they are found in bench/.carry/, which git ignores."""
+Bytes are the fewest that an op can move: each tensor once. As in ours, the second cache is flushed before each call, and
+the median of seven counts; a call is replayed as a CUDA graph, so that Python's time is in none. The odd and toy shapes are not
+flushed: a call's share of a graph of 100. PyTorch eager always; torch.compile at D 1024, 8192 and 65536, about 15 s a
+cell (--compile-only fills its cache in other processes); Liger (liger_kernel/), mamba_ssm's Triton
+(mamba_layernorm_gated.py, with einops/) and quack where they are found in $NORMA_PEERS or in bench/.carry/, which git
+ignores."""
 
 import argparse
 import os
 import sys
 
 sys.path.insert(0, os.environ.get("NORMA_PEERS", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.carry")))
-import torch
-import torch.nn.functional as F
-from triton.testing import do_bench
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError as error:
+    print(f"norm_gpu: no peers without PyTorch: {error}", file=sys.stderr)
+    sys.exit(77)
+
+KINDS = ("rms", "layer", "norm_then_gate", "gate_then_norm", "layer_gated", "add_rms", "add_rms_wide", "dyt", "derf")
+GRID = (256, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 8192, 12288, 16384, 32768, 65536, 131072)
+COMPILED = (1024, 8192, 65536)
+ELEMENTS = 1 << 27
+ODD = [(ELEMENTS // d, d) for d in (257, 1000, 4097, 65537)] + [(1, 4096), (16, 4096), (132, 4096), (4, 131072)] + [
+    (1 << 22, d) for d in (32, 64, 128)]
+TOY = [(256, 64), (768, 64), (768, 128), (2048, 128), (4096, 128), (768, 256), (768, 384), (2048, 256), (256, 512),
+       (1024, 512), (12288, 32), (49152, 16), (16, 512), (64, 1024)]
 
 
-def optional(name, load):
-    try:
-        return load()
-    except Exception as error:  # a peer that is not here is named and left out
-        print(f"no {name}: {error!r}"[:200], flush=True)
-        return None
+# Inputs of a kind in order: x, then z or the residual, then α and the shift, then w, then b.
+def rms_norm(x, w):
+    return F.rms_norm(x, (x.shape[-1],), w, 1e-6)
+
+
+def layer_norm(x, w, b):
+    return F.layer_norm(x, (x.shape[-1],), w, b, 1e-5)
+
+
+def add_rms(x, r, w):
+    h = x + r
+    return F.rms_norm(h.to(x.dtype), (x.shape[-1],), w, 1e-6), h
+
+
+FORMULAS = {"rms": rms_norm, "layer": layer_norm,
+            "norm_then_gate": lambda x, z, w: rms_norm(x, w) * F.silu(z),
+            "gate_then_norm": lambda x, z, w: rms_norm(x * F.silu(z), w),
+            "layer_gated": lambda x, z, w, b: layer_norm(x, w, b) * F.silu(z),
+            "add_rms": add_rms, "add_rms_wide": add_rms,
+            "dyt": lambda x, alpha, w, b: torch.tanh(alpha * x) * w + b,
+            "derf": lambda x, alpha, shift, w, b: torch.erf(alpha * x + shift) * w + b}
+
+
+def written_out(kind):
+    """For torch.compile, whose own kernels are fastest from a formula in float32."""
+
+    def norm(u, w, b=None):
+        u = u.float()
+        if b is not None:
+            u = u - u.mean(-1, keepdim=True)
+        n = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + 1e-6) * w.float()
+        return n if b is None else n + b.float()
+
+    def add(x, r, w):
+        h = x + r
+        return norm(h, w).to(x.dtype), h
+
+    return {"rms": lambda x, w: norm(x, w).to(x.dtype), "layer": layer_norm,
+            "norm_then_gate": lambda x, z, w: (norm(x, w) * F.silu(z.float())).to(x.dtype),
+            "gate_then_norm": lambda x, z, w: norm(x.float() * F.silu(z.float()), w).to(x.dtype),
+            "layer_gated": lambda x, z, w, b: (norm(x, w, b) * F.silu(z.float())).to(x.dtype),
+            "add_rms": add, "add_rms_wide": add,
+            "dyt": FORMULAS["dyt"], "derf": FORMULAS["derf"]}[kind]
 
 
 def liger():
+    from liger_kernel.ops.dyt import LigerDyTFunction
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction as fused
     from liger_kernel.ops.layer_norm import LigerLayerNormFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
     return {"rms": lambda x, w: LigerRMSNormFunction.apply(x, w, 1e-6, 0.0, "llama", False),
-            "layer": lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)}
+            "layer": lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5),
+            "add_rms": lambda x, r, w: fused.apply(x, r, w, 1e-6, 0.0, "llama", False),
+            "dyt": LigerDyTFunction.apply}
 
 
 def mamba():
@@ -37,65 +94,159 @@ def mamba():
 
     return {"rms": lambda x, w: m.rmsnorm_fn(x, w, None, eps=1e-6),
             "layer": lambda x, w, b: m.layernorm_fn(x, w, b, eps=1e-5),
-            "norm_then_gate": lambda x, w, z: m.rmsnorm_fn(x, w, None, z=z, eps=1e-6, norm_before_gate=True),
-            "gate_then_norm": lambda x, w, z: m.rmsnorm_fn(x, w, None, z=z, eps=1e-6, norm_before_gate=False)}
+            "norm_then_gate": lambda x, z, w: m.rmsnorm_fn(x, w, None, z=z, eps=1e-6, norm_before_gate=True),
+            "gate_then_norm": lambda x, z, w: m.rmsnorm_fn(x, w, None, z=z, eps=1e-6, norm_before_gate=False),
+            "layer_gated": lambda x, z, w, b: m.layernorm_fn(x, w, b, z=z, eps=1e-5, norm_before_gate=True)}
 
 
 def quack():
     from quack.rmsnorm import rmsnorm
 
-    return {"rms": lambda x, w: rmsnorm(x, w, eps=1e-6)}
+    def added(x, r, w):
+        return rmsnorm(x, w, residual=r, eps=1e-6, prenorm=True, residual_dtype=r.dtype)
+
+    return {"rms": lambda x, w: rmsnorm(x, w, eps=1e-6), "add_rms": added, "add_rms_wide": added}
+
+
+def optional(name, load):
+    try:
+        return load()
+    except Exception as error:  # a peer that is not here is named and left out
+        print(f"no {name}: {error!r}"[:200], flush=True)
+        return {}
+
+
+class Cell:
+    """One kind, dtype and size: its tensors, and what its directions move."""
+
+    def __init__(self, kind, dtype, rows, cols):
+        def tensor(*shape, dtype=dtype):
+            return torch.randn(*shape, device="cuda", dtype=dtype, requires_grad=True)
+
+        wide = torch.float32 if kind == "add_rms_wide" else dtype
+        self.gated, self.added = "gate" in kind, kind.startswith("add_rms")
+        self.inputs = [tensor(rows, cols)]
+        if self.gated or self.added:
+            self.inputs.append(tensor(rows, cols, dtype=wide if self.added else dtype))
+        squash = kind in ("dyt", "derf")
+        if squash:
+            self.inputs += [tensor(1) for _ in range(2 if kind == "derf" else 1)]
+        self.inputs.append(tensor(cols))
+        if "layer" in kind or squash:
+            self.inputs.append(tensor(cols))
+        t, h, n = dtype.itemsize, wide.itemsize, rows * cols
+        self.bytes = {"forward": n * (2 * t + self.gated * t + self.added * 2 * h),
+                      "backward": n * (2 * t + h + self.gated * 2 * t + self.added * h + (h if wide != dtype else 0))}
+
+    def gradients_of(self, y):
+        return [torch.randn_like(t) for t in (y if isinstance(y, tuple) else (y,))]
+
+
+class Clock:
+    def __init__(self, calls):
+        self.calls, self.flush = calls, calls == 1
+        self.cache = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+
+    def median(self, call):
+        times = []
+        turns = 7 if self.flush else 3
+        for i in range(turns + 1):
+            if self.flush:
+                self.cache.zero_()
+            self.events[0].record()
+            call()
+            self.events[1].record()
+            self.events[1].synchronize()
+            if i > 0:
+                times.append(1e3 * self.events[0].elapsed_time(self.events[1]))
+        return sorted(times)[turns // 2]
+
+    def microseconds(self, call):
+        call(), call()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            for _ in range(self.calls):
+                call()
+        return self.median(graph.replay) / self.calls
+
+
+def sizes(args):
+    if args.shapes != "grid":
+        return ODD if args.shapes == "odd" else TOY
+    return [(args.rows or max(1, args.elements // d), d) for d in map(int, args.cols.split(","))]
+
+
+def compile_only(args):
+    """Leaves kernels in torch.compile's cache."""
+    for kind in args.kind.split(","):
+        for dtype in args.dtype.split(","):
+            for rows, cols in sizes(args):
+                if cols not in COMPILED:
+                    continue
+                cell = Cell(kind, getattr(torch, dtype), rows, cols)
+                y = torch.compile(written_out(kind), dynamic=False)(*cell.inputs)
+                torch.autograd.grad(y, cell.inputs, cell.gradients_of(y))
+
+
+def run(args):
+    loaders = {"liger": liger, "mamba": mamba, "quack": quack, "eager": lambda: FORMULAS,
+               "compile": lambda: {kind: None for kind in KINDS}}
+    peers = {name: optional(name, loaders[name]) for name in args.peers.split(",")}
+    clock = Clock(1 if args.shapes == "grid" else 100)
+    source = torch.empty(args.elements * 4, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copy = 2 * source.numel() / clock.median(lambda: target.copy_(source)) / 1e3
+    print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s, torch {torch.__version__}", flush=True)
+    del source, target
+    for name in args.dtype.split(","):
+        for rows, cols in sizes(args):
+            for kind in args.kind.split(","):
+                torch.cuda.empty_cache()
+                cell = Cell(kind, getattr(torch, name), rows, cols)
+                for peer, kernels in peers.items():
+                    if kind not in kernels or (peer == "compile" and cols not in COMPILED):
+                        continue
+                    norm = kernels[kind]
+                    try:
+                        if peer == "compile":
+                            torch._dynamo.reset()
+                            norm = torch.compile(written_out(kind), dynamic=False)
+                        y = norm(*cell.inputs)
+                        dy = cell.gradients_of(y)
+                        times = {"forward": clock.microseconds(lambda: norm(*cell.inputs)),
+                                 "backward": clock.microseconds(
+                                     lambda: torch.autograd.grad(y, cell.inputs, dy, retain_graph=True))}
+                    except Exception as error:
+                        why = repr(error)[:160].replace("\n", " ")
+                        print(f"{kind:14} {peer:8} {name} {rows}x{cols} failed: {why}", flush=True)
+                        continue
+                    for direction, us in times.items():
+                        speed = cell.bytes[direction] / us / 1e3
+                        print(f"{kind:14} {direction:8} {name:8} {rows:8}x{cols:<8} {us:10.2f} us {speed:6.0f} GB/s "
+                              f"{100 * speed / copy:6.1f} % of copy  {peer}", flush=True)
+                    del y, dy
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", default="rms,layer,norm_then_gate,gate_then_norm")
+    parser.add_argument("--kind", default=",".join(KINDS))
     parser.add_argument("--dtype", default="bfloat16,float32")
-    parser.add_argument("--cols", default="256,1024,4096,8192,16384,65536")
-    parser.add_argument("--elements", type=int, default=1 << 27)
-    parser.add_argument("--rep", type=int, default=30, help="milliseconds a measurement")
+    parser.add_argument("--shapes", default="grid", choices=("grid", "odd", "toy"))
+    parser.add_argument("--cols", default=",".join(map(str, GRID)))
+    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--elements", type=int, default=ELEMENTS)
+    parser.add_argument("--peers", default="eager,liger,mamba,quack,compile")
+    parser.add_argument("--compile-only", action="store_true", help="fill torch.compile's cache, time nothing")
     args = parser.parse_args()
-    peers = {"eager": {"rms": lambda x, w: F.rms_norm(x, (x.shape[-1],), w, 1e-6),
-                       "layer": lambda x, w, b: F.layer_norm(x, (x.shape[-1],), w, b, 1e-5)}}
-    peers |= {name: optional(name, load) or {} for name, load in (("liger", liger), ("mamba", mamba), ("quack", quack))}
-
-    def median(fn):
-        return do_bench(fn, warmup=5, rep=args.rep, return_mode="median")
-
-    source = torch.empty(args.elements * 4, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() / median(lambda: target.copy_(source)) / 1e6
-    print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s, torch {torch.__version__}", flush=True)
-    del source, target
-    for name in args.dtype.split(","):
-        dtype = getattr(torch, name)
-        for cols in map(int, args.cols.split(",")):
-            rows = args.elements // cols
-
-            def tensor(*shape):
-                return torch.randn(*shape, device="cuda", dtype=dtype, requires_grad=True)
-
-            x, z, w, b = tensor(rows, cols), tensor(rows, cols), tensor(cols), tensor(cols)
-            for kind in args.kind.split(","):
-                inputs = {"rms": (x, w), "layer": (x, w, b)}.get(kind, (x, w, z))
-                for peer, kernels in peers.items():
-                    if kind not in kernels:
-                        continue
-                    try:
-                        y = kernels[kind](*inputs)
-                        dy = torch.randn_like(y)
-                        times = (median(lambda: kernels[kind](*inputs)),
-                                 median(lambda: torch.autograd.grad(y, inputs, dy, retain_graph=True)))
-                    except Exception as error:
-                        print(f"{kind:14} {peer:8} {name} {cols} failed: {error!r}"[:200], flush=True)
-                        continue
-                    for direction, ms, tensors in zip(("forward", "backward"), times, (2 + (inputs[-1] is z), 3 + 2 * (inputs[-1] is z))):
-                        speed = tensors * x.numel() * x.element_size() / ms / 1e6
-                        print(f"{kind:14} {direction:8} {name:8} {rows:8}x{cols:<8} {1e3 * ms:9.1f} us {speed:6.0f} GB/s "
-                              f"{100 * speed / copy:6.1f} % of copy  {peer}", flush=True)
-            del x, z, w, b
-            torch.cuda.empty_cache()
+    if not torch.cuda.is_available():
+        print(f"norm_gpu: PyTorch {torch.__version__} finds no GPU", file=sys.stderr)
+        return 77
+    # A backward runs on its forward's stream, and a graph is captured on one that is not the default.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        (compile_only if args.compile_only else run)(args)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
