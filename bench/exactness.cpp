@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "norma/core/autograd.h"
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/format.h"
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
@@ -273,19 +274,27 @@ WeightErrors measure_weights(int64_t rows, int64_t cols, Device device) {
     return w.grad().to(cpu);
   };
   const Tensor plain = dw(false), precise = dw(true);
-  std::vector<double> sum(static_cast<size_t>(cols)), squares(static_cast<size_t>(cols));
-  for (int64_t i = 0; i < rows; ++i) {
-    const float *row = x.span<float>().data() + i * cols, *d = dy.span<float>().data() + i * cols;
-    double mean = 0, variance = 0;
-    for (int64_t c = 0; c < cols; ++c) mean += row[c];
-    mean /= static_cast<double>(cols);
-    for (int64_t c = 0; c < cols; ++c) variance += (row[c] - mean) * (row[c] - mean);
-    const double rstd = 1 / std::sqrt(variance / static_cast<double>(cols) + 1e-5);
-    for (int64_t c = 0; c < cols; ++c) {
-      const double term = d[c] * (row[c] - mean) * rstd;
-      sum[static_cast<size_t>(c)] += term, squares[static_cast<size_t>(c)] += term * term;
+  const Split blocks = split(rows, std::max<int64_t>(1, rows / 64));
+  std::vector<std::vector<double>> partial(static_cast<size_t>(blocks.blocks));
+  parallel_for(blocks.blocks, [&](int64_t block) {
+    auto& sums = partial[static_cast<size_t>(block)];  // of the terms, then of their squares
+    sums.resize(static_cast<size_t>(2 * cols));
+    for (int64_t i = blocks.begin(block); i < blocks.end(block); ++i) {
+      const float *row = x.span<float>().data() + i * cols, *d = dy.span<float>().data() + i * cols;
+      double mean = 0, variance = 0;
+      for (int64_t c = 0; c < cols; ++c) mean += row[c];
+      mean /= static_cast<double>(cols);
+      for (int64_t c = 0; c < cols; ++c) variance += (row[c] - mean) * (row[c] - mean);
+      const double rstd = 1 / std::sqrt(variance / static_cast<double>(cols) + 1e-5);
+      for (int64_t c = 0; c < cols; ++c) {
+        const double term = d[c] * (row[c] - mean) * rstd;
+        sums[static_cast<size_t>(c)] += term, sums[static_cast<size_t>(cols + c)] += term * term;
+      }
     }
-  }
+  });
+  std::vector<double> sum(static_cast<size_t>(cols)), squares(static_cast<size_t>(cols));
+  for (const auto& sums : partial)
+    for (size_t c = 0; c < sum.size(); ++c) sum[c] += sums[c], squares[c] += sums[sum.size() + c];
   const auto worst = [&](const Tensor& t) {
     double largest = 0;
     for (size_t c = 0; c < sum.size(); ++c)
@@ -371,7 +380,7 @@ void print_tables(const Table& table, const std::vector<std::string>& peers) {
 
 constexpr const char* kIntroduction = R"page(# How exact norms are
 
-Made by `build/cpu/bench/exactness --elements %d%s`, on %s. Largest and mean error over up to a million
+Made by `build/%s/bench/exactness --elements %d%s`, on %s. Largest and mean error over up to a million
 rows of each D in {1, 2, 7, 64, 257, 1024, 4096, 65536, 131072}, 2^%d elements each, the worst D shown, in
 the unit
 
@@ -408,7 +417,11 @@ int run_main(int argc, char** argv) {
   }
   for (const char* path : peers) read_peers(path, table, methods);
   const std::string on = device.is_cpu() ? "" : " --device " + to_string(device);
-  std::printf(kIntroduction, log2, on.c_str(), to_string(device).c_str(), log2);
+  std::string name = to_string(device);
+  if constexpr (kBuiltWithCuda)
+    if (device.is_cuda()) name = "an " + detail::cuda_device_name(device);
+  std::printf(kIntroduction, device.is_cpu() ? "cpu" : "cuda", log2, on.c_str(), name.c_str(),
+              log2);
   if (!peers.empty())
     std::printf(
         "\nThe last columns are other libraries' kernels on the same machine, by\n"
@@ -420,7 +433,9 @@ int run_main(int argc, char** argv) {
       "\n### Weight gradients\n\nLargest |dw − exact| of LayerNorm, float32, normal x and dy, in "
       "units of 2^-23 √Σ terms².\n\n| rows | D | default | precise |\n| --- | --- | --- | --- |\n");
   const int64_t rows = std::min<int64_t>(1'000'000, int64_t{1} << (log2 + 2));
-  for (int64_t cols : {1, 16, 64}) {
+  std::vector<int64_t> weights{1, 16, 64};
+  if (device.is_cuda()) weights.insert(weights.end(), {1024, 4096});  // 16 GB each of x and dy
+  for (int64_t cols : weights) {
     const WeightErrors e = measure_weights(rows, cols, device);
     std::printf("| %ld | %ld | %.2f | %.2f |\n", static_cast<long>(rows), static_cast<long>(cols),
                 e.plain, e.precise);

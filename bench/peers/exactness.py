@@ -3,11 +3,15 @@
     python bench/peers/exactness.py [--device cuda] [--elements LOG2] > peers.txt
 
 The cases, sizes and unit of bench/exactness.cpp; inputs of the same distributions, drawn anew. PyTorch
-always; Liger's and mamba_ssm's Triton kernels on a GPU where they are installed.
+always; on a GPU also the Triton kernels of Liger (liger_kernel/) and mamba_ssm (mamba_layernorm_gated.py, with
+einops/) where they are installed, or found in $NORMA_PEERS or in bench/.carry/, which git ignores.
 """
 import argparse
 import math
+import os
+import sys
 
+sys.path.insert(0, os.environ.get("NORMA_PEERS", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.carry")))
 import torch
 import torch.nn.functional as F
 
@@ -61,12 +65,12 @@ def methods(device):
     except ImportError:
         pass
     try:
-        from mamba_ssm.ops.triton.layer_norm import layer_norm_fn, rms_norm_fn
+        from mamba_layernorm_gated import layernorm_fn, rmsnorm_fn
 
         def mamba(kind, x, w, b, eps):
             if x.shape[-1] * x.element_size() >= 65536:
                 return None
-            return (layer_norm_fn if kind == "layer" else rms_norm_fn)(x, w, b, eps=eps)
+            return (layernorm_fn if kind == "layer" else rmsnorm_fn)(x, w, b, eps=eps)
 
         found["mamba_ssm"] = mamba
     except ImportError:
