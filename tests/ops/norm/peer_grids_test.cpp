@@ -10,6 +10,7 @@
 #include "norma/ops/norm/formula.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/layer_norm.h"
+#include "norma/ops/norm/products.h"
 #include "norma/ops/norm/rms_norm.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
@@ -24,7 +25,15 @@ using testing::Member;
 using testing::NormArguments;
 using Maybe = std::optional<Tensor>;
 
-enum class Layout { dense, sliced, transposed, repeated_gradient, transposed_gradient, misaligned };
+enum class Layout {
+  dense,
+  sliced,
+  transposed,
+  stepped,
+  repeated_gradient,
+  transposed_gradient,
+  misaligned
+};
 
 struct PeerCase {
   Member member;
@@ -42,7 +51,7 @@ std::string to_string(const PeerCase& c) {
 /// milliseconds.
 Shape within_budget(int64_t rows, int64_t cols) {
   const int64_t budget = int64_t{1} << (default_device().is_cpu() ? 16 : 18);
-  return {std::clamp<int64_t>(budget / cols, 2, rows), cols};
+  return {std::min(rows, std::max<int64_t>(budget / cols, 2)), cols};
 }
 
 /// t's values as a view of another layout.
@@ -55,6 +64,12 @@ Tensor laid_out(const Tensor& t, Layout layout) {
     return wide.slice(1, before, before + cols).reshape(t.shape());
   }
   if (layout == Layout::transposed) return t.transpose(0, 1).contiguous().transpose(0, 1);
+  if (layout == Layout::stepped) {  // every third element of every fifth row
+    const Tensor wide = zeros({5 * rows, 3 * cols}, t.dtype());
+    const Tensor view = wide.slice(0, 0, 5 * rows, 5).slice(1, 0, 3 * cols, 3);
+    view.copy_(t.reshape({rows, cols}));
+    return view;
+  }
   return t;
 }
 
@@ -201,7 +216,8 @@ std::vector<PeerCase> flash_attention_dropout() {
 std::vector<PeerCase> quack() {
   std::vector<PeerCase> grid;
   for (NormKind kind : {NormKind::rms, NormKind::layer})
-    for (int64_t rows : {1, 199, 8192})
+    for (int64_t rows : kind == NormKind::rms ? std::vector<int64_t>{1, 199, 8192}
+                                              : std::vector<int64_t>{1, 37, 199, 4096})
       for (int64_t cols : {192, 256, 512, 760, 1024, 1128, 2048, 4096, 32768, 131072, 262144})
         for (DType dtype : {bfloat16, float16, float32}) {
           const bool low = (rows + cols) % 3 == 0;
@@ -256,7 +272,9 @@ std::vector<PeerCase> apex() {
         Member m = plain(kind, 1e-5, flags & 1, (flags & 1) && kind == NormKind::layer);
         if (flags & 2) m.options.saves = NormSaves::x_hat;  // memory-efficient
         // 16 × [32, 16] is a norm over 512 elements.
-        grid.push_back({m, {16, 512}, dtype, flags & 4 ? float32 : dtype, Layout::transposed});
+        for (Layout layout : {Layout::dense, Layout::transposed, Layout::stepped})
+          grid.push_back({m, {16, 512}, dtype, flags & 4 ? float32 : dtype, layout});
+        grid.push_back({m, within_budget(65536, 512), dtype, flags & 4 ? float32 : dtype});
       }
   for (int64_t cols :
        {768,   1024,  1536,  2048,  2304,  3072,  3840,  4096,  5120,  6144,  8192,  10240, 12288,
@@ -459,6 +477,26 @@ TEST(NoPeersGrid, NanStaysInItsRowBackwardToo) {
   EXPECT_SAME_BITS(dirty.slice(0, 3, 5), clean.slice(0, 3, 5));
   for (double v : dirty.slice(0, 2, 3).to_vector<double>()) EXPECT_TRUE(std::isnan(v));
 }
+TEST(NoPeersGrid, GroupsFromOneElementToAll) {
+  for (NormKind kind : {NormKind::rms, NormKind::layer, NormKind::l2})
+    for (GateOrder gate :
+         {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm})
+      for (int64_t group : {1, 2, 5, 30, 60})
+        for (bool shared : {false, true}) {
+          Member m = plain(kind, 1e-3, true, true);
+          m.options.group = group, m.options.gate = gate, m.shared = shared;
+          expect_exact({m, {7, 60}, float32, float32});
+        }
+}
+TEST(NoPeersGrid, AMillionColumns) {
+  for (NormKind kind : {NormKind::rms, NormKind::layer})
+    for (DType dtype : {float32, bfloat16})
+      for (int64_t rows : {1, 3})
+        expect_exact({plain(kind, 1e-6, true, kind == NormKind::layer),
+                      {rows, int64_t{1} << 20},
+                      dtype,
+                      float32});
+}
 TEST(NoPeersGrid, MoreThan2To32Elements) {
   if (default_device().is_cpu()) GTEST_SKIP() << "needs 17 GB: on a GPU alone";
   const int64_t cols = 4096, rows = (int64_t{1} << 20) + 3;
@@ -467,6 +505,15 @@ TEST(NoPeersGrid, MoreThan2To32Elements) {
   const Tensor y = rms_norm(row.expand({rows, cols}));
   for (int64_t i : {int64_t{0}, (int64_t{1} << 20) - 1, rows - 1})
     EXPECT_SAME_BITS(y.slice(0, i, i + 1), rms_norm(row));
+}
+TEST(NoPeersGrid, GradientsOfMoreThan2To32Elements) {
+  if (default_device().is_cpu()) GTEST_SKIP() << "needs 17 GB: on a GPU alone";
+  const int64_t cols = 4096, rows = (int64_t{1} << 20) + 3;
+  const Tensor row = randn({1, cols}).to(bfloat16), dy = randn({1, cols}).to(bfloat16);
+  const auto dx_of = [&](const Tensor& x, const Tensor& d) { return *norm_vjp(x, d, {}, {}).dx; };
+  const Tensor dx = dx_of(row.expand({rows, cols}), dy.expand({rows, cols})), one = dx_of(row, dy);
+  for (int64_t i : {int64_t{0}, (int64_t{1} << 20) - 1, rows - 1})
+    EXPECT_SAME_BITS(dx.slice(0, i, i + 1), one);
 }
 
 }  // namespace
