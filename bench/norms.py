@@ -129,7 +129,8 @@ def show(cells):
 
 def markdown_cell(shapes, who):
     def figure(cell):
-        return f"{number(cell, 'us'):.3g}" if shapes != "grid" else f"{number(cell, 'share'):.0f}"
+        us = number(cell, "us")
+        return f"{number(cell, 'share'):.0f}" if shapes == "grid" else f"{us:.0f}" if us >= 100 else f"{us:.3g}"
 
     peers = [p for p in PEERS if p in who]
     best = min(peers, key=lambda p: number(who[p], "us")) if peers else None
