@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kSmallThreads)
     Acc u = a.h;
     a.dn = a.dy;
     if constexpr (kGated) {
-      a.gate = short_gate_of(o, convert<Acc>(r.z[e]));
+      a.gate = short_gate_of<sizeof(T) == 2>(o, convert<Acc>(r.z[e]));
       if (gate_first)
         u = mul(u, a.gate.value);
       else
@@ -111,11 +111,12 @@ __global__ void __launch_bounds__(kSmallThreads)
   };
   const auto finish = [&](const Row& r, Acc mean_gx, Acc mean_g) {
     const int64_t at = r.first + column;
+    const Acc along = mul(r.stats.rstd, mean_gx), level = mul(r.stats.rstd, mean_g);
     Acc du[kWidth], dz[kWidth], other[kWidth];
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
       const Element a = element(r, e);
-      du[e] = mul(r.stats.rstd, fused(-a.x_hat, mean_gx, sub(a.g, mean_g)));
+      du[e] = fused(-a.x_hat, along, fused(a.g, r.stats.rstd, -level));
       if constexpr (kGated) {
         if (gate_first) {
           dz[e] = mul(mul(du[e], a.h), a.gate.slope);

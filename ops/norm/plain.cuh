@@ -133,11 +133,11 @@ __device__ __forceinline__ void take_16_bytes(uint32_t (&words)[8], uint32_t fro
 }
 
 /// The activations short enough for a fast kernel.
-template <class Acc>
+template <bool kShort = false, class Acc>
 __device__ __forceinline__ Gate<Acc> short_gate_of(const NormOptions& o, Acc z) {
   if (o.activation == GateActivation::identity) return {z, Acc(1)};
   const Acc v = o.activation == GateActivation::swish ? mul(static_cast<Acc>(o.beta), z) : z;
-  const Acc s = sigmoid(v);
+  const Acc s = kShort ? short_sigmoid(v) : sigmoid(v);
   if (o.activation == GateActivation::sigmoid) return {s, mul(s, sub(Acc(1), s))};
   return {mul(z, s), mul(s, fused(v, sub(Acc(1), s), Acc(1)))};
 }
