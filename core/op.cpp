@@ -336,13 +336,13 @@ void separate_from_inputs(Call& call) {
 
 /// The edges by which gradients leave; arguments behind the last that wants one need none.
 Node::Edges edges_of(const Call& call) {
-  size_t n = 0;
-  for (size_t i = 0; i < call.inputs.size(); ++i)
-    if (call.inputs[i]->defined() && call.inputs[i]->requires_grad()) n = i + 1;
-  Node::Edges edges(n);
-  for (size_t i = 0; i < n; ++i)
-    if (call.inputs[i]->defined() && call.inputs[i]->requires_grad())
-      edges[i] = detail::edge_of(*call.inputs[i]);
+  Node::Edges edges;
+  for (size_t i = 0; i < call.inputs.size(); ++i) {
+    const Tensor& x = *call.inputs[i];
+    if (!x.defined() || !x.requires_grad()) continue;
+    edges.resize(i);  // those between want none
+    edges.push_back(detail::edge_of(x));
+  }
   return edges;
 }
 
