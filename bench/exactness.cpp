@@ -378,9 +378,10 @@ void print_tables(const Table& table, const std::vector<std::string>& peers) {
   std::printf("\n");
 }
 
-constexpr const char* kIntroduction = R"page(# How exact norms are
+constexpr const char* kIntroduction = R"page(# How exact norms are%s
 
-Made by `build/%s/bench/exactness --elements %d%s`, on %s. Largest and mean error over up to a million
+Made by `build/%s/bench/exactness --elements %d%s`, on %s.
+Largest and mean error over up to a million
 rows of each D in {1, 2, 7, 64, 257, 1024, 4096, 65536, 131072}, 2^%d elements each, the worst D shown, in
 the unit
 
@@ -420,8 +421,8 @@ int run_main(int argc, char** argv) {
   std::string name = to_string(device);
   if constexpr (kBuiltWithCuda)
     if (device.is_cuda()) name = "an " + detail::cuda_device_name(device);
-  std::printf(kIntroduction, device.is_cpu() ? "cpu" : "cuda", log2, on.c_str(), name.c_str(),
-              log2);
+  std::printf(kIntroduction, device.is_cpu() ? "" : " on a GPU", device.is_cpu() ? "cpu" : "cuda",
+              log2, on.c_str(), name.c_str(), log2);
   if (!peers.empty())
     std::printf(
         "\nThe last columns are other libraries' kernels on the same machine, by\n"
