@@ -24,7 +24,7 @@ inline constexpr int kSmallRows = 2, kSmallBlocks = 64;
 /// warp and the warps of a block; the block that comes last adds the blocks', always in this order,
 /// so that the bits follow from the sizes, whatever the GPU and whoever was last.
 ///   bound  latency: of two rows or a few more, of the fence, and of the last block's sums
-template <class T, bool kGated>
+template <class T>
 __global__ void __launch_bounds__(kSmallThreads)
     norm_backward_small_kernel(const __grid_constant__ NormBackwardArgs k,
                                const __grid_constant__ SmallPlan plan, float* sums,
@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(kSmallThreads)
   __shared__ __align__(16) Acc by_warp[kSmallWarps][2 * kWarpSize * kWidth];
   __shared__ bool is_last;
   const NormOptions& o = k.options;
-  const bool gate_first = o.gate == GateOrder::gate_then_norm;
   const bool centred = o.kind == NormKind::layer;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes = plan.order.lanes, size = static_cast<int>(plan.order.n);
@@ -43,7 +42,7 @@ __global__ void __launch_bounds__(kSmallThreads)
   const int column = lane_in * kWidth;
   const int count = size - column >= kWidth ? kWidth : size > column ? size - column : 0;
   struct Row {
-    Packed<T, kWidth> h, dy, z;
+    Packed<T, kWidth> h, dy;
     Stats<Acc> stats;
     int64_t at;  ///< its row and, of its first element, its column
     int first;
@@ -68,7 +67,6 @@ __global__ void __launch_bounds__(kSmallThreads)
     }
     fetch(k.h.row<T>(r.at) + r.first, r.h);
     fetch(k.dy.row<T>(r.at) + r.first, r.dy);
-    if constexpr (kGated) fetch(k.z.row<T>(r.at) + r.first, r.z);
     if (k.mean) r.stats.mean = k.mean.at<Acc>(item);
     if (k.mean_rest) r.stats.mean_rest = k.mean_rest.at<Acc>(item);
     r.stats.rstd = k.rstd.at<Acc>(item);
@@ -78,7 +76,7 @@ __global__ void __launch_bounds__(kSmallThreads)
 #pragma unroll
   for (int r = 0; r < kSmallRows; ++r) fetch_row(first_item + r * step, next[r]);
 
-  Acc gain[kWidth], bias[kWidth] = {}, dw[kWidth] = {}, db[kWidth] = {};
+  Acc gain[kWidth], dw[kWidth] = {}, db[kWidth] = {};
 #pragma unroll
   for (Acc& e : gain) e = 1;
   if (k.w && count > 0) {
@@ -87,47 +85,23 @@ __global__ void __launch_bounds__(kSmallThreads)
 #pragma unroll
       for (Acc& e : gain) e = add(e, Acc(1));
   }
-  if (kGated && k.b && count > 0) read_weight<T, false>(k.b, column, count, bias);
 
-  // x̂ and g of one element, and what they were made of.
   struct Element {
-    Acc h, x_hat, dy, dn, g;
-    Gate<Acc> gate;
+    Acc x_hat, dy, g;
   };
   const auto element = [&](const Row& r, int e) {
-    Element a{convert<Acc>(r.h[e]), 0, convert<Acc>(r.dy[e]), 0, 0, {}};
-    Acc u = a.h;
-    a.dn = a.dy;
-    if constexpr (kGated) {
-      a.gate = short_gate_of<sizeof(T) == 2>(o, convert<Acc>(r.z[e]));
-      if (gate_first)
-        u = mul(u, a.gate.value);
-      else
-        a.dn = mul(a.dy, a.gate.value);
-    }
-    a.x_hat = centred ? r.stats.normalized(u) : mul(u, r.stats.rstd);
-    a.g = mul(gain[e], a.dn);
-    return a;
+    const Acc u = convert<Acc>(r.h[e]), dy = convert<Acc>(r.dy[e]);
+    return Element{centred ? r.stats.normalized(u) : mul(u, r.stats.rstd), dy, mul(gain[e], dy)};
   };
   const auto finish = [&](const Row& r, Acc mean_gx, Acc mean_g) {
     const int64_t at = r.first + column;
     const Acc along = mul(r.stats.rstd, mean_gx), level = mul(r.stats.rstd, mean_g);
-    Acc du[kWidth], dz[kWidth], other[kWidth];
+    Acc du[kWidth], other[kWidth];
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
       const Element a = element(r, e);
       du[e] = fused(-a.x_hat, along, fused(a.g, r.stats.rstd, -level));
-      if constexpr (kGated) {
-        if (gate_first) {
-          dz[e] = mul(mul(du[e], a.h), a.gate.slope);
-          du[e] = mul(du[e], a.gate.value);
-        } else {
-          const Acc product = mul(gain[e], a.x_hat);  // an absent bias adds no +0 to −0
-          dz[e] = mul(mul(a.dy, k.b ? add(product, bias[e]) : product), a.gate.slope);
-        }
-      }
     }
-    if (kGated && k.dz) write_to(k.dz.row<T>(r.at) + at, count, dz);
     if (k.dh) {
       read_from(k.dh.row<T>(r.at) + at, count, other);
 #pragma unroll
@@ -152,8 +126,8 @@ __global__ void __launch_bounds__(kSmallThreads)
         const Element a = element(now[r], e);
         gx[r].product(e, a.g, a.x_hat);
         if (centred) g_sum[r].term(e, a.g);
-        dw[e] = fused(a.dn, a.x_hat, dw[e]);
-        db[e] = add(db[e], a.dn);
+        dw[e] = fused(a.dy, a.x_hat, dw[e]);
+        db[e] = add(db[e], a.dy);
       }
     Acc mean_gx[kSmallRows], mean_g[kSmallRows];
 #pragma unroll
@@ -239,13 +213,13 @@ bool can_be_small(const NormBackwardArgs& k) {
   const auto weight = [](const ConstVec& w) {
     return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
   };
-  return k.dy.rows > 0 && k.dy.rows * k.dy.cols <= most_small_elements &&
-         size <= kWarpSize * kLaneWidth<T> && length == size &&
-         o.activation != GateActivation::gelu && o.casting == Casting::wide && o.dropout == 0 &&
-         !o.precise && o.eps > 1e-37 && k.h && !k.row_scale && !k.w2 && !k.dy2 && !k.dw2 &&
-         !k.db2 && !k.drow_scale && !k.mean_gx && !k.g_norm && !k.du_norm && of_t(k.h) &&
-         of_t(k.dy) && of_t(k.z) && of_t(k.dh) && of_t(k.dx) && of_t(k.dz) && of_t(k.dresidual) &&
-         weight(k.w) && weight(k.b);
+  const int64_t gradients = std::max(1, (k.dw ? 1 : 0) + (k.db ? 1 : 0));
+  return k.dy.rows > 0 && gradients * k.dy.rows * k.dy.cols <= most_small_elements &&
+         size <= kWarpSize * kLaneWidth<T> && length == size && !k.z &&
+         o.casting == Casting::wide && o.dropout == 0 && !o.precise && o.eps > 1e-37 && k.h &&
+         !k.row_scale && !k.w2 && !k.dy2 && !k.dw2 && !k.db2 && !k.drow_scale && !k.mean_gx &&
+         !k.g_norm && !k.du_norm && of_t(k.h) && of_t(k.dy) && of_t(k.dh) && of_t(k.dx) &&
+         of_t(k.dresidual) && weight(k.w);
 }
 
 template <class T>
@@ -254,19 +228,15 @@ void backward_small(const Cuda& on, const NormBackwardArgs& k) {
   SmallPlan plan{.order = RowOrder(size, kLaneWidth<T>), .groups = k.dy.cols / size};
   plan.items = k.dy.rows * plan.groups;
   plan.pitch = static_cast<int>(ceil_div(size, int64_t{kLaneWidth<T>}) * kLaneWidth<T>);
-  plan.even = is_even<T>(k.h, size) && is_even<T>(k.dy, size) && is_even<T>(k.z, size);
+  plan.even = is_even<T>(k.h, size) && is_even<T>(k.dy, size);
   const int64_t teams = kSmallWarps * (kWarpSize / plan.order.lanes);
   // Not more: the last block reads what all have written.
   const int64_t blocks = std::min<int64_t>(kSmallBlocks, ceil_div(plan.items, teams * kSmallRows));
   const bool sums_weights = k.dw || k.db;
   const DeviceScratch<float> sums(on, sums_weights ? blocks * 2 * plan.pitch : 1);
   unsigned* arrived = sums_weights && blocks > 1 ? detail::arrival_counter(on) : nullptr;
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(blocks)),
-                          .block = dim3(kSmallThreads)};
-  if (k.z)
-    launch(on, shape, norm_backward_small_kernel<T, true>, k, plan, sums.data(), arrived);
-  else
-    launch(on, shape, norm_backward_small_kernel<T, false>, k, plan, sums.data(), arrived);
+  launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kSmallThreads)},
+         norm_backward_small_kernel<T>, k, plan, sums.data(), arrived);
 }
 
 }  // namespace norma::norm_cuda

@@ -8,8 +8,9 @@ namespace norma::norm_cuda {
 /// NORMA_NORM_PLANS=general. The plans that read each tensor once give the same bits in y, dx and
 /// dz, so this is for telling a bug of theirs from another's.
 extern bool only_general_plans;
-/// A float32 backward of at most so many elements runs as one launch, its weights' sums added by the block
-/// that comes last. For tests and timings: 0 leaves that plan out.
+/// A float32 backward without gate of at most so many elements times weight gradients (H100: 768 ×
+/// 128 with dw takes 6.2 µs against 6.6, with db too 7.5 against 7.2) runs as one launch, its
+/// weights' sums added by the block that comes last. For tests and timings: 0 leaves that plan out.
 extern int64_t most_small_elements;
 
 /// For tests: blocks that live for a whole call are as many as on a GPU of so many
