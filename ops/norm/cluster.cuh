@@ -127,17 +127,6 @@ __device__ __forceinline__ void send_counted(float2* to, float2 v, Barrier* ther
 #endif
 }
 
-/// Four floats, and 16 bytes.
-__device__ __forceinline__ void send_counted(float4* to, float4 v, Barrier* there, uint32_t rank) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(address_in(shared_address(to), rank)),
-      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(address_in(shared_address(there), rank))
-      : "memory");
-#endif
-}
-
 /// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.
 inline int resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared,
                              int cluster) {

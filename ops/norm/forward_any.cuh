@@ -115,7 +115,7 @@ void forward_any(const Cuda& on, const NormForwardArgs& k) {
            {.grid = grid_for(items, 1, kMost),
             .block = dim3(static_cast<unsigned>(std::min(kAnyThreads / kWarpSize, order.chunks)) *
                           kWarpSize),
-            .shared = team_memory<Acc>(order, 3)},
+            .shared = team_memory<Acc>(order, 2)},
            norm_forward_any_kernel<T, true>, k, order);
 }
 

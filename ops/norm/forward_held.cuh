@@ -2,52 +2,61 @@
 
 #include <algorithm>
 
+#include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/forward_any.cuh"
 
 namespace norma::norm_cuda {
 
-/// Who holds what in the kernels of forward.
+/// How the kernels below run: who holds what.
 struct HeldPlan {
   RowOrder order;
   int64_t groups = 1, items = 0;
-  float share = 1, chunk_share = 1;  ///< 1 / elements of a group, of a whole chunk
-  bool aligned = false;              ///< every vector is whole and on 16 bytes
+  float share = 1;       ///< 1 / what a mean is divided by
+  bool aligned = false;  ///< every vector is whole and on 16 bytes
+  // Of the ring alone:
+  int cluster = 1;  ///< blocks a group
+  int stages = 0;
+  uint32_t x_bytes = 0, residual_bytes = 0;  ///< of a slice, which is a block's part of a group
+  uint32_t stage_bytes = 0;
+  uint32_t w_bytes = 0, b_bytes = 0;  ///< of the slices of weights kept in shared memory
 };
 
 /// The vectors that a thread holds: of the elements first, first + step, … < end of a group, where
 /// its chunk ends.
 struct Columns {
   int first, step, end;
-  float share;  ///< 1 / elements of the chunk
 };
+
+inline constexpr int kHeldWarps = 8, kForwardRingWarps = 16;  // at most, of a block
+inline constexpr int kRingChunks = 256;                       // at most, of a group
 
 /// Who holds a group: a warp or part of it, a block, or a block or a cluster that a ring feeds.
 enum class Holder { warp, block, ring };
 
-/// A chunk of a group in the registers of a warp, from the load to y; short groups share a warp.
-/// Vectors beyond its end are zeros.
+/// What the warps of a group tell one another: a pair of sums a chunk, of two meetings in turn.
+template <Holder kHolder>
+struct Slots {
+  float2 sums[2][kHolder == Holder::ring ? kRingChunks : kHeldWarps];
+  Barrier met[2];  ///< of a cluster
+};
+
+/// A group in the registers of its threads, from the load to y, with a chunk a warp. Vectors beyond
+/// its end are zeros.
 template <class T, bool kGated, bool kAligned, Holder kHolder>
 struct HeldGroup {
   using Acc = float;
-  static constexpr int kWidth = kLaneWidth<T>, kVecs = kForwardVecs;
+  static constexpr int kWidth = kLaneWidth<T>, kVecs = kForwardChunk / (kWarpSize * kWidth);
   static constexpr bool kRing = kHolder == Holder::ring;
 
   const NormForwardArgs& k;
   const HeldPlan& plan;
-  int lane;
+  Slots<kHolder>& slots;
+  int lane, chunk;
   Columns columns;
+  uint32_t meetings = 0;
   Acc u[kVecs][kWidth];
   Vector<T, kWidth> z[kGated ? kVecs : 1];
 
-  static __device__ __forceinline__ Columns columns_of(const HeldPlan& plan, int chunk,
-                                                       int lane_in) {
-    const int lanes = kHolder == Holder::warp ? plan.order.lanes : kWarpSize;
-    const int step = lanes * kWidth, per_chunk = plan.order.vecs * step;
-    const int size = static_cast<int>(plan.order.n), left = size - chunk * per_chunk;
-    return {chunk * per_chunk + lane_in * kWidth, step, min(size, (chunk + 1) * per_chunk),
-            left >= per_chunk || kHolder == Holder::warp ? plan.chunk_share
-                                                         : 1 / static_cast<float>(max(left, 1))};
-  }
   __device__ __forceinline__ int lanes() const {
     return kHolder == Holder::warp ? plan.order.lanes : kWarpSize;
   }
@@ -59,9 +68,6 @@ struct HeldGroup {
     if constexpr (kAligned) return left(v) > 0 ? kWidth : 0;
     return left(v) >= kWidth ? kWidth : left(v) > 0 ? left(v) : 0;
   }
-
-  /// Whether any lane has a vector v; a branch equal for all.
-  __device__ __forceinline__ bool any_has(int v) const { return v < 2 || v < plan.order.vecs; }
 
   // Vectors from this thread's first element on: `mine` is in a tensor or, of a ring, in shared
   // memory.
@@ -183,7 +189,7 @@ struct HeldGroup {
     }
   }
   __device__ __forceinline__ void gate(int v, Acc (&values)[kWidth]) const {
-    if (!any_has(v)) return;
+    if (v >= plan.order.vecs) return;
     Acc gates[kWidth];
     z[v].unpack(gates);
 #pragma unroll
@@ -191,41 +197,40 @@ struct HeldGroup {
       values[e] = mul(values[e], short_gate_of(k.options, gates[e]).value);
   }
 
-  __device__ __forceinline__ ChunkSums<Acc> sums() const {
-    LaneSum<Acc> squares, sum, rest;
-    if (k.options.kind != NormKind::layer) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        if (!any_has(v)) break;
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) squares.product(e, u[v][e], u[v][e]);
-      }
-      return {0, 0, lanes_sum(squares.total(), lanes())};
+  /// Tells all warps of the group this one's sums, and waits for theirs. Two sets of slots suffice:
+  /// who sends those of a meeting has those of the one before, and so all have read the one before
+  /// that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at would
+  /// wait for their stores to global memory too.
+  __device__ __forceinline__ void meet(float2 mine) {
+    const uint32_t set = meetings & 1;
+    float2* slot = &slots.sums[set][chunk];
+    if (!kRing || plan.cluster == 1) {
+      if (lane == 0) *slot = mine;
+      __syncthreads();
+    } else {
+      Barrier& met = slots.met[set];
+      if (threadIdx.x == 0)
+        met.arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
+      if (lane < plan.cluster && chunk < plan.order.chunks)
+        send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
+      met.wait(meetings >> 1 & 1);
     }
+    ++meetings;
+  }
+  __device__ __forceinline__ const Acc* told() const {
+    return &slots.sums[(meetings - 1) & 1][0].x;
+  }
+  template <int kSums>
+  __device__ __forceinline__ void sum(const LaneSum<Acc> (&mine)[kSums], Acc (&total)[kSums]) {
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      if (!any_has(v)) break;
+    for (int s = 0; s < kSums; ++s) total[s] = lanes_sum(mine[s].total(), lanes());
+    if constexpr (kHolder == Holder::warp) return;
+    meet(make_float2(total[0], total[kSums - 1]));
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) sum.term(e, u[v][e]);
-    }
-    const Acc mean = mul(lanes_sum(sum.total(), lanes()), columns.share);
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      if (!any_has(v)) break;
-      const int n = count(v);
-      const Acc from_all = n > 0 ? mean : Acc(0);
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        Acc c = sub(u[v][e], from_all);
-        if (!kAligned && e >= n) c = 0;
-        rest.term(e, c);
-        squares.product(e, c, c);
-      }
-    }
-    return {mean, lanes_sum(rest.total(), lanes()), lanes_sum(squares.total(), lanes())};
+    for (int s = 0; s < kSums; ++s) total[s] = chunks_sum<2>(told() + s, plan.order.chunks);
   }
   /// The largest |u|, or NaN: their bits are in this order.
-  __device__ __forceinline__ uint32_t largest_bits() const {
+  __device__ __forceinline__ Acc largest_element() {
     uint32_t most = 0;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v)
@@ -233,32 +238,77 @@ struct HeldGroup {
       for (int e = 0; e < kWidth; ++e) most = max(most, __float_as_uint(fabsf(u[v][e])));
     for (int step = lanes() / 2; step > 0; step /= 2)
       most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
-    return most;
+    if constexpr (kHolder != Holder::warp) {
+      meet(make_float2(__uint_as_float(most), 0));
+#pragma unroll 1
+      for (int c = 0; c < plan.order.chunks; ++c) most = max(most, __float_as_uint(told()[2 * c]));
+    }
+    return __uint_as_float(most);
   }
 
-  /// From the sums of all chunks: sums_of(c). largest(bits) is that of all warps, tell_again(sums)
-  /// gives the sums of all chunks anew. Leaves u multiplied by the scale.
-  template <class Sums, class LargestOf, class Again>
-  __device__ __forceinline__ Stats<Acc> statistics(const Sums& sums_of, const LargestOf& largest,
-                                                   const Again& tell_again) {
-    const bool centred = k.options.kind == NormKind::layer;
-    const Acc terms = k.options.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(plan.order.n);
-    const double eps = k.options.eps;
-    Moments<Acc> m = moments_of<kWidth>(plan.order, centred, plan.share, sums_of);
-    const Stats<Acc> s{m.mean, m.mean_rest, rstd_of(m.squares, terms, eps), 1};
-    // All threads of a block agree; rows of one warp need not, and a scale of 1 changes nothing.
-    const bool redo = out_of_range(m.squares, eps);
-    if (!__any_sync(0xffffffffu, redo)) return s;
-    const Acc most = __uint_as_float(largest(largest_bits()));
-    const Acc scale = redo ? range_scale(most) : Acc(1);
-    if (!__any_sync(0xffffffffu, scale != 1)) return s;
+  /// Σ u² or, by two passes over the registers, the mean as a pair and Σ (u − mean)².
+  template <class F>
+  __device__ __forceinline__ Acc squares(Stats<Acc>& s, Acc terms, const F& at_first_meeting) {
+    LaneSum<Acc> first[1], second[2];
+    Acc total[1], totals[2];
+    if (k.options.kind != NormKind::layer) {
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) first[0].product(e, u[v][e], u[v][e]);
+      sum(first, total);
+      at_first_meeting();
+      return total[0];
+    }
 #pragma unroll
     for (int v = 0; v < kVecs; ++v)
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) u[v][e] = mul(u[v][e], scale);
-    m = moments_of<kWidth>(plan.order, centred, plan.share, tell_again(sums()));
-    if (scale == 1) return s;
-    return {m.mean, m.mean_rest, scaled_rstd(m.squares, terms, scale, eps), scale};
+      for (int e = 0; e < kWidth; ++e) first[0].term(e, u[v][e]);
+    sum(first, total);
+    at_first_meeting();
+    s.mean = mean_of(total[0], terms, plan.share);
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      const int n = count(v);
+      const Acc mean = n > 0 ? s.mean : Acc(0);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) {
+        Acc c = sub(u[v][e], mean);
+        if (!kAligned && e >= n) c = 0;
+        second[0].term(e, c);
+        second[1].product(e, c, c);
+      }
+    }
+    sum(second, totals);
+    s.mean_rest = mean_of(totals[0], terms, plan.share);
+    return about_mean(totals[1], s.mean_rest, terms);
+  }
+
+  /// Leaves u multiplied by the scale.
+  template <class F>
+  __device__ __forceinline__ Stats<Acc> statistics(const F& at_first_meeting) {
+    const Acc terms =
+        k.options.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(static_cast<int>(plan.order.n));
+    const double eps = k.options.eps;
+    Stats<Acc> s;
+#pragma unroll 1
+    for (int pass = 0;; ++pass) {
+      const Acc sum_of_squares = squares(s, terms, [&] {
+        if (pass == 0) at_first_meeting();
+      });
+      s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, terms, eps)
+                            : scaled_rstd(sum_of_squares, terms, s.scale, eps);
+      // All threads of a block agree; rows of one warp need not, and a scale of 1 changes nothing.
+      const bool redo = out_of_range(sum_of_squares, eps);
+      if (pass == 1 || !__any_sync(0xffffffffu, redo)) return s;
+      const Acc most = largest_element();
+      s.scale = redo ? range_scale(most) : Acc(1);
+      if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) u[v][e] = mul(u[v][e], s.scale);
+    }
   }
   __device__ __forceinline__ void write_stats(const Stats<Acc>& s, int64_t at) const {
     const auto unscaled = [&](Acc v) { return s.scale == 1 ? v : v / s.scale; };
@@ -290,7 +340,6 @@ struct HeldGroup {
     Writer<T> writer{*this, y, active};
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      if (!any_has(v)) break;
       Acc gain[kWidth], r[kWidth];
       weight(w, v, 1).unpack(gain);
       weight(b, v, 0).unpack(r);
@@ -348,60 +397,146 @@ struct HeldGroup {
   }
 };
 
-/// Warps of a block at most, and blocks of a multiprocessor: as many as leave the registers.
-template <class T, Holder kHolder>
-inline constexpr int kHeldWarps = kHolder == Holder::warp ? 4
-                                  : sizeof(T) == 2        ? 8
-                                                          : 16;
-template <class T, Holder kHolder>
-inline constexpr int kHeldBlocks = kHolder == Holder::warp ? (sizeof(T) == 2 ? 5 : 6)
-                                   : sizeof(T) == 2        ? 3
-                                                           : 2;
+/// Blocks of a multiprocessor: as many as leave the registers for a group.
+template <class T>
+inline constexpr int kHeldBlocks = sizeof(T) == 2 ? 3 : 2;
 
 /// The plain members up to kHeldWarps chunks, each tensor read once, a group or more a block.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b come from the caches
 ///   bound  memory
 template <class T, bool kGated, bool kAligned, Holder kHolder>
-__global__ void __launch_bounds__(kHeldWarps<T, kHolder>* kWarpSize, kHeldBlocks<T, kHolder>)
+__global__ void __launch_bounds__(kHeldWarps* kWarpSize, kHeldBlocks<T>)
     norm_forward_held_kernel(const __grid_constant__ NormForwardArgs k,
                              const __grid_constant__ HeldPlan plan) {
   using Group = HeldGroup<T, kGated, kAligned, kHolder>;
   constexpr bool kBlock = kHolder == Holder::block;
-  __shared__ ChunkSums<float> told[2][kHeldWarps<T, kHolder>];
-  __shared__ uint32_t largest[kHeldWarps<T, kHolder>];
-  const int lane = threadIdx.x % kWarpSize, chunk = kBlock ? threadIdx.x / kWarpSize : 0;
+  __shared__ Slots<kHolder> slots;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes = kBlock ? kWarpSize : plan.order.lanes, lane_in = lane & (lanes - 1);
+  const int size = static_cast<int>(plan.order.n), step = lanes * Group::kWidth;
   int64_t item = blockIdx.x;
   if (!kBlock) item = (item * blockDim.x + threadIdx.x) >> (31 - __clz(lanes));
   const bool active = kBlock || item < plan.items;
   if (!active) item = plan.items - 1;  // for company in the shuffles
-  const GroupPlace p(item, plan.groups, plan.order.n);
-  Group group{k, plan, lane, Group::columns_of(plan, chunk, lane_in)};
+  const GroupPlace p(item, plan.groups, size);
+  const int chunk = kBlock ? warp : 0, per_chunk = plan.order.vecs * step;
+  Group group{
+      k,
+      plan,
+      slots,
+      lane,
+      chunk,
+      {chunk * per_chunk + lane_in * Group::kWidth, step, min(size, (chunk + 1) * per_chunk)}};
   const int64_t at = p.first + group.columns.first;
   group.read(p, k.x.row<T>(p.row) + at, k.z ? k.z.row<T>(p.row) + at : nullptr,
              group.first_of(k.residual, p), active);
-  const auto tell = [&](ChunkSums<float>* all, const ChunkSums<float>& mine) {
-    if constexpr (kBlock) {
-      if (lane == 0) all[chunk] = mine;
-      __syncthreads();
-      return [all](int c) { return all[c]; };
-    } else {
-      return [mine](int) { return mine; };
-    }
-  };
-  const Stats<float> stats = group.statistics(
-      tell(told[0], group.sums()),
-      [&](uint32_t bits) {
-        if constexpr (kBlock) {
-          if (lane == 0) largest[chunk] = bits;
-          __syncthreads();
-          for (int c = 0; c < plan.order.chunks; ++c) bits = max(bits, largest[c]);
-        }
-        return bits;
-      },
-      [&](const ChunkSums<float>& mine) { return tell(told[1], mine); });
+  const Stats<float> stats = group.statistics([] {});
   if (active && lane_in == 0 && chunk == 0) group.write_stats(stats, p.stat);
   group.write(p, stats, group.first_of(k.w, p), group.first_of(k.b, p), active);
+}
+
+/// Longer groups: blocks live for the whole call, alone or in clusters of two to sixteen that share
+/// a group. While they work on one, the bulk copy engine brings their slices of the next ones into
+/// a ring of stages in shared memory, so that memory is never idle while warps meet.
+template <class T, bool kGated>
+__global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
+    norm_forward_ring_kernel(const __grid_constant__ NormForwardArgs k,
+                             const __grid_constant__ HeldPlan plan) {
+#if __CUDA_ARCH__ >= 900
+  using Group = HeldGroup<T, kGated, true, Holder::ring>;
+  __shared__ Slots<Holder::ring> slots;
+  __shared__ Barrier full[8];
+  extern __shared__ __align__(128) unsigned char memory[];
+  unsigned char* stages = memory + plan.w_bytes + plan.b_bytes;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int warps = blockDim.x / kWarpSize, size = static_cast<int>(plan.order.n);
+  const int per_chunk = plan.order.vecs * kWarpSize * Group::kWidth;
+  const uint32_t rank = plan.cluster > 1 ? cluster_rank() : 0;
+  const int chunk = static_cast<int>(rank) * warps + warp;
+  const int slice_first = static_cast<int>(rank) * warps * per_chunk;
+  const int in_slice = max(0, min(size - slice_first, warps * per_chunk));
+
+  const auto element_of = [](DType t) { return uint32_t{t == dtype_of<T> ? sizeof(T) : 4}; };
+
+  // One thread sends for slices; the barrier of their stage counts the bytes.
+  const auto send_for = [&](int64_t item, int stage) {
+    if (item >= plan.items) return;
+    const GroupPlace p(item, plan.groups, size);
+    unsigned char* to = stages + static_cast<uint32_t>(stage) * plan.stage_bytes;
+    const auto bytes = [&](const ConstRows& t) {
+      return t ? static_cast<uint32_t>(in_slice) * element_of(t.dtype) : 0;
+    };
+    full[stage].arrive_expecting(bytes(k.x) + bytes(k.z) + bytes(k.residual));
+    const auto copy = [&](const ConstRows& t, uint32_t offset) {
+      if (t && in_slice > 0)
+        bulk_copy(to + offset,
+                  Group::address(t.data, t.dtype, p.row * t.row_stride + p.first + slice_first),
+                  bytes(t), full[stage]);
+    };
+    copy(k.x, 0);
+    copy(k.residual, plan.x_bytes);
+    copy(k.z, plan.x_bytes + plan.residual_bytes);
+  };
+  const int64_t first_item = blockIdx.x / plan.cluster, step = gridDim.x / plan.cluster;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < plan.stages; ++s) full[s].init(1);
+    slots.met[0].init(1), slots.met[1].init(1);
+    barriers_are_visible();
+    for (int s = 0; s < plan.stages; ++s) send_for(first_item + s * step, s);
+  }
+  __syncthreads();
+  if (plan.cluster > 1) cluster_sync();  // all blocks have started: their slots can be written
+
+  Group group{k,
+              plan,
+              slots,
+              lane,
+              chunk,
+              {chunk * per_chunk + lane * Group::kWidth, kWarpSize * Group::kWidth,
+               min(size, (chunk + 1) * per_chunk)}};
+  const int local = group.columns.first - slice_first;
+  // Weights that all groups share stay here, each thread's own.
+  const auto keep = [&](const ConstVec& t, unsigned char* to) {
+    const auto element = static_cast<int>(element_of(t.dtype));
+#pragma unroll 1
+    for (int v = 0; v < Group::kVecs; ++v)
+#pragma unroll 1
+      for (int byte = 0; byte < group.count(v) * element; byte += 16) {
+        const int at = (local + v * group.columns.step) * element + byte;
+        *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(
+            static_cast<const unsigned char*>(t.data) + slice_first * element + at);
+      }
+  };
+  if (plan.w_bytes > 0) keep(k.w, memory);
+  if (plan.b_bytes > 0) keep(k.b, memory + plan.w_bytes);
+
+  int stage = 0;
+  uint32_t phase = 0;
+#pragma unroll 1
+  for (int64_t item = first_item; item < plan.items; item += step) {
+    const GroupPlace p(item, plan.groups, size);
+    const unsigned char* x = stages + static_cast<uint32_t>(stage) * plan.stage_bytes;
+    const unsigned char *residual = x + plan.x_bytes, *z = residual + plan.residual_bytes;
+    const auto here = [&](const unsigned char* data, DType dtype) {
+      return Group::address(data, dtype, local);
+    };
+    const auto weight = [&](const ConstVec& t, uint32_t kept, const unsigned char* data) {
+      return kept > 0 ? here(data, t.dtype) : group.first_of(t, p);
+    };
+    full[stage].wait(phase);
+    group.read(p, reinterpret_cast<const T*>(x) + local,
+               k.z ? reinterpret_cast<const T*>(z) + local : nullptr,
+               k.residual ? here(residual, k.residual.dtype) : nullptr, true);
+    // When the warps have met, they have all read their stage.
+    const Stats<float> stats = group.statistics([&] {
+      if (threadIdx.x == 0) send_for(item + plan.stages * step, stage);
+    });
+    if (threadIdx.x == 0 && rank == 0) group.write_stats(stats, p.stat);
+    group.write(p, stats, weight(k.w, plan.w_bytes, memory),
+                weight(k.b, plan.b_bytes, memory + plan.w_bytes), true);
+    if (++stage == plan.stages) stage = 0, phase ^= 1;
+  }
+#endif
 }
 
 /// Whether the members of forward_held cover k.
@@ -418,23 +553,46 @@ bool can_hold(const NormForwardArgs& k) {
          (!k.w || !k.b || k.w.dtype == k.b.dtype);
 }
 
+/// A ring for the groups of k, if one fits: the smallest cluster that leaves room for two stages
+/// and, where all groups share them, for the weights.
 template <class T>
-HeldPlan plan_held(const NormForwardArgs& k) {
+bool plan_ring(const Cuda& on, const NormForwardArgs& k, HeldPlan& plan, int* warps,
+               size_t* shared) {
+  if (!plan.aligned || detail::properties(on.device).major < 9) return false;
+  constexpr size_t kMemory = 220 << 10;
+  const auto bytes = [](const auto& t) { return t ? size_of(t.dtype) : 0; };
+  const int64_t element = size_of(k.x.dtype) + bytes(k.z) + bytes(k.residual);
+  const bool shares = plan.groups == 1 || (k.w ? k.w : k.b).n == plan.order.n;
+  for (const bool keeps : {true, false})
+    for (plan.cluster = 1; plan.cluster <= 16; plan.cluster *= 2) {
+      *warps = ceil_div(plan.order.chunks, plan.cluster);
+      if (*warps > kForwardRingWarps || (keeps && !shares)) continue;
+      const int64_t slice = int64_t{*warps} * plan.order.vecs * kWarpSize * kLaneWidth<T>;
+      plan.stage_bytes = static_cast<uint32_t>(slice * element);
+      plan.x_bytes = static_cast<uint32_t>(slice * size_of(k.x.dtype));
+      plan.residual_bytes = static_cast<uint32_t>(slice * bytes(k.residual));
+      plan.w_bytes = static_cast<uint32_t>(keeps ? slice * bytes(k.w) : 0);
+      plan.b_bytes = static_cast<uint32_t>(keeps ? slice * bytes(k.b) : 0);
+      const size_t kept = plan.w_bytes + plan.b_bytes;
+      if (kept + 2 * plan.stage_bytes > kMemory) continue;
+      plan.stages = static_cast<int>(std::min<size_t>(8, (kMemory - kept) / plan.stage_bytes));
+      *shared = kept + static_cast<size_t>(plan.stages) * plan.stage_bytes;
+      return true;
+    }
+  return false;
+}
+
+/// Runs it, or says that the sizes do not fit.
+template <class T>
+bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
   HeldPlan plan{.order = forward_order(size, kLaneWidth<T>), .groups = k.x.cols / size};
   plan.items = k.x.rows * plan.groups;
-  const int64_t per_chunk = int64_t{plan.order.vecs} * plan.order.lanes * kLaneWidth<T>;
-  plan.share = 1 / static_cast<float>(size);
-  plan.chunk_share = 1 / static_cast<float>(std::min(size, per_chunk));
+  plan.share = 1 / (k.options.kind == NormKind::l2 ? 1.0f : static_cast<float>(size));
   const auto even = [&](const auto& t) { return is_even<T>(t, size); };
   plan.aligned = even(k.x) && even(k.z) && even(k.residual) && even(k.h) && even(k.y) &&
                  on_16_bytes(k.w) && on_16_bytes(k.b);
-  return plan;
-}
-
-template <class T>
-void forward_held(const Cuda& on, const NormForwardArgs& k, const HeldPlan& plan) {
-  const auto go = [&]<Holder kHolder>(int warps, int groups) {
+  const auto held = [&]<Holder kHolder>(int warps, int groups) {
     launch(on,
            {.grid = grid_for(plan.items, groups),
             .block = dim3(static_cast<unsigned>(warps * kWarpSize))},
@@ -442,11 +600,27 @@ void forward_held(const Cuda& on, const NormForwardArgs& k, const HeldPlan& plan
            : k.z         ? norm_forward_held_kernel<T, true, true, kHolder>
                          : norm_forward_held_kernel<T, false, true, kHolder>,
            k, plan);
+    return true;
   };
-  if (plan.order.chunks > 1)
-    go.template operator()<Holder::block>(plan.order.chunks, 1);
-  else
-    go.template operator()<Holder::warp>(4, 4 * kWarpSize / plan.order.lanes);
+  if (plan.order.chunks == 1)
+    return held.template operator()<Holder::warp>(4, 4 * kWarpSize / plan.order.lanes);
+  if (plan.order.chunks <= kHeldWarps)
+    return held.template operator()<Holder::block>(plan.order.chunks, 1);
+  int warps = 0;
+  size_t shared = 0;
+  if (k.x.rows == 0 || !plan_ring<T>(on, k, plan, &warps, &shared)) return false;
+  const auto kernel = k.z ? norm_forward_ring_kernel<T, true> : norm_forward_ring_kernel<T, false>;
+  const int64_t clusters =
+      std::min<int64_t>(plan.items, resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                      warps * kWarpSize, shared, plan.cluster));
+  if (clusters < 1) return false;
+  launch(on,
+         {.grid = dim3(static_cast<unsigned>(clusters * plan.cluster)),
+          .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
+          .shared = shared,
+          .cluster = static_cast<unsigned>(plan.cluster)},
+         kernel, k, plan);
+  return true;
 }
 
 }  // namespace norma::norm_cuda

@@ -183,9 +183,9 @@ struct RowOrder {
   }
 };
 
-/// Vectors of a lane of a forward's chunk: what a lane does once a row (its place, the butterflies,
-/// a root) is spread over them.
-inline constexpr int kForwardVecs = 4;
+/// Elements of a chunk of a forward, whose lanes have 32 each: what a lane does once a row (its
+/// place, the butterflies, a root) is spread over them.
+inline constexpr int kForwardChunk = 1024;
 
 /// The order of the forward's sums: longer chunks of the same number of vectors, and short rows in
 /// fewer lanes.
@@ -193,11 +193,11 @@ inline RowOrder forward_order(int64_t size, int width) {
   RowOrder order;
   order.n = size;
   const int64_t vectors = ceil_div(size, int64_t{width});
-  order.chunks = static_cast<int>(ceil_div(vectors, int64_t{kForwardVecs * kWarpSize}));
-  if (size > 8192) order.chunks = ceil_div(order.chunks, 16) * 16;  // a ring's blocks have 16 warps
+  const int64_t most = kForwardChunk / (kWarpSize * width);  // vectors of a lane
+  order.chunks = static_cast<int>(ceil_div(size, int64_t{kForwardChunk}));
+  if (order.chunks > 8) order.chunks = ceil_div(order.chunks, 16) * 16;  // all warps of a block
   // Four neighbouring lanes at least, since they read 64 bytes of a row together.
-  while (order.lanes / 2 >= std::min<int64_t>(vectors, 4) &&
-         order.lanes / 2 * kForwardVecs >= vectors)
+  while (order.lanes / 2 >= std::min<int64_t>(vectors, 4) && order.lanes / 2 * most >= vectors)
     order.lanes /= 2;
   order.vecs = static_cast<int>(ceil_div(vectors, int64_t{order.lanes} * order.chunks));
   return order;
@@ -222,98 +222,13 @@ __device__ __forceinline__ Acc lanes_sum(Acc v, int lanes) {
 }
 
 /// The chunks' sums, in every lane: lane l adds the chunks l, l + 32, …
-template <class Acc>
+template <int kStride = 1, class Acc>
 __device__ __forceinline__ Acc chunks_sum(const Acc* slots, int chunks) {
   const int lane = threadIdx.x % kWarpSize;
-  Acc v = 0;
+  Acc v = lane < chunks ? slots[kStride * lane] : Acc(0);
 #pragma unroll 1
-  for (int c = lane; c < chunks; c += kWarpSize) v = c == lane ? slots[c] : add(v, slots[c]);
+  for (int c = lane + kWarpSize; c < chunks; c += kWarpSize) v = add(v, slots[kStride * c]);
   return lanes_sum(v, kWarpSize);
-}
-
-// ---- Statistics
-
-/// x̂ = (scale · u − mean) · rstd − mean_rest · rstd. scale is 1, or the power of two by which a row
-/// was multiplied whose squares leave the range of Acc.
-template <class Acc>
-struct Stats {
-  Acc mean = 0, mean_rest = 0, rstd = 0, scale = 1;
-  __device__ __forceinline__ Acc normalized(Acc u) const {
-    return fused(sub(u, mean), rstd, -mul(mean_rest, rstd));
-  }
-};
-/// x̂ in three operations.
-template <class Acc>
-struct Normalize {
-  Acc mean, rstd, shift;
-  __device__ explicit Normalize(const Stats<Acc>& s)
-      : mean(s.mean), rstd(s.rstd), shift(-mul(s.mean_rest, s.rstd)) {}
-  __device__ __forceinline__ Acc operator()(Acc u) const {
-    return fused(sub(u, mean), rstd, shift);
-  }
-};
-template <class Acc>
-struct Moments {
-  Acc mean = 0, mean_rest = 0, squares = 0;
-};
-
-/// Whether a sum of squares has left the range of Acc, or so nearly vanished that it and eps have
-/// lost digits.
-template <class Acc>
-__device__ __forceinline__ bool out_of_range(Acc squares, double eps) {
-  constexpr bool kWide = std::is_same_v<Acc, double>;
-  return !(squares <= largest<Acc>()) ||
-         (squares < (kWide ? Acc(1e-290) : Acc(1e-30f)) && eps < (kWide ? 1e-280 : 1e-20));
-}
-/// total / size, rounded once (Markstein), where share = 1 / size was rounded once; NaN where that
-/// leaves the range.
-template <class Acc>
-__device__ __forceinline__ Acc mean_of(Acc total, Acc size, Acc share) {
-  const Acc m = mul(total, share);
-  return fused(fused(-m, size, total), share, m);
-}
-template <class Acc>
-__device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, double eps) {
-  // rsqrtf may be 2 ulp off; once a row, an exact root and division are free.
-  return 1 / sqrt(add(squares / size, static_cast<Acc>(eps)));
-}
-
-/// What a warp finds of its chunk: of layer the mean, rounded, and the sums about it, Σ (u − mean)
-/// and Σ (u − mean)²; of others 0, 0 and Σ u².
-template <class Acc>
-struct ChunkSums {
-  Acc mean = 0, rest = 0, squares = 0;
-};
-
-/// The moments of a group from its chunks' (Chan, Golub & LeVeque 1983), by a whole warp, with the
-/// mean as a pair. sums_of(c) is called for every chunk, by a lane.
-template <int kWidth, class Acc, class F>
-__device__ __forceinline__ Moments<Acc> moments_of(const RowOrder& order, bool centred, Acc share,
-                                                   const F& sums_of) {
-  const auto over_chunks = [&](const auto& term) {
-    if (order.chunks == 1) return term(sums_of(0), static_cast<Acc>(order.n));
-    const int64_t per_chunk = int64_t{order.vecs} * kWarpSize * kWidth;
-    Acc v = 0;
-#pragma unroll 1
-    for (int c = threadIdx.x % kWarpSize; c < order.chunks; c += kWarpSize) {
-      const int64_t left = order.n - c * per_chunk;
-      const auto n = static_cast<Acc>(left < per_chunk ? (left > 0 ? left : 0) : per_chunk);
-      v = add(v, term(sums_of(c), n));
-    }
-    return lanes_sum(v, kWarpSize);
-  };
-  if (!centred) return {0, 0, over_chunks([](const ChunkSums<Acc>& s, Acc) { return s.squares; })};
-  // About the first chunk's mean, which is near: differences from it are exact or small.
-  const Acc near = sums_of(0).mean;
-  const Acc total = over_chunks(
-      [&](const ChunkSums<Acc>& s, Acc n) { return fused(n, sub(s.mean, near), s.rest); });
-  const Acc shift = mean_of(total, static_cast<Acc>(order.n), share);
-  const Acc squares = over_chunks([&](const ChunkSums<Acc>& s, Acc n) {
-    const Acc off = sub(sub(s.mean, near), shift);
-    return fused(off, fused(n, off, add(s.rest, s.rest)), s.squares);
-  });
-  const Acc mean = add(near, shift);
-  return {mean, sub(shift, sub(mean, near)), squares < 0 ? Acc(0) : squares};  // keeps NaN
 }
 
 /// The threads that work on one group: a warp, or (kBlock) all warps of a block, with memory for
@@ -371,56 +286,6 @@ struct Team {
     }
   }
 
-  template <int kWidth, class F>
-  __device__ __forceinline__ ChunkSums<Acc> chunk_sums(int chunk, bool centred,
-                                                       const F& u_of) const {
-    const auto sum_over = [&](const auto& add_terms) {
-      for_chunk<kWidth>(chunk, [&](int64_t c, int n) {
-        Acc u[kWidth];
-        u_of(c, n, u);
-        for (int e = 0; e < kWidth; ++e)
-          if (e < n) add_terms(e, u[e]);
-      });
-    };
-    LaneSum<Acc> squares, sum, rest;
-    if (!centred) {
-      sum_over([&](int e, Acc u) { squares.product(e, u, u); });
-      return {0, 0, lanes_sum(squares.total(), order.lanes)};
-    }
-    sum_over([&](int e, Acc u) { sum.term(e, u); });
-    const int64_t first = int64_t{chunk} * order.vecs * kWarpSize * kWidth, left = order.n - first;
-    const int64_t most = int64_t{order.vecs} * order.lanes * kWidth;
-    const auto n = static_cast<Acc>(left < 1 ? 1 : left < most ? left : most);
-    const Acc mean = mul(lanes_sum(sum.total(), order.lanes), 1 / n);
-    sum_over([&](int e, Acc u) {
-      const Acc c = sub(u, mean);
-      rest.term(e, c);
-      squares.product(e, c, c);
-    });
-    return {mean, lanes_sum(rest.total(), order.lanes), lanes_sum(squares.total(), order.lanes)};
-  }
-  /// Of elements that u_of(c, n, u) gives.
-  template <int kWidth, class F>
-  __device__ Moments<Acc> moments(bool centred, Acc share, const F& u_of) const {
-    if constexpr (!kBlock) {
-      const ChunkSums<Acc> s = chunk_sums<kWidth>(0, centred, u_of);
-      Moments<Acc> m = moments_of<kWidth>(order, centred, share, [&](int) { return s; });
-      // Lanes beyond order.lanes have seen nothing.
-      for (Acc* v : {&m.mean, &m.mean_rest, &m.squares}) *v = __shfl_sync(0xffffffffu, *v, 0);
-      return m;
-    } else {
-      auto* chunks = reinterpret_cast<ChunkSums<Acc>*>(slots);
-      __syncthreads();  // the slots' last readers are done
-#pragma unroll 1
-      for (int chunk = warp(); chunk < order.chunks; chunk += warps()) {
-        const ChunkSums<Acc> s = chunk_sums<kWidth>(chunk, centred, u_of);
-        if (lane() == 0) chunks[chunk] = s;
-      }
-      __syncthreads();
-      return moments_of<kWidth>(order, centred, share, [&](int c) { return chunks[c]; });
-    }
-  }
-
   /// Folds the lanes' values, and then the chunks': merge(a, b) changes a. For what is no sum.
   template <class V, class Merge>
   __device__ V merged(const V& mine, V* values, const Merge& merge) const {
@@ -446,6 +311,59 @@ struct Team {
     return v;
   }
 };
+
+// ---- Statistics
+
+/// x̂ = (scale · u − mean) · rstd − mean_rest · rstd. scale is 1, or the power of two by which a row
+/// was multiplied whose squares leave the range of Acc.
+template <class Acc>
+struct Stats {
+  Acc mean = 0, mean_rest = 0, rstd = 0, scale = 1;
+  __device__ __forceinline__ Acc normalized(Acc u) const {
+    return fused(sub(u, mean), rstd, -mul(mean_rest, rstd));
+  }
+};
+/// x̂ in three operations.
+template <class Acc>
+struct Normalize {
+  Acc mean, rstd, shift;
+  __device__ explicit Normalize(const Stats<Acc>& s)
+      : mean(s.mean), rstd(s.rstd), shift(-mul(s.mean_rest, s.rstd)) {}
+  __device__ __forceinline__ Acc operator()(Acc u) const {
+    return fused(sub(u, mean), rstd, shift);
+  }
+};
+template <class Acc>
+struct Moments {
+  Acc mean = 0, mean_rest = 0, squares = 0;
+};
+
+/// Whether a sum of squares has left the range of Acc, or so nearly vanished that it and eps have
+/// lost digits.
+template <class Acc>
+__device__ __forceinline__ bool out_of_range(Acc squares, double eps) {
+  constexpr bool kWide = std::is_same_v<Acc, double>;
+  return !(squares <= largest<Acc>()) ||
+         (squares < (kWide ? Acc(1e-290) : Acc(1e-30f)) && eps < (kWide ? 1e-280 : 1e-20));
+}
+/// The sum of squares about the mean, from those about its rounded value.
+template <class Acc>
+__device__ __forceinline__ Acc about_mean(Acc squares, Acc rest, Acc size) {
+  const Acc less = sub(squares, mul(mul(rest, rest), size));
+  return less >= 0 ? less : mul(squares, Acc(0));  // keeps NaN
+}
+/// total / size, rounded once (Markstein), where share = 1 / size was rounded once; NaN where that
+/// leaves the range.
+template <class Acc>
+__device__ __forceinline__ Acc mean_of(Acc total, Acc size, Acc share) {
+  const Acc m = mul(total, share);
+  return fused(fused(-m, size, total), share, m);
+}
+template <class Acc>
+__device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, double eps) {
+  // rsqrtf may be 2 ulp off; once a row, an exact root and division are free.
+  return 1 / sqrt(add(squares / size, static_cast<Acc>(eps)));
+}
 
 /// Of a row that was scaled.
 template <class Acc>
@@ -529,7 +447,28 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
                             [](auto& a, const auto& b) { a.merge(b); });
       m = {running.mean, Acc(0), running.squares};
     } else {
-      m = team.template moments<kWidth>(o.kind == NormKind::layer, share, scaled);
+      const bool centred = o.kind == NormKind::layer;
+      Acc total[2];
+#pragma unroll 1
+      for (int pass = centred ? 0 : 1; pass < 2; ++pass) {
+        const bool first = pass == 0;  // Σ u; then Σ (u − mean) and Σ (u − mean)²
+        team.template sum<kWidth>(total, [&](int64_t c, int n, LaneSum<Acc>(&sums)[2]) {
+          Acc u[kWidth];
+          scaled(c, n, u);
+          for (int e = 0; e < kWidth; ++e) {
+            if (e >= n) continue;
+            const Acc v = first || !centred ? u[e] : sub(u[e], m.mean);
+            sums[0].term(e, v);
+            sums[1].product(e, v, v);
+          }
+        });
+        if (first) m.mean = mean_of(total[0], size, share);
+      }
+      m.squares = total[1];
+      if (centred) {
+        m.mean_rest = mean_of(total[0], size, share);
+        m.squares = about_mean(total[1], m.mean_rest, size);
+      }
     }
     if (scale != 1) return {m.mean, m.mean_rest, scaled_rstd(m.squares, size, scale, o.eps), scale};
     if (out_of_range(m.squares, o.eps)) {
