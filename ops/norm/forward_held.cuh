@@ -456,7 +456,9 @@ __global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
   const int slice_first = static_cast<int>(rank) * warps * per_chunk;
   const int in_slice = max(0, min(size - slice_first, warps * per_chunk));
 
-  const auto element_of = [](DType t) { return uint32_t{t == dtype_of<T> ? sizeof(T) : 4}; };
+  const auto element_of = [](DType t) {
+    return static_cast<uint32_t>(t == dtype_of<T> ? sizeof(T) : 4);
+  };
 
   // One thread sends for slices; the barrier of their stage counts the bytes.
   const auto send_for = [&](int64_t item, int stage) {
