@@ -69,7 +69,9 @@ __global__ void __launch_bounds__(kFoldThreads)
       }
     }
   };
+#if __CUDA_ARCH__ >= 900            // older GPUs ignore the overlap
   cudaGridDependencySynchronize();  // it may have been launched before the sums were there
+#endif
   if (c < sums.n) {
 #pragma unroll 8
     for (int w = slice; w < workers; w += slices) {
