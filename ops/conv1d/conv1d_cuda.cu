@@ -19,7 +19,7 @@ namespace {
 // Four taps have kernels of their own, all others those of eight with the oldest left out.
 constexpr int kRowThreads = 4;  // of a block, each with a tile of rows
 constexpr int kThreads = kWarpSize * kRowThreads;
-constexpr int kForwardAhead = 2, kBackwardAhead = 2;
+constexpr int kForwardAhead = 2, kBackwardAhead = 4;
 constexpr int kTurn = 4;  // rows a turn: after four the window's registers are back
 
 /// Channels a thread where addresses allow it.
@@ -30,15 +30,15 @@ template <class T, int kTaps>
 constexpr int kForwardBlocks = kTaps > 4 ? 4 : 8;
 template <class T, int kTaps>
 constexpr int kBackwardBlocks = kTaps > 4 || sizeof(T) == 8 ? 2
-                                : sizeof(T) == 4            ? 5
-                                                            : 4;
+                                : sizeof(T) == 4            ? 4
+                                                            : 3;
 
 /// Rows a thread. Of the sizes alone, as the order of sums over rows follows from it.
 template <class T>
 int64_t steps_of(int64_t batch, int64_t length, int64_t channels, int blocks) {
   const int64_t beside = batch * ceil_div(channels, int64_t{kWide<T> * kWarpSize});
   const int64_t tiles = std::max<int64_t>(1, 132 * blocks / beside) * kRowThreads;
-  return std::clamp<int64_t>(ceil_div(length, tiles), 16, 128);
+  return std::clamp<int64_t>(ceil_div(length, tiles), 16, 256);
 }
 
 /// A (B, T, C) tensor as a kernel walks it; null where absent.
@@ -383,15 +383,28 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps>)
   }
 }
 
-/// dw and db from the parts, by index.
+/// dw and db from the parts: kRuns runs of them by index, then the runs.
+constexpr int kRuns = 8;
 template <class Acc>
-__global__ void conv1d_weights_kernel(const Acc* __restrict__ partial, int64_t parts,
-                                      int64_t channels, int taps, Acc* dw, Acc* db) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= channels * (taps + 1)) return;
+__global__ void __launch_bounds__(kWarpSize* kRuns)
+    conv1d_weights_kernel(const Acc* __restrict__ partial, int64_t parts, int64_t channels,
+                          int taps, Acc* dw, Acc* db) {
+  __shared__ Acc sums[kRuns][kWarpSize];
+  const int64_t i = int64_t{blockIdx.x} * kWarpSize + threadIdx.x, n = channels * (taps + 1);
+  const int64_t each = (parts + kRuns - 1) / kRuns, begin = threadIdx.y * each;
   Acc sum = 0;
-#pragma unroll 8
-  for (int64_t part = 0; part < parts; ++part) sum += partial[part * channels * (taps + 1) + i];
+#if __CUDA_ARCH__ >= 900  // older GPUs ignore the overlap
+  cudaGridDependencySynchronize();
+#endif
+  if (i < n) {
+#pragma unroll 4
+    for (int64_t part = begin; part < min(begin + each, parts); ++part)
+      sum += partial[part * n + i];
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || i >= n) return;
+  for (int run = 1; run < kRuns; ++run) sum += sums[run][threadIdx.x];
   const int64_t tap = i / channels, c = i % channels;
   if (tap < taps)
     dw[c * taps + tap] = sum;
@@ -465,9 +478,9 @@ void backward(Cuda on, const Conv1dBackwardArgs& k) {
          .block = dim3(kWarpSize, kRowThreads)},
         conv1d_backward_kernel<T, kTaps, kWidth>, args);
   });
-  launch(on, {.grid = grid_for(n, 128), .block = dim3(128)}, conv1d_weights_kernel<Acc>,
-         static_cast<const Acc*>(partial.data()), parts, channels, args.taps, k.dw.as<Acc>(),
-         k.db.as<Acc>());
+  launch(on, {.grid = grid_for(n, kWarpSize), .block = dim3(kWarpSize, kRuns), .overlap = true},
+         conv1d_weights_kernel<Acc>, static_cast<const Acc*>(partial.data()), parts, channels,
+         args.taps, k.dw.as<Acc>(), k.db.as<Acc>());
 }
 
 }  // namespace

@@ -309,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
             const Pair dy = read_pair(&own.dy[j][p]);
             skip[0] = k.d[head * kP + p] * dy.low, skip[1] = k.d[head * kP + p + 1] * dy.high;
           }
-          if (t0 + j < s.length)  // a detour by way of shared memory for whole sectors was slower
+          if (t0 + j < s.length)  // store_tiles was no faster here
             put_pair(out + p, low * delta[row] + skip[0], high * delta[row] + skip[1]);
         }
         sum = over_row(sum);
