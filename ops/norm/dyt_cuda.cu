@@ -204,7 +204,9 @@ __global__ void __launch_bounds__(kFoldThreads)
     squash_fold_kernel(SquashSums<Acc> sums, int64_t workers, int64_t blocks, Vec dalpha,
                        Vec dshift, Vec dw, Vec db) {
   __shared__ Acc slots[kFoldSlices][kFoldCols];
+#if __CUDA_ARCH__ >= 900            // older GPUs ignore the overlap
   cudaGridDependencySynchronize();  // it may have been launched before the sums were there
+#endif
   const int slice = threadIdx.y;
   if (blockIdx.x == gridDim.x - 1) {
     const int thread = slice * kFoldCols + threadIdx.x;
