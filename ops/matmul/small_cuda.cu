@@ -307,7 +307,7 @@ bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),
           .shared = sizeof(Parts),
-          .overlap = true},
+          .overlap = may_chain()},
          matmul_small_kernel, k);
   return true;
 }
