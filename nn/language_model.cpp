@@ -166,7 +166,11 @@ Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState*
         "language_model: tokens must be (batch, length) with a length up to context = {}, but are "
         "{}{}",
         options.context, tokens.shape(), first > 0 ? format(" after {}", first) : "");
-  Tensor x = wpe ? embedding(tokens, wte.weight, wpe->weight, first) : wte(tokens);
+  // The stream keeps the dtype in which it begins.
+  Tensor x = [&] {
+    const Autocast scope(options.wide_stream ? float32 : Autocast::current());
+    return wpe ? embedding(tokens, wte.weight, wpe->weight, first) : wte(tokens);
+  }();
   x = dropout(x);
   if (h.empty()) return x;
   const Placement& begin = *h.front().placement;

@@ -39,9 +39,10 @@ struct LanguageModelOptions {
   MlpKind mlp = MlpKind::gelu;
   Positions positions = Positions::auto_;
   double dropout = 0;
-  bool qk_norm = false;  ///< a norm of each head's queries and keys
-  bool bias = false;     ///< in every linear layer and LayerNorm
-  bool tie = true;       ///< one matrix for embedding and output
+  bool qk_norm = false;      ///< a norm of each head's queries and keys
+  bool bias = false;         ///< in every linear layer and LayerNorm
+  bool tie = true;           ///< one matrix for embedding and output
+  bool wide_stream = false;  ///< the residual stream stays float32 under Autocast
   /// What a layer is made of: sub-layers attention, mlp, mamba1, mamba2 joined by +, alike in all
   /// layers or in runs, as in "mamba2:3,attention+mlp:1". "transformer" is attention+mlp, "hybrid"
   /// a transformer layer after every three of mamba2.

@@ -31,6 +31,7 @@ struct TrainOptions {
   double dropout = 0;
   bool qk_norm = false;
   bool tie = true;
+  bool wide_stream = false;
   int64_t d_state = 0;  ///< 0: 16 for mamba1, 128 for mamba2
   int64_t d_conv = 4;
   int64_t expand = 2;
@@ -98,6 +99,8 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("dropout", o.dropout, "probability with which an activation is dropped");
   visit("qk_norm", o.qk_norm, "a norm on queries and keys");
   visit("tie", o.tie, "one matrix for embedding and output");
+  visit("wide_stream", o.wide_stream,
+        "the residual stream in float32 where --precision is bf16 or fp16");
   visit("d_state", o.d_state, "Mamba: state of a channel; 0: 16 for mamba1, 128 for mamba2");
   visit("d_conv", o.d_conv, "Mamba: taps of the convolution");
   visit("expand", o.expand, "Mamba: inner width over d_model");

@@ -150,6 +150,7 @@ LanguageModelOptions model_options(const TrainOptions& o, int64_t vocab_size, in
           .dropout = o.dropout,
           .qk_norm = o.qk_norm,
           .tie = o.tie,
+          .wide_stream = o.wide_stream,
           .layers = o.model,
           .mamba = {.d_state = o.d_state,
                     .d_conv = o.d_conv,

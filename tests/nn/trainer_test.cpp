@@ -70,6 +70,21 @@ TEST_F(TrainerTest, AccumulatedPartsGiveTheGradientOfTheWholeBatch) {
   }
 }
 
+TEST_F(TrainerTest, AWideStreamRoundsLessAndLearnsTheSame) {
+  TrainOptions o = tiny();
+  o.precision = "bf16";
+  Trainer narrow(o);
+  o.wide_stream = true;
+  Trainer wide(o);
+  bool differs = false;
+  for (int i = 0; i < 5; ++i) {
+    const double a = narrow.step().loss, b = wide.step().loss;
+    EXPECT_NEAR(a, b, 0.01);
+    differs |= a != b;
+  }
+  EXPECT_TRUE(differs);
+}
+
 TEST_F(TrainerTest, LearnsToCopy) {
   TrainOptions o = tiny();
   o.d_model = 32, o.n_heads = 4, o.n_layers = 2, o.batch = 32, o.steps = 400, o.lr = 3e-3;
