@@ -165,19 +165,9 @@ template <class From, class To>
 constexpr int kWidthOf = 16 / int(sizeof(From) > sizeof(To) ? sizeof(From) : sizeof(To));
 
 void copy_elements(const Cuda& on, const StridedIndex<2>& index, const CopyArgs& k) {
-  const auto start = [&]<class B>(B) {
+  visit_bytes(k.source.dtype, [&]<class B>() {
     for_each_element(on, index, CopyOne<B>{k.source.as<B>(), k.target.as<B>()});
-  };
-  switch (size_of(k.source.dtype)) {
-    case 8:
-      return start(uint64_t{});
-    case 4:
-      return start(uint32_t{});
-    case 2:
-      return start(uint16_t{});
-    default:
-      return start(uint8_t{});
-  }
+  });
 }
 
 /// Dense runs of two floating dtypes; false where they are not aligned.

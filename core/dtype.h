@@ -139,6 +139,21 @@ decltype(auto) visit_floating(DType dtype, F&& f) {
   }
 }
 
+/// The same with an unsigned integer as wide as an element, for what moves values unread.
+template <class F>
+decltype(auto) visit_bytes(DType dtype, F&& f) {
+  switch (size_of(dtype)) {
+    case 8:
+      return f.template operator()<uint64_t>();
+    case 4:
+      return f.template operator()<uint32_t>();
+    case 2:
+      return f.template operator()<uint16_t>();
+    default:
+      return f.template operator()<uint8_t>();
+  }
+}
+
 template <class F>
 decltype(auto) visit_all(DType dtype, F&& f) {
   switch (dtype) {

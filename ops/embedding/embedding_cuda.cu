@@ -168,15 +168,13 @@ __global__ void embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t
 
 constexpr int64_t kScanPlaces = 4096, kScanRows = 512;
 
-}  // namespace
-
-namespace {
 /// Threads along a row of `width` units, and the rows of a block.
 LaunchShape row_shape(int64_t rows, int64_t width) {
   const unsigned threads = width >= 128 ? 128 : 32;
   return {.grid = grid_for(rows, static_cast<int>(256 / threads)),
           .block = dim3(threads, 256 / threads)};
 }
+
 }  // namespace
 
 void run(Cuda on, const EmbeddingForwardArgs& k) {
@@ -195,23 +193,13 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
   const bool wide = bytes % 16 == 0 && k.table.row_stride * size % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.table.data) % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.y.data) % 16 == 0;
-  const auto start = [&]<class B>(B) {
+  const auto start = [&]<class B>() {
     const auto unit = static_cast<int64_t>(sizeof(B));
     launch(on, row_shape(k.indices.n, bytes / unit), embedding_forward_kernel<B>, k.indices,
            static_cast<const B*>(k.table.data), k.table.row_stride * size / unit, k.table.rows,
            static_cast<B*>(k.y.data), static_cast<int>(bytes / unit), fault);
   };
-  if (wide) return start(uint4{});
-  switch (size) {
-    case 8:
-      return start(uint64_t{});
-    case 4:
-      return start(uint32_t{});
-    case 2:
-      return start(uint16_t{});
-    default:
-      return start(uint8_t{});
-  }
+  wide ? start.template operator()<uint4>() : visit_bytes(k.y.dtype, start);
 }
 
 void run(Cuda on, const EmbeddingBackwardArgs& k) {

@@ -151,20 +151,10 @@ constexpr int64_t kScanSources = 2048, kRounds = 64;
 }  // namespace
 
 void run(Cuda on, const GatherArgs& k) {
-  const auto start = [&]<class B>(B) {
+  visit_bytes(k.x.dtype, [&]<class B>() {
     launch(on, elementwise(k.y.rows * k.y.cols), gather_kernel<B>, k.x, k.index, k.y,
            detail::fault_slot("gather: index must be below {}, but in row {} element {} is {}"));
-  };
-  switch (size_of(k.x.dtype)) {
-    case 8:
-      return start(uint64_t{});
-    case 4:
-      return start(uint32_t{});
-    case 2:
-      return start(uint16_t{});
-    default:
-      return start(uint8_t{});
-  }
+  });
 }
 
 void run(Cuda on, const ScatterArgs& k) {
