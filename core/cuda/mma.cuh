@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "norma/core/cuda/barrier.cuh"
 #include "norma/core/cuda/numeric.cuh"
 
 namespace norma {
@@ -11,10 +12,6 @@ namespace norma {
 // cores (every GPU since sm_80). How the lanes hold a matrix of 16 rows: lane l has of each 8
 // columns those 2 (l % 4) and the next one, in rows l / 4 and l / 4 + 8. Hopper's products by four
 // warps (wgmma.cuh) hold theirs in the same way, 16 rows a warp.
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 /// Four 8 × 8 matrices of 16-bit elements; lane l points to row l % 8 of matrix l / 8, 16 bytes
 /// aligned to 16. A lane gets of matrix m in r[m] the elements 2 (l % 4) and the next, of row l

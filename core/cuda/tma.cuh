@@ -4,51 +4,12 @@
 
 #include <cstdint>
 
-#include "norma/core/cuda/mma.cuh"
+#include "norma/core/cuda/barrier.cuh"
 
 namespace norma {
 
-// Hopper's copy engine and the barriers in shared memory by which it says that it is done.
-
-/// Counts arrivals, and bytes that were announced and have come; a phase ends when both are
-/// complete. The first phase has parity 0.
-struct SharedBarrier {
-  uint64_t state;
-
-  __device__ uint32_t address() const { return shared_address(this); }
-  __device__ void init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address()), "r"(arrivals));
-  }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address()) : "memory");
-  }
-  /// Arrives, and announces bytes of copies.
-  __device__ void expect(int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(address()),
-                 "r"(bytes)
-                 : "memory");
-  }
-  /// Until the phase of that parity has ended.
-  __device__ void wait(uint32_t parity) {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra ready;\n"
-        "bra again;\n"
-        "ready:\n"
-        "}\n" ::"r"(address()),
-        "r"(parity)
-        : "memory");
-  }
-};
-
-/// Lets the copy engine see barriers that ordinary stores made; then a barrier of the block.
-__device__ __forceinline__ void publish_barriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
-}
+// What Hopper's copy engine takes of a tensor that a map describes, and how warpgroups share a
+// block.
 
 __device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");

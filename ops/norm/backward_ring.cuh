@@ -89,7 +89,7 @@ struct RingWarp {
   const int unit, chunk;           // the unit's number in the block; the warp's chunk of a group
   int column, group;               // of this lane's first vector
   int place, units, turns;         // among the units of a set, and tiles for it
-  Barrier* landed;                 // a stage's bytes
+  SharedBarrier* landed;           // a stage's bytes
   uint32_t ring;
   // Lane i < 4 sends for plan.in[i].
   const unsigned char* source = nullptr;
@@ -118,7 +118,7 @@ struct RingWarp {
     const int left = ceil_div(plan.rows, plan.tile_rows) - place;
     const bool works = place < units && left > 0 && chunk < plan.order.chunks;
     turns = unsent = works ? ceil_div(left, units) : 0;
-    landed = reinterpret_cast<Barrier*>(memory) + warp * plan.stages;
+    landed = reinterpret_cast<SharedBarrier*>(memory) + warp * plan.stages;
     ring = plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes;
     if (lane < 4) {
       const RingRows& t = plan.in[lane];
@@ -137,7 +137,7 @@ struct RingWarp {
   __device__ __forceinline__ void start() {
     if (lane == 0) {
       for (int stage = 0; stage < plan.stages; ++stage) landed[stage].init(1);
-      barriers_are_visible();
+      publish_barriers();
     }
     __syncwarp();
     for (int stage = 0; stage < plan.stages; ++stage) send_into(stage);
@@ -201,8 +201,8 @@ struct RingWarp {
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
     --unsent;
     if (lane == 0)
-      landed[stage].arrive_expecting(sent_bytes / static_cast<uint32_t>(plan.in[0].element) *
-                                     plan.element_bytes * static_cast<uint32_t>(rows));
+      landed[stage].expect(sent_bytes / static_cast<uint32_t>(plan.in[0].element) *
+                           plan.element_bytes * static_cast<uint32_t>(rows));
     if (sent_bytes > 0) {
       unsigned char* to = memory + sent_to + static_cast<uint32_t>(stage) * plan.stage_bytes;
       if (kBlock || plan.whole) {
@@ -386,7 +386,7 @@ struct RingWarp {
   }
 
   /// Rows of many warps, whose sums meet in slots: `arrived` and `slots` have kSlots turns.
-  __device__ __forceinline__ void run_together(Barrier* arrived, float2* slots) {
+  __device__ __forceinline__ void run_together(SharedBarrier* arrived, float2* slots) {
     struct Row {
       int row = 0, stage = 0;
       Stats<Acc> stats;
@@ -417,13 +417,13 @@ struct RingWarp {
       before = now;
     }
   }
-  __device__ __forceinline__ void publish(float2 mine, int turn, Barrier* arrived,
+  __device__ __forceinline__ void publish(float2 mine, int turn, SharedBarrier* arrived,
                                           float2* slots) const {
     const int slot = turn % kSlots;
     float2* to = slots + slot * plan.order.chunks + chunk;
     if (plan.cluster > 1) {
       if (lane == 0 && warp % plan.unit_warps == 0)
-        arrived[slot].arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * 8);
+        arrived[slot].expect(static_cast<uint32_t>(plan.order.chunks) * 8);
       if (lane < plan.ranks) send_counted(to, mine, &arrived[slot], static_cast<uint32_t>(lane));
     } else if (lane == 0) {
       *to = mine;
@@ -431,7 +431,8 @@ struct RingWarp {
     }
   }
   /// The chunks' sums as chunks_sum has them.
-  __device__ __forceinline__ float2 collect(int turn, Barrier* arrived, const float2* slots) const {
+  __device__ __forceinline__ float2 collect(int turn, SharedBarrier* arrived,
+                                            const float2* slots) const {
     const int slot = turn % kSlots, chunks = plan.order.chunks;
     const auto parity = static_cast<uint32_t>(turn / kSlots) & 1;
     arrived[slot].wait(parity);
@@ -497,7 +498,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
                               const __grid_constant__ WeightSums<float> sums) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
-  auto* barriers = reinterpret_cast<Barrier*>(memory);
+  auto* barriers = reinterpret_cast<SharedBarrier*>(memory);
   auto* arrived = barriers + plan.warps * plan.stages;
   auto* slots = reinterpret_cast<float2*>(memory + plan.slots_at);
   const bool clustered = kBlock && plan.cluster > 1;
@@ -507,7 +508,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   if (kBlock && threadIdx.x == 0) {
     for (int b = 0; b < plan.units * kSlots; ++b)
       arrived[b].init(clustered ? 1 : plan.order.chunks);
-    barriers_are_visible();
+    publish_barriers();
   }
   warp.start();
   __syncthreads();

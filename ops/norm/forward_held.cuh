@@ -37,7 +37,7 @@ enum class Holder { warp, block, ring };
 template <Holder kHolder>
 struct Slots {
   float2 sums[2][kHolder == Holder::ring ? kRingChunks : kHeldWarps];
-  Barrier met[2];  ///< of a cluster
+  SharedBarrier met[2];  ///< of a cluster
 };
 
 /// A group in the registers of its threads, from the load to y, with a chunk a warp. Vectors beyond
@@ -208,9 +208,8 @@ struct HeldGroup {
       if (lane == 0) *slot = mine;
       __syncthreads();
     } else {
-      Barrier& met = slots.met[set];
-      if (threadIdx.x == 0)
-        met.arrive_expecting(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
+      SharedBarrier& met = slots.met[set];
+      if (threadIdx.x == 0) met.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
       if (lane < plan.cluster && chunk < plan.order.chunks)
         send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
       met.wait(meetings >> 1 & 1);
@@ -445,7 +444,7 @@ __global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
 #if __CUDA_ARCH__ >= 900
   using Group = HeldGroup<T, kGated, true, Holder::ring>;
   __shared__ Slots<Holder::ring> slots;
-  __shared__ Barrier full[8];
+  __shared__ SharedBarrier full[8];
   extern __shared__ __align__(128) unsigned char memory[];
   unsigned char* stages = memory + plan.w_bytes + plan.b_bytes;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -468,7 +467,7 @@ __global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
     const auto bytes = [&](const ConstRows& t) {
       return t ? static_cast<uint32_t>(in_slice) * element_of(t.dtype) : 0;
     };
-    full[stage].arrive_expecting(bytes(k.x) + bytes(k.z) + bytes(k.residual));
+    full[stage].expect(bytes(k.x) + bytes(k.z) + bytes(k.residual));
     const auto copy = [&](const ConstRows& t, uint32_t offset) {
       if (t && in_slice > 0)
         bulk_copy(to + offset,
@@ -483,7 +482,7 @@ __global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < plan.stages; ++s) full[s].init(1);
     slots.met[0].init(1), slots.met[1].init(1);
-    barriers_are_visible();
+    publish_barriers();
     for (int s = 0; s < plan.stages; ++s) send_for(first_item + s * step, s);
   }
   __syncthreads();
