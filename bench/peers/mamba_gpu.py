@@ -7,12 +7,12 @@ and the models need the packages' CUDA extensions. Sources are looked for in $NO
 """
 import os
 import sys
-import time
 
 sys.path[:0] = [p for p in [os.environ.get("NORMA_PEERS")] if p]
 
 import torch
 import torch.nn.functional as F
+from graph import captured, seconds_a_call
 from triton.testing import do_bench
 
 
@@ -97,23 +97,7 @@ def training(kind, **more):
         adam.step()
         adam.zero_grad(set_to_none=True)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(4):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    for _ in range(4):
-        graph.replay()
-    torch.cuda.synchronize()
-    begin, steps = time.perf_counter(), 12
-    for _ in range(steps):
-        graph.replay()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begin) / steps
+    seconds = seconds_a_call(captured(step), 12)
     print(f"{kind} 130M, one CUDA graph: {1e3 * seconds:.1f} ms a step, {batch * length / seconds:.0f} tokens/s,"
           f" peak {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB", flush=True)
 

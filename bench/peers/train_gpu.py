@@ -8,11 +8,12 @@ The model is written here in full (LayerNorm without bias, learned positions, ti
 tanh GELU), so that both sides compute the same.
 """
 import sys
-import time
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+from graph import captured, seconds_a_call
 
 
 class Block(nn.Module):
@@ -81,28 +82,10 @@ def measure(shape, batch, bf16, mode, steps):
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    if mode == "graph":
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(4):
-                step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        go = graph.replay
-    else:
-        go = step
-    for _ in range(5):
-        go()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    begin = time.perf_counter()
-    for _ in range(steps):
-        go()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / steps, torch.cuda.max_memory_allocated() / 2**30
+    go = captured(step) if mode == "graph" else step
+    go()
+    torch.cuda.reset_peak_memory_stats()  # what compiling took does not count
+    return seconds_a_call(go, steps), torch.cuda.max_memory_allocated() / 2**30
 
 
 torch.set_float32_matmul_precision("high")  # tf32, as the toy's row says
