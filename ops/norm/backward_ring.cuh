@@ -448,14 +448,16 @@ struct RingWarp {
   }
 
   /// Its sums for the weights. Those of units that keep to groups of their own are rows of their
-  /// own; others are added here, one unit after another, where the ring was.
+  /// own; others are added here, one unit after another, where the ring was. Not where the barriers
+  /// are, which are the hardware's until the block ends: where the GPU was taken from a block for a
+  /// time, for another program, it put them back over the sums.
   __device__ __forceinline__ void leave_sums(const WeightSums<Acc>& sums, int rank) const {
     const bool own = sums.n != plan.size, direct = own || (kBlock && plan.units == 1);
     const int worker = static_cast<int>(blockIdx.x) / plan.cluster;
     const int slice = kBlock ? plan.unit_warps * kChunk : plan.order.vecs * lanes * kWidth;
     const int slice_first = kBlock ? rank * slice : 0;
     const int teams = kBlock ? plan.units : plan.warps * plan.at_once;
-    auto* shared = reinterpret_cast<Acc*>(memory);
+    auto* shared = reinterpret_cast<Acc*>(memory + plan.ring_at);
     Acc* mine =
         shared + (kBlock ? unit : warp * plan.at_once + team) * slice + column - slice_first;
 #pragma unroll
@@ -562,10 +564,9 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     if (plan.stages == 0) return false;
     const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kBlock>;
     const int threads = plan.warps * kWarpSize;
-    const size_t ring =
-        plan.ring_at + static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
+    const size_t ring = static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
     const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
-    const size_t shared = std::max(ring, sums_bytes);  // the sums come where the ring was
+    const size_t shared = plan.ring_at + std::max(ring, sums_bytes);
     int64_t workers = k.options.portable
                           ? 128 / plan.cluster
                           : resident_clusters(on, reinterpret_cast<const void*>(kernel), threads,
