@@ -189,7 +189,10 @@ class Sweep {
 
   void add(const Edge& edge, Tensor grad) {
     Entry* known = find(*edge.node);
-    if (pruned_ && !(known && known->needed)) return;
+    if (pruned_ && !(known && known->needed)) {
+      join_side_stream_for(grad, grad);  // its memory is someone else's from here on
+      return;
+    }
     Entry& entry = known ? *known : entry_of(edge.node);
     if (entry.grads.empty()) {
       entry.grads.resize(edge.node->outputs.size());
