@@ -13,8 +13,6 @@ void check(cudaError_t status, std::string_view what);
 /// After a launch: also takes a sticky error away, and names the kernel. Under NORMA_CUDA_SYNC=1 it
 /// waits for the kernel, so that the one that failed is the one that is named.
 void check_launch(cudaError_t status, const void* kernel, cudaStream_t stream);
-/// Whether NORMA_CUDA_CHAIN=1: see may_chain() in launch.cuh.
-bool chains_launches();
 /// Lets a kernel have more than 48 KiB of dynamic shared memory. Asks CUDA once a kernel and size.
 void allow_shared_memory(const void* kernel, size_t bytes);
 /// Lets a kernel have clusters of more than eight blocks. Asks CUDA once a kernel.

@@ -25,12 +25,6 @@ struct LaunchShape {
   bool overlap = false;
 };
 
-/// `overlap` of kernels that begin with wait_for_previous_kernel(): only where the environment says
-/// NORMA_CUDA_CHAIN=1. It saves a microsecond a kernel, but is under suspicion: beside other
-/// programs on the GPU a small model's training did not repeat to the bit, by a cause not yet
-/// found.
-inline bool may_chain() { return detail::chains_launches(); }
-
 /// The one place that launches: skips empty grids, checks, names the kernel in the error.
 template <class... P, class... A>
 void launch(const Cuda& on, const LaunchShape& shape, void (*kernel)(P...), const A&... args) {
@@ -59,8 +53,8 @@ void launch(const Cuda& on, const LaunchShape& shape, void (*kernel)(P...), cons
                        config.stream);
 }
 
-/// First in a kernel that may be chained: waits for what the kernel before it wrote, then lets the
-/// next one take its place on the multiprocessors, where it waits in turn.
+/// First in a kernel that overlaps: waits for what the kernel before it wrote, then lets the next
+/// one take its place on the multiprocessors, where it waits in turn.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

@@ -57,13 +57,11 @@ void set_current(Device device) {
   current_index = device.index;
 }
 
-bool is_one(const char* variable) {
-  const char* value = std::getenv(variable);
-  return value && std::string_view(value) == "1";
-}
-
 bool synchronizes_launches() {
-  static const bool on = is_one("NORMA_CUDA_SYNC");
+  static const bool on = [] {
+    const char* value = std::getenv("NORMA_CUDA_SYNC");
+    return value && std::string_view(value) == "1";
+  }();
   return on;
 }
 
@@ -74,11 +72,6 @@ std::string name_of(const void* kernel) {
 }
 
 }  // namespace
-
-bool chains_launches() {
-  static const bool on = is_one("NORMA_CUDA_CHAIN");
-  return on;
-}
 
 void check(cudaError_t status, std::string_view what) {
   if (status == cudaSuccess) return;

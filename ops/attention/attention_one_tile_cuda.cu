@@ -273,7 +273,7 @@ LaunchShape shape_for(const Sizes& n, int tiles, int scores) {
   return {.grid = dim3(static_cast<unsigned>(n.batches * n.heads)),
           .block = dim3(kThreads),
           .shared = sizeof(float) * kTile * (tiles * (n.dim + 4) + scores * kScorePitch),
-          .overlap = may_chain()};
+          .overlap = true};
 }
 
 }  // namespace

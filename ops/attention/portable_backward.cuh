@@ -259,14 +259,14 @@ void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
                       {.grid = dim3(static_cast<unsigned>(k.sizes.batches * k.sizes.heads)),
                        .block = dim3(Tile::kThreads),
                        .shared = shared_bytes<Tile>(5, 0, 2),
-                       .overlap = may_chain()},
+                       .overlap = true},
                       attention_backward_tile_kernel<Tile>, k);
     const int64_t blocks = a.q.shape[0] * a.q.shape[1] * ceil_div(a.q.shape[2], Tile::kTile);
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
             .shared = shared_bytes<Tile>(2, 2),
-            .overlap = may_chain()},
+            .overlap = true},
            attention_dq_kernel<Tile>, k);
     // The sums of wide heads in parts: two of 256 columns would take all registers.
     constexpr int kParts = kHead > 128 ? 2 : 1;
@@ -276,7 +276,7 @@ void backward_portable(const Cuda& on, const AttentionBackwardArgs& a) {
            {.grid = dim3(static_cast<unsigned>(key_blocks), kParts),
             .block = dim3(Part::kThreads),
             .shared = shared_bytes<Part>(2, 2, 2),
-            .overlap = may_chain()},
+            .overlap = true},
            attention_dkv_kernel<Part>, k);
   });
 }

@@ -132,7 +132,7 @@ void forward_portable(const Cuda& on, const AttentionForwardArgs& a) {
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(Tile::kThreads),
             .shared = shared_bytes<Tile>(1, 2),
-            .overlap = may_chain()},
+            .overlap = true},
            attention_forward_kernel<Tile>, k);
   });
 }

@@ -122,7 +122,7 @@ void plan(const ConstRows& logits, bool wide, const F& start) {
           .grid = dim3(static_cast<unsigned>(warp ? ceil_div(logits.rows, int64_t{kRowsOfABlock})
                                                   : logits.rows)),
           .block = dim3(kThreads, warp ? kRowsOfABlock : 1),
-          .overlap = may_chain()});
+          .overlap = true});
     };
     if (logits.cols <= kWarpCols)
       wide ? go.template operator()<kWarpSize, true>() : go.template operator()<kWarpSize, false>();
@@ -145,7 +145,7 @@ void run(Cuda on, const CrossEntropyForwardArgs& k) {
 }
 
 void run(Cuda on, const CrossEntropyMeanArgs& k) {
-  const LaunchShape shape{.grid = dim3(1), .block = dim3(kMeanThreads), .overlap = may_chain()};
+  const LaunchShape shape{.grid = dim3(1), .block = dim3(kMeanThreads), .overlap = true};
   const auto kernel = k.losses.dtype == float64 ? cross_entropy_mean_kernel<double>
                                                 : cross_entropy_mean_kernel<float>;
   launch(on, shape, kernel, k.losses, k.targets, k.ignore_index, k.loss, k.share);

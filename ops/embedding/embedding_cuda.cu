@@ -184,7 +184,7 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
       "embedding: indices must be below {}, the rows of weight, but index {} is {}");
   if (k.positions) {
     LaunchShape shape = row_shape(k.indices.n, k.y.cols);
-    shape.overlap = may_chain();
+    shape.overlap = true;
     return visit_floating(k.y.dtype, [&]<class T>() {
       launch(on, shape, embedding_add_kernel<T>, k.indices, k.table, k.positions, k.places, k.y,
              fault);
@@ -213,7 +213,7 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
   visit_floating(k.dy.dtype, [&]<class T>() {
     if (n <= kScanPlaces && rows <= kScanRows) {
       LaunchShape shape = rows_of(rows + k.dpositions.rows);
-      shape.overlap = may_chain();
+      shape.overlap = true;
       launch(on, shape, embedding_backward_scan_kernel<T>, k.indices, k.dy, k.dtable, k.places,
              k.dpositions);
       return;

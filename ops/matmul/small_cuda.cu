@@ -307,7 +307,7 @@ bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),
           .shared = sizeof(Parts),
-          .overlap = may_chain()},
+          .overlap = true},
          matmul_small_kernel, k);
   return true;
 }

@@ -313,7 +313,7 @@ void run(Cuda on, const GradNormArgs& k) {
                    launch(on,
                           {.grid = dim3(static_cast<unsigned>(blocks)),
                            .block = dim3(kThreads),
-                           .overlap = may_chain()},
+                           .overlap = true},
                           grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()),
                           first, all, k.decide, k.state, k.norm);
                    first += blocks;
@@ -336,11 +336,10 @@ void run(Cuda on, const AdamwArgs& k) {
                 s.rounded.data, s.p.n,       s.weight_decay, s.rounded.dtype == bfloat16};
           });
       for_tables(entries, chunk, [&]<int kMost>(const Table<AdamwEntry, kMost>& table, int blocks) {
-        launch(on,
-               {.grid = dim3(static_cast<unsigned>(blocks)),
-                .block = dim3(kThreads),
-                .overlap = may_chain()},
-               adamw_kernel<T, kMost>, table, numbers);
+        launch(
+            on,
+            {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlap = true},
+            adamw_kernel<T, kMost>, table, numbers);
       });
     });
 }
