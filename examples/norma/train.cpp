@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <memory>
 
@@ -38,6 +39,12 @@ struct Settings {
   int threads = 0;
   bool profile = false;
 };
+
+/// What the user called: ./dev says so of itself.
+const char* called() {
+  const char* name = std::getenv("NORMA_CALLED_AS");
+  return name ? name : "norma";
+}
 
 std::string default_folder(const TrainOptions& o) {
   const std::time_t now = std::time(nullptr);
@@ -227,13 +234,13 @@ void train_until_done(Trainer& trainer, const RunFolder& run) {
   progress.clear();
   if (!trainer.finished()) {
     save(trainer, run, lines);
-    std::printf("stopped after step %lld; go on with: norma train --resume %s\n",
-                static_cast<long long>(trainer.steps_done()), run.path().c_str());
+    std::printf("stopped after step %lld; go on with: %s train --resume %s\n",
+                static_cast<long long>(trainer.steps_done()), called(), run.path().c_str());
     return;
   }
   draw(trainer, run);
   print_sample(trainer);
-  std::printf("generate more: norma sample %s --prompt TEXT\n", run.path().c_str());
+  std::printf("generate more: %s sample %s --prompt TEXT\n", called(), run.path().c_str());
 }
 
 /// Where the time of a step goes; nothing is written down.
@@ -296,9 +303,10 @@ void copy_given(TrainOptions& given, const std::vector<std::function<bool()>>& f
 
 void add_train(CLI::App& app) {
   auto settings = std::make_shared<Settings>();
-  Command train(app, "train",
-                "Train a transformer: on generated sentences whose best possible loss is known, on "
-                "--text FILE, or on --task NAME.");
+  Command train(
+      app, "train",
+      "Train a language model: on generated sentences whose best possible loss is known, on "
+      "--text FILE, or on --task NAME.");
   train.option("--out", settings->out, "the run's folder; default: runs/DATA-DATE");
   train.option("--resume", settings->resume, "go on with the run in this folder");
   train.option("--config", settings->config,

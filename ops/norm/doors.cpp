@@ -9,8 +9,10 @@ namespace {
 
 using Maybe = std::optional<Tensor>;
 
-NormOptions family(const RmsNormOptions& o) {
-  return {.kind = NormKind::rms,
+/// What the options of every door have.
+template <class Options>
+NormOptions common(NormKind kind, const Options& o) {
+  return {.kind = kind,
           .eps = o.eps,
           .group = o.group,
           .zero_centered = o.zero_centered,
@@ -21,33 +23,16 @@ NormOptions family(const RmsNormOptions& o) {
           .precise = o.precise,
           .probe = o.probe};
 }
+NormOptions family(const RmsNormOptions& o) { return common(NormKind::rms, o); }
 NormOptions family(const LayerNormOptions& o) {
-  return {.kind = NormKind::layer,
-          .eps = o.eps,
-          .group = o.group,
-          .zero_centered = o.zero_centered,
-          .casting = o.casting,
-          .variance = o.variance,
-          .out_dtype = o.out_dtype,
-          .saves = o.saves,
-          .portable = o.portable,
-          .precise = o.precise,
-          .probe = o.probe};
+  NormOptions f = common(NormKind::layer, o);
+  f.variance = o.variance;
+  return f;
 }
 NormOptions family(const GatedNormOptions& o) {
-  return {.kind = o.kind,
-          .gate = o.order,
-          .activation = o.activation,
-          .beta = o.beta,
-          .eps = o.eps,
-          .group = o.group,
-          .zero_centered = o.zero_centered,
-          .casting = o.casting,
-          .out_dtype = o.out_dtype,
-          .saves = o.saves,
-          .portable = o.portable,
-          .precise = o.precise,
-          .probe = o.probe};
+  NormOptions f = common(o.kind, o);
+  f.gate = o.order, f.activation = o.activation, f.beta = o.beta;
+  return f;
 }
 
 NormResult normed(const Tensor& x, const NormInputs& i, const NormOptions& o) {
