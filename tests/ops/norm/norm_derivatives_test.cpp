@@ -1,4 +1,6 @@
 // Second and third derivatives, and Jacobian products, of every member of the family.
+#include <cmath>
+
 #include "norma/core/autograd.h"
 #include "norma/ops/derivative/derivative.h"
 #include "norma/ops/elementwise/binary.h"
@@ -113,6 +115,71 @@ TEST(NormSecond, GradientPenaltyOfHalfTypesIsItsFloat64Rounded) {
     const double stats = unit_roundoff(float32);
     EXPECT_CLOSE(penalty(dtype), penalty(float64),
                  {.relative = unit_roundoff(dtype) + 64 * stats, .absolute = 1024 * stats});
+  }
+}
+
+/// Every size that the kernels hold whole rows of, and their neighbours; on a GPU so many rows that
+/// each block has several.
+TEST(NormSecond, KernelIsItsDefinitionInFloat64Rounded) {
+  struct Size {
+    int64_t rows, cols;
+  };
+  const int64_t many = default_device().is_cpu() ? 1 : 100;
+  for (const Size size : {Size{70, 64}, {9, 1000}, {9, 1001}, {7, 2048}, {7, 2056}, {4, 8192}})
+    for (DType dtype : {float32, bfloat16, float16})
+      for (NormKind kind : {NormKind::rms, NormKind::layer, NormKind::l2})
+        for (int weights = 0; weights < 3; ++weights) {  // none; w; w, zero-centred, with vw and vb
+          SCOPED_TRACE(format("{} × {} {} kind {} weights {}", size.rows, size.cols, dtype,
+                              static_cast<int>(kind), weights));
+          const auto random = [&](const Shape& s) { return randn(s).to(dtype); };
+          const Tensor dy = random({size.rows * many, size.cols}), v = random(dy.shape());
+          const Tensor h = random(dy.shape());
+          const Maybe w = weights > 0 ? Maybe(random({size.cols})) : none;
+          const Maybe vw = weights > 1 ? Maybe(random({size.cols})) : none;
+          const Maybe vb = weights > 1 ? Maybe(random({size.cols})) : none;
+          const NormOptions o{.kind = kind, .eps = 1e-3, .zero_centered = weights > 1};
+          const NoGrad plain;
+          const auto run = [&](DType t, bool define) {
+            const auto in = [&](const Maybe& m) { return m ? Maybe(m->to(t)) : none; };
+            const auto of = [](const Tensor& m) { return m.defined() ? Maybe(m) : none; };
+            const NormResult s = fused_norm(h.to(t), {.w = in(w)}, o);
+            const NormSecondOptions wants{
+                .norm = o, .dy = t, .h = t, .w = w ? std::optional(t) : std::nullopt};
+            const Maybe mean = of(s.mean.value), rest = of(s.mean_rest.value);
+            return define ? NormSecond::define(dy.to(t), h.to(t), in(w), mean, rest, s.rstd,
+                                               v.to(t), in(vw), in(vb), wants)
+                          : apply<NormSecond>(dy.to(t), h.to(t), in(w), mean, rest, s.rstd, v.to(t),
+                                              in(vw), in(vb), wants);
+          };
+          const NormSecondGrads kernel = run(dtype, false), exact = run(float64, true);
+          const double stats = unit_roundoff(float32), u = unit_roundoff(dtype);
+          EXPECT_CLOSE(*kernel.dy, *exact.dy,
+                       {.relative = u + 64 * stats, .absolute = 1024 * stats});
+          EXPECT_CLOSE(*kernel.h, *exact.h, {.relative = u + 64 * stats, .absolute = 4096 * stats});
+          if (!w) continue;
+          const double terms = static_cast<double>(dy.size(0));
+          EXPECT_CLOSE(*kernel.w, *exact.w,
+                       {.relative = u + 64 * stats, .absolute = 64 * stats * std::sqrt(terms)});
+        }
+}
+
+/// Its rstd is below the least normal number of float32, so that the kernel forms it anew.
+TEST(NormSecond, OfAHugeRow) {
+  for (DType dtype : {float32, bfloat16}) {
+    const Tensor rows = tensor({1, 0x1p125, 1, 1}).reshape({4, 1});
+    const Tensor h = (randn({4, 64}) * rows).to(dtype), dy = randn({4, 64}).to(dtype);
+    const Tensor w = randn({64}).to(dtype), vw = randn({64}).to(dtype);
+    const NoGrad plain;
+    const auto of_dy = [&](DType t) {
+      const NormOptions o{.kind = NormKind::l2};
+      const NormResult s = fused_norm(h.to(t), {.w = w.to(t)}, o);
+      return *apply<NormSecond>(dy.to(t), h.to(t), w.to(t), none, none, s.rstd, none, vw.to(t),
+                                none, NormSecondOptions{.norm = o, .dy = t})
+                  .dy;
+    };
+    EXPECT_CLOSE(of_dy(dtype), of_dy(float64),
+                 {.relative = unit_roundoff(dtype) + 64 * unit_roundoff(float32),
+                  .absolute = 64 * unit_roundoff(float32)});
   }
 }
 
