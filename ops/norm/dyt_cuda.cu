@@ -45,19 +45,63 @@ __device__ __forceinline__ Squashed<float> squash(float v) {
   return {erff(v), static_cast<float>(2 * std::numbers::inv_sqrtpi) * expf(-mul(v, v))};
 }
 
+/// 2^v and 1 / v, within 2 units.
+__device__ __forceinline__ float exp2_of(float v) {
+  float e;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(v));
+  return e;
+}
+__device__ __forceinline__ float inverse_of(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+/// The same within 2^-17, enough for 16 bits, in half as many instructions. Near 0, where 1 − …
+/// would cancel, the first two terms of the series.
+template <SquashFunction kFunction>
+__device__ __forceinline__ Squashed<float> short_squash(float v) {
+  constexpr auto kTwoBySqrtPi = static_cast<float>(2 * std::numbers::inv_sqrtpi);
+  const float square = mul(v, v), start = fused(mul(square, v), -1.0f / 3, v);
+  if (kFunction == SquashFunction::tanh) {
+    const float e = exp2_of(mul(fabsf(v), -2 * std::numbers::log2e_v<float>));
+    const float part = inverse_of(add(1.0f, e));
+    const float far = copysignf(mul(sub(1.0f, e), part), v);
+    return {fabsf(v) < 0.06f ? start : far, mul(4 * e, mul(part, part))};
+  }
+  // 1 − erf(|v|) = p(1 / (1 + 0.3275911 |v|)) e^(−v²) within 1.5e-7 (Abramowitz & Stegun, 7.1.26).
+  const float e = exp2_of(mul(square, -std::numbers::log2e_v<float>));
+  const float t = inverse_of(fused(0.3275911f, fabsf(v), 1.0f));
+  const float p = fused(
+      t, fused(t, fused(t, fused(t, 1.061405429f, -1.453152027f), 1.421413741f), -0.284496736f),
+      0.254829592f);
+  const float far = copysignf(fused(-mul(p, t), e, 1.0f), v);
+  return {fabsf(v) < 0.06f ? mul(kTwoBySqrtPi, start) : far, mul(kTwoBySqrtPi, e)};
+}
+/// For elements of T.
+template <class T, SquashFunction kFunction>
+__device__ __forceinline__ Squashed<stats_t<T>> squash_for(stats_t<T> v) {
+  if constexpr (sizeof(T) == 2)
+    return short_squash<kFunction>(v);
+  else
+    return squash<kFunction>(v);
+}
+
 /// A thread keeps to one vector of columns and takes rows in turn: a block has `across` vectors of
 /// a row, in as many rows as fit.
 struct SquashPlan {
   int across = 1, rows = 1;  ///< threads of a block along x and y
   int64_t tiles = 1, workers = 1;
-  bool even = false;  ///< vectors are whole and on 16 bytes
 };
 constexpr int kThreads = 256;
 
-template <class T>
-__device__ __forceinline__ Packed<T, kLaneWidth<T>> fetch(const T* from, int n, bool even) {
-  if (even) return load<kLaneWidth<T>>(from);
-  return load_some<kLaneWidth<T>>(from, n, convert<T>(0.0f));
+constexpr int kForwardBlocks = 4, kBackwardBlocks = 3;  // on a multiprocessor at once
+
+template <bool kEven, class T, class Acc, int kWidth>
+__device__ __forceinline__ void write_vector(T* to, int n, const Acc (&v)[kWidth]) {
+  if constexpr (kEven)
+    write_whole(to, v);
+  else
+    write_to(to, n, v);
 }
 template <class Acc, int kWidth>
 __device__ __forceinline__ void read_or(const ConstVec& w, Acc absent, int64_t c, int n,
@@ -67,13 +111,76 @@ __device__ __forceinline__ void read_or(const ConstVec& w, Acc absent, int64_t c
   if (w) read(w, c, n, v);
 }
 
+/// A thread's rows first, first + step, …, of kTensors tensors: f(i, vectors). With kRing
+/// asynchronous copies bring the next kAtOnce rows' into shared memory, each thread's into places
+/// of its own, so that none waits for another; else kAtOnce rows' are loaded together.
+template <class T, bool kEven, bool kRing, int kTensors, int kAtOnce, class At, class F>
+__device__ __forceinline__ void for_rows(int64_t first, int64_t rows, int64_t step, int n,
+                                         const At& at, const F& f) {
+  constexpr int kWidth = kLaneWidth<T>;
+  using Vector = Packed<T, kWidth>;
+  if constexpr (kRing) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    const int threads = static_cast<int>(blockDim.x * blockDim.y);
+    Vector* const mine = reinterpret_cast<Vector*>(memory) + threadIdx.y * blockDim.x + threadIdx.x;
+    const auto ask = [&](int64_t i, int stage) {
+      if (i < rows)
+#pragma unroll
+        for (int t = 0; t < kTensors; ++t)
+          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(
+                           __cvta_generic_to_shared(mine + (stage * kTensors + t) * threads))),
+                       "l"(at(t, i))
+                       : "memory");
+      asm volatile("cp.async.commit_group;" ::: "memory");  // empty at the end: they are counted
+    };
+#pragma unroll
+    for (int stage = 0; stage < kAtOnce; ++stage) ask(first + stage * step, stage);
+    int stage = 0;
+#pragma unroll 1
+    for (int64_t i = first; i < rows; i += step) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(kAtOnce - 1) : "memory");
+      Vector v[kTensors];
+#pragma unroll
+      for (int t = 0; t < kTensors; ++t) v[t] = mine[(stage * kTensors + t) * threads];
+      f(i, v);
+      ask(i + kAtOnce * step, stage);
+      stage = stage + 1 < kAtOnce ? stage + 1 : 0;
+    }
+  } else {
+    for (; first < rows; first += step * kAtOnce) {
+      Vector v[kAtOnce][kTensors];
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r * step >= rows) break;
+#pragma unroll
+        for (int t = 0; t < kTensors; ++t) {
+          const T* from = at(t, first + r * step);
+          if constexpr (kEven)
+            v[r][t] = load<kWidth>(from);
+          else
+            v[r][t] = load_some<kWidth>(from, n, convert<T>(0.0f));
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; ++r) {
+        if (first + r * step >= rows) break;
+        f(first + r * step, v[r]);
+      }
+    }
+  }
+}
+/// Rows at once, and in a ring. The forward of wide types has enough blocks without one.
+constexpr int kForwardRows = 4, kBackwardRows = 2, kRingRows = 4;
+template <class T>
+inline constexpr bool kForwardHasRing = sizeof(T) == 2;
+
 ///   bytes  rows · D · (x, y)
 ///   bound  memory
-template <class T, SquashFunction kFunction>
-__global__ void __launch_bounds__(kThreads)
+template <class T, SquashFunction kFunction, bool kEven>
+__global__ void __launch_bounds__(kThreads, kForwardBlocks)
     squash_forward_kernel(const __grid_constant__ SquashForwardArgs k, SquashPlan plan) {
   using Acc = stats_t<T>;
-  constexpr int kWidth = kLaneWidth<T>, kTurns = 4;
+  constexpr int kWidth = kLaneWidth<T>;
   const int64_t c = (int64_t{blockIdx.x} * plan.across + threadIdx.x) * kWidth;
   if (c >= k.x.cols) return;
   const int n = static_cast<int>(k.x.cols - c < kWidth ? k.x.cols - c : kWidth);
@@ -81,24 +188,17 @@ __global__ void __launch_bounds__(kThreads)
   Acc gain[kWidth], bias[kWidth];
   read_or(k.w, Acc(1), c, n, gain);
   read_or(k.b, Acc(0), c, n, bias);
-  const int64_t step = plan.workers * plan.rows;
-  for (int64_t first = int64_t{blockIdx.y} * plan.rows + threadIdx.y; first < k.x.rows;
-       first += step * kTurns) {
-    Packed<T, kWidth> x[kTurns];
+  for_rows<T, kEven, kEven && kForwardHasRing<T>, 1, kForwardRows>(
+      int64_t{blockIdx.y} * plan.rows + threadIdx.y, k.x.rows, plan.workers * plan.rows, n,
+      [&](int, int64_t i) { return k.x.row<T>(i) + c; },
+      [&](int64_t i, const Packed<T, kWidth>(&x)[1]) {
+        Acc y[kWidth];
 #pragma unroll
-    for (int t = 0; t < kTurns; ++t)
-      if (first + t * step < k.x.rows) x[t] = fetch(k.x.row<T>(first + t * step) + c, n, plan.even);
-#pragma unroll
-    for (int t = 0; t < kTurns; ++t) {
-      if (first + t * step >= k.x.rows) break;
-      Acc y[kWidth];
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e)
-        y[e] = fused(squash<kFunction>(fused(alpha, convert<Acc>(x[t][e]), shift)).t, gain[e],
-                     bias[e]);
-      write_to(k.y.row<T>(first + t * step) + c, n, y);
-    }
-  }
+        for (int e = 0; e < kWidth; ++e)
+          y[e] = fused(squash_for<T, kFunction>(fused(alpha, convert<Acc>(x[0][e]), shift)).t,
+                       gain[e], bias[e]);
+        write_vector<kEven>(k.y.row<T>(i) + c, n, y);
+      });
 }
 
 /// The blocks' sums: dw and db of a worker, and dα and ds of a block.
@@ -125,12 +225,12 @@ __device__ Acc block_total(Acc v, Acc* slots, int thread, int threads) {
 
 ///   bytes  rows · D · (dy, x, dx), and two rows of sums a worker
 ///   bound  memory
-template <class T, SquashFunction kFunction>
-__global__ void __launch_bounds__(kThreads)
+template <class T, SquashFunction kFunction, bool kEven>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     squash_backward_kernel(const __grid_constant__ SquashBackwardArgs k, SquashPlan plan,
                            SquashSums<stats_t<T>> sums) {
   using Acc = stats_t<T>;
-  constexpr int kWidth = kLaneWidth<T>, kTurns = 2;
+  constexpr int kWidth = kLaneWidth<T>;
   __shared__ Acc slots[kThreads * kWidth];
   const int64_t c = (int64_t{blockIdx.x} * plan.across + threadIdx.x) * kWidth;
   const int64_t left = k.x.cols - c;
@@ -138,39 +238,26 @@ __global__ void __launch_bounds__(kThreads)
   const Acc alpha = value_at<Acc>(k.alpha, 0), shift = k.shift ? value_at<Acc>(k.shift, 0) : Acc(0);
   Acc gain[kWidth], dw[kWidth] = {}, db[kWidth] = {}, dalpha = 0, dshift = 0;
   read_or(k.w, Acc(1), c, n, gain);
-  const int64_t step = plan.workers * plan.rows, rows = n > 0 ? k.x.rows : 0;
-  for (int64_t first = int64_t{blockIdx.y} * plan.rows + threadIdx.y; first < rows;
-       first += step * kTurns) {
-    Packed<T, kWidth> x[kTurns], dy[kTurns];
+  for_rows<T, kEven, kEven, 2, kEven ? kRingRows : kBackwardRows>(
+      int64_t{blockIdx.y} * plan.rows + threadIdx.y, n > 0 ? k.x.rows : 0, plan.workers * plan.rows,
+      n, [&](int which, int64_t i) { return (which ? k.dy : k.x).template row<T>(i) + c; },
+      [&](int64_t i, const Packed<T, kWidth>(&v)[2]) {
+        Acc dx[kWidth], of_alpha = 0, of_shift = 0;
 #pragma unroll
-    for (int t = 0; t < kTurns; ++t) {
-      const int64_t i = first + t * step;
-      if (i >= rows) break;
-      x[t] = fetch(k.x.row<T>(i) + c, n, plan.even);
-      dy[t] = fetch(k.dy.row<T>(i) + c, n, plan.even);
-    }
-#pragma unroll
-    for (int t = 0; t < kTurns; ++t) {
-      const int64_t i = first + t * step;
-      if (i >= rows) break;
-      Acc dx[kWidth], of_alpha = 0, of_shift = 0;
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        const Acc u = convert<Acc>(x[t][e]), d = convert<Acc>(dy[t][e]);
-        const Squashed<Acc> s = squash<kFunction>(fused(alpha, u, shift));
-        const Acc slope = mul(mul(d, gain[e]), s.slope);
-        dx[e] = mul(alpha, slope);
-        if (e >= n) continue;
-        dw[e] = fused(d, s.t, dw[e]);
-        db[e] = add(db[e], d);
-        of_alpha = fused(slope, u, of_alpha);
-        of_shift = add(of_shift, slope);
-      }
-      // A row at a time: a long sum in one float would lose digits of its terms.
-      dalpha = add(dalpha, of_alpha), dshift = add(dshift, of_shift);
-      if (k.dx) write_to(k.dx.row<T>(i) + c, n, dx);
-    }
-  }
+        for (int e = 0; e < kWidth; ++e) {  // of absent elements x and dy are 0
+          const Acc u = convert<Acc>(v[0][e]), d = convert<Acc>(v[1][e]);
+          const Squashed<Acc> s = squash_for<T, kFunction>(fused(alpha, u, shift));
+          const Acc slope = mul(mul(d, gain[e]), s.slope);
+          dx[e] = mul(alpha, slope);
+          dw[e] = fused(d, s.t, dw[e]);
+          db[e] = add(db[e], d);
+          of_alpha = fused(slope, u, of_alpha);
+          of_shift = add(of_shift, slope);
+        }
+        // A row at a time: a long sum in one float would lose digits of its terms.
+        dalpha = add(dalpha, of_alpha), dshift = add(dshift, of_shift);
+        if (k.dx) write_vector<kEven>(k.dx.row<T>(i) + c, n, dx);
+      });
   const int thread = threadIdx.y * plan.across + threadIdx.x, threads = plan.across * plan.rows;
   const auto fold_rows = [&](const Acc(&v)[kWidth], int which) {
     __syncthreads();
@@ -257,28 +344,40 @@ bool is_even(const View& t) {
   return !t || (reinterpret_cast<uintptr_t>(t.data) % 16 == 0 && t.cols % kLaneWidth<T> == 0 &&
                 t.row_stride % kLaneWidth<T> == 0);
 }
-LaunchShape shape_of(const SquashPlan& plan) {
+LaunchShape shape_of(const SquashPlan& plan, int slots) {
   return {.grid = dim3(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(plan.workers)),
-          .block = dim3(static_cast<unsigned>(plan.across), static_cast<unsigned>(plan.rows))};
+          .block = dim3(static_cast<unsigned>(plan.across), static_cast<unsigned>(plan.rows)),
+          .shared = static_cast<size_t>(slots * plan.across * plan.rows) * 16};
 }
+
+// As many blocks on any GPU, a turn of them on one of 132 multiprocessors: the weights' gradients
+// have the same bits on all of them.
+constexpr int64_t kMultiprocessors = 132;
 
 template <class T, SquashFunction kFunction>
 void forward(const Cuda& on, const SquashForwardArgs& k) {
-  SquashPlan plan = plan_of<T>(k.x.rows, k.x.cols, 32768, 4);
-  plan.even = is_even<T>(k.x) && is_even<T>(k.y);
-  launch(on, shape_of(plan), squash_forward_kernel<T, kFunction>, k, plan);
+  const SquashPlan plan =
+      kForwardHasRing<T>
+          ? plan_of<T>(k.x.rows, k.x.cols, kForwardBlocks * kMultiprocessors, 2 * kForwardRows)
+          : plan_of<T>(k.x.rows, k.x.cols, 32768, kForwardRows);
+  if (is_even<T>(k.x) && is_even<T>(k.y))
+    launch(on, shape_of(plan, kForwardHasRing<T> ? kForwardRows : 0),
+           squash_forward_kernel<T, kFunction, true>, k, plan);
+  else
+    launch(on, shape_of(plan, 0), squash_forward_kernel<T, kFunction, false>, k, plan);
 }
 template <class T, SquashFunction kFunction>
 void backward(const Cuda& on, const SquashBackwardArgs& k) {
   using Acc = stats_t<T>;
-  // As many blocks on any GPU: the weights' gradients have the same bits on all of them.
-  constexpr int64_t kBlocks = 1024;
-  SquashPlan plan = plan_of<T>(k.x.rows, k.x.cols, kBlocks, 8);
-  plan.even = is_even<T>(k.x) && is_even<T>(k.dy) && is_even<T>(k.dx);
+  const SquashPlan plan = plan_of<T>(k.x.rows, k.x.cols, kBackwardBlocks * kMultiprocessors, 8);
   const int64_t blocks = plan.tiles * plan.workers, columns = plan.workers * 2 * k.x.cols;
   const DeviceScratch<Acc> scratch(on, std::max<int64_t>(1, columns + 2 * blocks));
   const SquashSums<Acc> sums{scratch.data(), scratch.data() + columns, k.x.cols};
-  launch(on, shape_of(plan), squash_backward_kernel<T, kFunction>, k, plan, sums);
+  if (is_even<T>(k.x) && is_even<T>(k.dy) && is_even<T>(k.dx))
+    launch(on, shape_of(plan, 2 * kRingRows), squash_backward_kernel<T, kFunction, true>, k, plan,
+           sums);
+  else
+    launch(on, shape_of(plan, 0), squash_backward_kernel<T, kFunction, false>, k, plan, sums);
   if (!k.dalpha && !k.dshift && !k.dw && !k.db) return;
   launch(on,
          {.grid = dim3(grid_for(k.x.cols, kFoldCols).x + 1),
