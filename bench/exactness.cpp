@@ -1,7 +1,9 @@
 // How exact norms are, ours beside the ways to find a variance and beside other libraries' kernels:
-//   build/cpu/bench/exactness [--elements LOG2] [--device D] [--peers FILE]... > docs/exactness.md
-// A peers' file has lines `method;kind;dtype;case;cols;largest;mean;wrong`:
-// bench/peers/exactness.py writes one from the same distributions.
+//   ./dev bench exactness [--device cuda]
+// makes docs/exactness.md or docs/exactness-gpu.md, by bench/exactness.py, from this program's
+//   exactness [--elements LOG2] [--device D] [--peers FILE]... > PAGE
+// and bench/peers/exactness.py, which takes the draws that `--only-draw FOLDER` leaves. A peers'
+// file has lines `method;kind;dtype;case;cols;largest;mean;wrong`.
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -199,16 +201,41 @@ constexpr double smallest_of() {
   return std::is_same_v<T, Float16> ? 0x1p-14 : 0x1p-126;
 }
 
-template <class T>
-void measure(const Case& test, int64_t elements, Device device, Table& table) {
-  constexpr DType dtype = dtype_of<T>;
+/// What all cases and dtypes of a D are made of, theirs and ours: normal noise, w and b.
+struct Draws {
+  Tensor noise, w, b;
+};
+Draws draw(int64_t elements, int64_t cols) {
+  const int64_t rows = std::clamp<int64_t>(elements / cols, 4, 1'000'000);
+  manual_seed(static_cast<uint64_t>(cols) * 31);
+  return {randn({rows, cols}, float64, cpu), randn({cols}, float32, cpu),
+          randn({cols}, float32, cpu)};
+}
+/// FOLDER/COLS.noise of doubles, FOLDER/COLS.w and FOLDER/COLS.b of floats.
+void write_draws(const std::string& folder, int64_t elements) {
   for (int64_t cols : kCols) {
-    const int64_t rows = std::clamp<int64_t>(elements / cols, 4, 1'000'000);
-    manual_seed(static_cast<uint64_t>(cols) * 31 + static_cast<uint64_t>(&test - kCases));
-    const Tensor noise = randn({rows, cols}, float64, cpu), x = empty({rows, cols}, dtype);
+    const Draws d = draw(elements, cols);
+    const auto write = [&](const char* name, const void* data, int64_t bytes) {
+      const std::string path = folder + "/" + std::to_string(cols) + "." + name;
+      std::ofstream file(path, std::ios::binary);
+      file.write(static_cast<const char*>(data), bytes);
+      if (!file) throw IOError("exactness: {} must be writable, but is not", path);
+    };
+    write("noise", d.noise.data(), d.noise.numel() * int64_t{sizeof(double)});
+    write("w", d.w.data(), cols * int64_t{sizeof(float)});
+    write("b", d.b.data(), cols * int64_t{sizeof(float)});
+  }
+}
+
+template <class T>
+void measure(const Case& test, const std::vector<Draws>& draws, Device device, Table& table) {
+  constexpr DType dtype = dtype_of<T>;
+  for (const Draws& drawn : draws) {
+    const int64_t rows = drawn.noise.size(0), cols = drawn.noise.size(1);
+    const Tensor x = empty({rows, cols}, dtype);
     // Of x's dtype, as other libraries want them; RMSNorm has no bias.
-    const Tensor w = randn({cols}, float32, cpu).to(dtype), some = randn({cols}, float32, cpu);
-    const double* from = noise.span<double>().data();
+    const Tensor w = drawn.w.to(dtype);
+    const double* from = drawn.noise.span<double>().data();
     T* to = x.span<T>().data();
     const Split blocks = split(rows, std::max<int64_t>(1, 65536 / cols));
     parallel_for(blocks.blocks, [&](int64_t block) {
@@ -218,7 +245,7 @@ void measure(const Case& test, int64_t elements, Device device, Table& table) {
               test.value(from[i * cols + c], i, c, largest_of<T>(), smallest_of<T>())));
     });
     for (NormKind kind : {NormKind::layer, NormKind::rms}) {
-      const Tensor b = kind == NormKind::layer ? some.to(dtype) : zeros({cols}, dtype, cpu);
+      const Tensor b = kind == NormKind::layer ? drawn.b.to(dtype) : zeros({cols}, dtype, cpu);
       const Tensor wide_w = w.to(float32), wide_b = b.to(float32);
       const auto biased = kind == NormKind::layer ? std::optional(b.to(device)) : none;
       const Tensor y = fused_norm(x.to(device), {.w = w.to(device), .b = biased},
@@ -332,6 +359,53 @@ std::string cell(const Errors& e) {
   return text;
 }
 
+/// The worst of all D.
+Errors worst_of(const Table& table, const char* kind, DType dtype, const Case& test,
+                const std::string& method) {
+  Errors worst;
+  for (int64_t cols : kCols) {
+    const auto row = table.find({kind, std::string(to_string(dtype)), test.name, cols});
+    if (row == table.end() || !row->second.contains(method)) continue;
+    const Errors& e = row->second.at(method);
+    worst.largest = std::max(worst.largest, e.largest);
+    worst.sum = std::max(worst.sum, e.mean());
+    worst.count = std::max<int64_t>(worst.count, e.count > 0);
+    worst.wrong += e.wrong;
+  }
+  return worst;
+}
+/// Names the rows in which a peer is more exact: ours may have the larger of 1 unit and 1.25 times
+/// the best peer's largest error, and 1.05 times its mean. A peer that is wrong somewhere is none.
+void print_comparison(const Table& table, const std::vector<std::string>& peers) {
+  std::string short_rows;
+  int rows = 0, good = 0;
+  for (const char* kind : {"layer", "rms"})
+    for (DType dtype : {float32, bfloat16, float16})
+      for (const Case& test : kCases) {
+        const Errors ours = worst_of(table, kind, dtype, test, "Norma");
+        double largest = std::numeric_limits<double>::infinity(), mean = largest;
+        for (const std::string& peer : peers) {
+          const Errors e = worst_of(table, kind, dtype, test, peer);
+          if (e.wrong > 0 || e.count == 0) continue;
+          largest = std::min(largest, e.largest), mean = std::min(mean, e.mean());
+        }
+        ++rows;
+        if (ours.wrong == 0 && ours.largest <= std::max(1.0, 1.25 * largest) &&
+            ours.mean() <= 1.05 * mean) {
+          ++good;
+          continue;
+        }
+        short_rows += format("\n- {} {}, {}: {:.2f} / {:.3f}, best peers' {:.2f} / {:.3f}", kind,
+                             dtype, test.name, ours.largest, ours.mean(), largest, mean);
+        if (ours.wrong > 0) short_rows += " (wrong)";
+      }
+  std::printf(
+      "\nAt most the larger of 1 unit and 1.25 times the best right peer's largest error, and "
+      "1.05\n"
+      "times the best mean: %d of %d rows.%s\n",
+      good, rows, short_rows.c_str());
+}
+
 /// One table a kind and dtype: the worst of all D, and ours by D below.
 void print_tables(const Table& table, const std::vector<std::string>& peers) {
   for (NormKind kind : {NormKind::layer, NormKind::rms})
@@ -348,17 +422,7 @@ void print_tables(const Table& table, const std::vector<std::string>& peers) {
       for (const Case& test : kCases) {
         std::printf("\n| %s |", test.name);
         for (const std::string& m : methods) {
-          Errors worst;
-          for (int64_t cols : kCols) {
-            const auto row =
-                table.find({kind_name, std::string(to_string(dtype)), test.name, cols});
-            if (row == table.end() || !row->second.contains(m)) continue;
-            const Errors& e = row->second.at(m);
-            worst.largest = std::max(worst.largest, e.largest);
-            worst.sum = std::max(worst.sum, e.mean());
-            worst.count = std::max<int64_t>(worst.count, e.count > 0);
-            worst.wrong += e.wrong;
-          }
+          const Errors worst = worst_of(table, kind_name.c_str(), dtype, test, m);
           std::printf(" %s |", cell(worst).c_str());
         }
       }
@@ -380,7 +444,7 @@ void print_tables(const Table& table, const std::vector<std::string>& peers) {
 
 constexpr const char* kIntroduction = R"page(# How exact norms are%s
 
-Made by `build/%s/bench/exactness --elements %d%s`, on %s.
+Made by `./dev bench exactness --elements %d%s`, on %s.
 Largest and mean error over up to a million
 rows of each D in {1, 2, 7, 64, 257, 1024, 4096, 65536, 131072}, 2^%d elements each, the worst D shown, in
 the unit
@@ -402,31 +466,47 @@ int run_main(int argc, char** argv) {
   int log2 = 18;
   Device device = cpu;
   std::vector<const char*> peers;
+  std::string only_draw;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i];
     if (flag == "--elements") log2 = std::stoi(argv[i + 1]);
     if (flag == "--device") device = device_from_string(argv[i + 1]);
     if (flag == "--peers") peers.push_back(argv[i + 1]);
+    if (flag == "--only-draw") only_draw = argv[i + 1];
   }
+  if (!only_draw.empty()) {
+    write_draws(only_draw, int64_t{1} << log2);
+    return 0;
+  }
+  bool here = device.is_cpu();
+  if constexpr (kBuiltWithCuda) here = here || detail::cuda_device_count() > 0;
+  if (!here) {
+    std::fprintf(stderr, "exactness: there is no %s here\n", to_string(device).c_str());
+    return 77;
+  }
+  std::vector<Draws> draws;
+  for (int64_t cols : kCols) draws.push_back(draw(int64_t{1} << log2, cols));
   const NoGrad plain;
   Table table;
   std::vector<std::string> methods;
   for (const Case& test : kCases) {
-    measure<float>(test, int64_t{1} << log2, device, table);
-    measure<BFloat16>(test, int64_t{1} << log2, device, table);
-    measure<Float16>(test, int64_t{1} << log2, device, table);
+    measure<float>(test, draws, device, table);
+    measure<BFloat16>(test, draws, device, table);
+    measure<Float16>(test, draws, device, table);
   }
   for (const char* path : peers) read_peers(path, table, methods);
   const std::string on = device.is_cpu() ? "" : " --device " + to_string(device);
   std::string name = to_string(device);
   if constexpr (kBuiltWithCuda)
     if (device.is_cuda()) name = "an " + detail::cuda_device_name(device);
-  std::printf(kIntroduction, device.is_cpu() ? "" : " on a GPU", device.is_cpu() ? "cpu" : "cuda",
-              log2, on.c_str(), name.c_str(), log2);
-  if (!peers.empty())
+  std::printf(kIntroduction, device.is_cpu() ? "" : " on a GPU", log2, on.c_str(), name.c_str(),
+              log2);
+  if (!peers.empty()) {
     std::printf(
         "\nThe last columns are other libraries' kernels on the same machine, by\n"
-        "bench/peers/exactness.py: inputs of the same distributions, drawn anew.\n");
+        "bench/peers/exactness.py, of the same inputs.\n");
+    print_comparison(table, methods);
+  }
   print_tables(table, methods);
 
   const EnableGrad recording;

@@ -1,8 +1,8 @@
-"""Errors of other libraries' norms, for build/cpu/bench/exactness --peers FILE.
+"""Errors of other libraries' norms, for bench/exactness.py:
 
-    python bench/peers/exactness.py [--device cuda] [--elements LOG2] > peers.txt
+    python bench/peers/exactness.py --draws FOLDER [--device cuda] > peers.txt
 
-The cases, sizes and unit of bench/exactness.cpp; inputs of the same distributions, drawn anew. PyTorch
+The cases, sizes, unit and inputs of bench/exactness.cpp, from the draws that it left in FOLDER. PyTorch
 always; on a GPU also the Triton kernels of Liger (liger_kernel/) and mamba_ssm (mamba_layernorm_gated.py, with
 einops/) where they are installed, or found in $NORMA_PEERS or in bench/.carry/, which git ignores.
 """
@@ -103,24 +103,27 @@ def errors(y, x, w, b, eps, kind, unit):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--elements", type=int, default=18)
+    parser.add_argument("--draws", required=True)
     a = parser.parse_args()
-    for number, (name, (eps, value)) in enumerate(CASES.items()):
-        for dtype, unit in UNIT.items():
-            half = dtype == torch.float16
-            for cols in COLS:
-                rows = min(1_000_000, max(4, 2**a.elements // cols))
-                torch.manual_seed(cols * 31 + number)
-                noise = torch.randn(rows, cols, dtype=torch.float64, device=a.device)
-                i = torch.arange(rows, device=a.device).unsqueeze(1)
-                c = torch.arange(cols, device=a.device)
-                top, low = (65504.0, 2.0**-14) if half else (3.38e38, 2.0**-126)
+
+    def drawn(cols, what, dtype):
+        t = torch.from_file(f"{a.draws}/{cols}.{what}", dtype=dtype,
+                            size=os.path.getsize(f"{a.draws}/{cols}.{what}") // dtype.itemsize)
+        return t.to(a.device)
+
+    found = methods(a.device)
+    for cols in COLS:
+        noise = drawn(cols, "noise", torch.float64).reshape(-1, cols)
+        i = torch.arange(noise.shape[0], device=a.device).unsqueeze(1)
+        c = torch.arange(cols, device=a.device)
+        for name, (eps, value) in CASES.items():
+            for dtype, unit in UNIT.items():
+                top, low = (65504.0, 2.0**-14) if dtype == torch.float16 else (3.38e38, 2.0**-126)
                 x = value(noise, i, c, top, low).float().to(dtype)
-                w = torch.randn(cols, device=a.device).to(dtype)
-                b = torch.randn(cols, device=a.device).to(dtype)
+                w, b = (drawn(cols, what, torch.float32).to(dtype) for what in "wb")
                 for kind in ("layer", "rms"):
                     bias = b if kind == "layer" else None
-                    for method, f in methods(a.device).items():
+                    for method, f in found.items():
                         y = f(kind, x, w, bias, eps)
                         if y is None:
                             continue

@@ -1,0 +1,47 @@
+"""How exact norms are, as a page: docs/exactness.md, or with --device cuda docs/exactness-gpu.md.
+
+  ./dev bench exactness [--device cuda] [--elements LOG2] [--page FILE]
+
+bench/exactness.cpp draws the inputs and measures ours and the ways to find a variance; bench/peers/exactness.py
+measures PyTorch's, Liger's and mamba_ssm's kernels on the same inputs, where they are found. Exit code 77 where there is
+no GPU for --device cuda."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--elements", type=int, help="of each D, as a power of two: 16, on a GPU 20")
+    parser.add_argument("--page")
+    a = parser.parse_args()
+    gpu = a.device != "cpu"
+    elements = str(a.elements or (20 if gpu else 16))
+    page = a.page or os.path.join(HERE, "../docs", "exactness-gpu.md" if gpu else "exactness.md")
+    build = os.environ.get("NORMA_BUILD", "build/cuda-native" if gpu else "build/cpu")
+    program = os.path.join(HERE, "..", build, "bench", "exactness")  # an absolute folder stays one
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([program, "--elements", elements, "--only-draw", folder], check=True)
+        peers = os.path.join(folder, "peers.txt")
+        with open(peers, "w") as file:
+            command = [sys.executable, os.path.join(HERE, "peers", "exactness.py"), "--device", a.device]
+            done = subprocess.run([*command, "--draws", folder], stdout=file)
+        if done.returncode != 0:
+            print("exactness: no peers in the page: their program ended with", done.returncode, file=sys.stderr)
+        ours = [program, "--elements", elements, "--device", a.device]
+        ours += ["--peers", peers] if done.returncode == 0 else []
+        done = subprocess.run(ours, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if gpu else None, text=True)
+    if done.returncode == 0:
+        with open(page, "w") as file:
+            file.write(done.stdout)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
