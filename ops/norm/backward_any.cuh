@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kAnyThreads)
 
       // x̂ and g = w ⊙ dn + w2 ⊙ dy2 of a vector, and what else is needed on the way.
       struct Vector {
-        Acc x_hat[kWidth], g[kWidth], dn[kWidth], dy[kWidth], gain[kWidth];
+        Acc x_hat[kWidth], g[kWidth], dn[kWidth], dy[kWidth];
+        Acc gain[kWidth];  // in the end n, where dz needs that
       };
       const auto vector_at = [&](int64_t c, int n, Vector& v, bool adds) {
         if (k.x_hat) {
@@ -124,8 +125,11 @@ __global__ void __launch_bounds__(kAnyThreads)
           accumulate(2, dy2, true);
           accumulate(3, dy2, false);
         }
-        if (gate_last)
-          for (int e = 0; e < kWidth; ++e) v.gain[e] = mul(v.gain[e], multiplied[e]);  // n less b
+        if (!gate_last || adds) return;
+        Acc b[kWidth];
+        if (k.b) read_vec(k.b, k.b.n == cols ? first + c : c, n, b);
+        for (int e = 0; e < kWidth; ++e)
+          v.gain[e] = k.b ? fused(v.gain[e], multiplied[e], b[e]) : mul(v.gain[e], multiplied[e]);
       };
 
       Acc total[3];
@@ -158,10 +162,6 @@ __global__ void __launch_bounds__(kAnyThreads)
         if (k.z) {
           Acc h[kWidth], dz[kWidth];
           if (gate_first) h_of(c, n, h);
-          if (!gate_first && k.b) {
-            read_vec(k.b, k.b.n == cols ? first + c : c, n, h);
-            for (int e = 0; e < kWidth; ++e) v.gain[e] = add(v.gain[e], h[e]);
-          }
           read_from(k.z.row<T>(i) + first + c, n, other);
           for (int e = 0; e < kWidth; ++e) {
             const Gate<Acc> gate = any_gate_of<T>(o, other[e]);

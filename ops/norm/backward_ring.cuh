@@ -44,7 +44,7 @@ __device__ __forceinline__ void pack(void* to, const float (&v)[kLaneWidth<T>]) 
   *static_cast<uint4*>(to) = uint4{w[0], w[1], w[2], w[3]};
 }
 
-/// s(z) and its slope of the activations short enough for a fast kernel. beta is 1 of silu.
+/// s(z) and its slope of the activations short enough for a fast kernel.
 template <bool kShort, int kWidth>
 __device__ __forceinline__ void short_gates_of(GateActivation activation, float beta,
                                                const float (&z)[kWidth],
@@ -59,11 +59,14 @@ __device__ __forceinline__ void short_gates_of(GateActivation activation, float 
       const float s = sigmoid_of(z[e]);
       gate[e] = {s, mul(s, sub(1.0f, s))};
     }
+  } else if (activation == GateActivation::silu) {
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) gate[e] = swish_of(z[e], z[e], sigmoid_of(z[e]));
   } else {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) {
-      const float v = mul(beta, z[e]), s = sigmoid_of(v);
-      gate[e] = {mul(z[e], s), mul(s, fused(v, sub(1.0f, s), 1.0f))};
+      const float v = mul(beta, z[e]);
+      gate[e] = swish_of(z[e], v, sigmoid_of(v));
     }
   }
 }
@@ -313,12 +316,13 @@ struct RingWarp {
         }
       }
       if constexpr (kGateLast) {
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) r.gain[e] = mul(r.gain[e], r.x_hat[e]);  // n less b
-        if (k.b) {  // an absent one adds no +0 to −0
+        if (k.b) {
           read_bias(v, other);
 #pragma unroll
-          for (int e = 0; e < kWidth; ++e) r.gain[e] = add(r.gain[e], other[e]);
+          for (int e = 0; e < kWidth; ++e) r.gain[e] = fused(r.gain[e], r.x_hat[e], other[e]);
+        } else {  // an absent one adds no +0 to −0
+#pragma unroll
+          for (int e = 0; e < kWidth; ++e) r.gain[e] = mul(r.gain[e], r.x_hat[e]);
         }
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) other[e] = mul(mul(r.dy[e], r.gain[e]), r.gate[e].slope);

@@ -139,7 +139,7 @@ __device__ __forceinline__ Gate<Acc> short_gate_of(const NormOptions& o, Acc z) 
   const Acc v = o.activation == GateActivation::swish ? mul(static_cast<Acc>(o.beta), z) : z;
   const Acc s = kShort ? short_sigmoid(v) : sigmoid(v);
   if (o.activation == GateActivation::sigmoid) return {s, mul(s, sub(Acc(1), s))};
-  return {mul(z, s), mul(s, fused(v, sub(Acc(1), s), Acc(1)))};
+  return swish_of(z, v, s);
 }
 
 /// Weights of T or float: a vector of them.

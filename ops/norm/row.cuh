@@ -516,6 +516,11 @@ template <class Acc>
 struct Gate {
   Acc value, slope;
 };
+/// z · s, and its slope s + v · s · (1 − s), where v = β · z and s = σ(v).
+template <class Acc>
+__device__ __forceinline__ Gate<Acc> swish_of(Acc z, Acc v, Acc s) {
+  return {mul(z, s), fused(mul(v, s), sub(Acc(1), s), s)};
+}
 /// Out of line: erfc is long, and its callers many.
 template <class Acc>
 __device__ __noinline__ Gate<Acc> gelu_of(Acc z) {
@@ -533,13 +538,11 @@ __device__ __forceinline__ Gate<Acc> gate_of(const NormOptions& o, Acc z) {
       return sigmoid(v);
   };
   switch (o.activation) {
-    case GateActivation::silu: {
-      const Acc s = sigmoid_of(z);
-      return {mul(z, s), mul(s, fused(z, sub(Acc(1), s), Acc(1)))};
-    }
+    case GateActivation::silu:
+      return swish_of(z, z, sigmoid_of(z));
     case GateActivation::swish: {
-      const Acc v = mul(static_cast<Acc>(o.beta), z), s = sigmoid_of(v);
-      return {mul(z, s), mul(s, fused(v, sub(Acc(1), s), Acc(1)))};
+      const Acc v = mul(static_cast<Acc>(o.beta), z);
+      return swish_of(z, v, sigmoid_of(v));
     }
     case GateActivation::sigmoid: {
       const Acc s = sigmoid_of(z);
