@@ -1,5 +1,6 @@
 #pragma once
 
+#include "norma/core/cuda/arrivals.h"
 #include "norma/core/cuda/scratch.h"
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/plain.cuh"
@@ -71,6 +72,23 @@ __device__ __forceinline__ void short_gates_of(GateActivation activation, float 
   }
 }
 
+/// By which units keep together (choose_pace). A unit's first warp counts its turns, all in one
+/// word, and waits where it is ahead of the mean. What it waits for may not run at all, where
+/// others have part of the GPU: after a time it gives up for good. No result depends on it.
+struct Pace {
+  unsigned* progress = nullptr;  ///< arrival_counter()
+  int units = 0, times = 0;      ///< that count, and how often each does
+  int lead = 0;                  ///< counts of all by which one may be ahead
+
+  Pace() = default;
+  /// For so many units that have at least so many turns.
+  Pace(const Cuda& on, const RingPlan& plan, int64_t all, int64_t turns)
+      : units(static_cast<int>(all)), lead(static_cast<int>(all * plan.pace_lead / 8)) {
+    if (plan.pace_turns > 0 && turns > 0) times = static_cast<int>((turns - 1) / plan.pace_turns);
+    if (times > 0) progress = detail::arrival_counter(on);
+  }
+};
+
 /// A warp of norm_backward_ring_kernel: its ring, its columns and their sums for the weights.
 ///   kFull  LayerNorm, or a bias's gradient; else neither
 ///   kWide  h and its gradients are float, where T is not
@@ -86,6 +104,7 @@ struct RingWarp {
 
   const NormBackwardArgs& k;
   const RingPlan& plan;
+  const Pace& pace;
   unsigned char* memory;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes, lane_in, team;  // of those that share a group: how many, which; their number
@@ -103,9 +122,10 @@ struct RingWarp {
   Acc db[kFull ? kVecs : 1][kWidth] = {};
 
   __device__ __forceinline__ RingWarp(const NormBackwardArgs& args, const RingPlan& p,
-                                      unsigned char* shared, int rank)
+                                      const Pace& together, unsigned char* shared, int rank)
       : k(args),
         plan(p),
+        pace(together),
         memory(shared),
         lanes(kBlock ? kWarpSize : p.order.lanes),
         lane_in(lane & (lanes - 1)),
@@ -360,6 +380,30 @@ struct RingWarp {
 
   // ---- Turns
 
+  unsigned seen = 0;  // of progress
+  int patience = 32;  // how often it looks again
+  /// Its count is on its way for a turn before it is looked at.
+  __device__ __forceinline__ void keep_pace(int n) {
+    if (pace.times == 0 || chunk != 0 || lane != 0) return;
+    const int time = n / plan.pace_turns, phase = n & (plan.pace_turns - 1);
+    if (time == 0 || time > pace.times || phase > 1) return;
+    if (phase == 0) {
+      seen = atomicAdd(pace.progress, 1u);
+    } else if (time < pace.times) {  // after the last none looks, since it may be cleared
+      const int needed = time * pace.units - pace.lead;
+      int left = patience;
+      while (static_cast<int>(seen) < needed && left-- > 0)
+        seen = *reinterpret_cast<volatile unsigned*>(pace.progress);
+      if (left < 0) patience = 0;
+    }
+  }
+  /// Who counted last clears the word.
+  __device__ __forceinline__ void end_pace() const {
+    if (pace.times > 0 && chunk == 0 && lane == 0 && turns > 0 &&
+        seen + 1 == static_cast<unsigned>(pace.times * pace.units))
+      *pace.progress = 0;
+  }
+
   /// Rows of one warp: a row is begun and finished at once.
   __device__ __forceinline__ void run_alone() {
     const int shift = plan.by_rows ? team : 0;
@@ -367,6 +411,7 @@ struct RingWarp {
     uint32_t parity = 0;
     Stats<Acc> next = stats_of(row);
     for (int n = 0; n < turns; ++n) {
+      keep_pace(n);
       landed[stage].wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
       const int first = (place + n * units) * plan.tile_rows;
@@ -405,6 +450,7 @@ struct RingWarp {
       if (n < turns) {
         row += units;
         next = stats_of(row);  // on its way meanwhile
+        keep_pace(n);
         landed[stage].wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
         publish(over_lanes(begin(from, at, now.stats), kWarpSize), n, arrived, slots);
@@ -494,6 +540,7 @@ struct RingWarp {
 /// the loop.
 ///   Four slots of sums suffice: who sends those of row n has finished row n − 2, for which all
 ///   others had sent theirs, and so had read those of row n − 4.
+///   Units keep together by Pace.
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block
 ///   bound  memory
@@ -501,6 +548,7 @@ template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
 __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
+                              const __grid_constant__ Pace pace,
                               const __grid_constant__ WeightSums<float> sums) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
@@ -510,7 +558,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
-  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, memory, rank);
+  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, pace, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int b = 0; b < plan.units * kSlots; ++b)
       arrived[b].init(clustered ? 1 : plan.order.chunks);
@@ -523,6 +571,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     warp.run_together(arrived + warp.unit * kSlots, slots + warp.unit * kSlots * plan.order.chunks);
   else
     warp.run_alone();
+  warp.end_pace();
   __syncthreads();
   if (clustered) cluster_sync();  // nobody leaves while others may write to it
   warp.leave_sums(sums, rank);
@@ -587,7 +636,7 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
             .block = dim3(static_cast<unsigned>(threads)),
             .shared = shared,
             .cluster = static_cast<unsigned>(plan.cluster)},
-           kernel, k, plan, sums);
+           kernel, k, plan, Pace(on, plan, units * plan.bound, tiles / plan.bound / units), sums);
     fold(on, sums, places, k);
     return true;
   };

@@ -34,8 +34,11 @@ struct RingPlan {
   int step_rows = 1, set_groups = 1;         ///< what these are: rows, or groups of a set
   int tile_rows = 1, stages = 2;             ///< a stage holds a tile
   int behind = 0;                            ///< 1: a row is finished once the next was begun
-  float beta = 1;                            ///< of the gate
-  uint32_t bias_at = 0, bias_bytes = 0;      ///< of a warp
+  /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
+  /// than so many eighths of that: see Pace.
+  int pace_turns = 0, pace_lead = 0;
+  float beta = 1;                        ///< of the gate
+  uint32_t bias_at = 0, bias_bytes = 0;  ///< of a warp
   uint32_t element_bytes = 0, stage_bytes = 0, slots_at = 0, ring_at = 0;
   RingRows in[4];  ///< h, dy, z, dh
   RingRows dx, dresidual, dz;
@@ -68,6 +71,25 @@ inline void choose_cluster(RingPlan& plan, int parts) {
     if (!computes || busy >= kRingWarps - 2) break;
   }
   if (most == 0) plan.stages = 0;
+}
+
+/// How closely units keep together. Multiprocessors are not served alike: the best finished 18 %
+/// before the worst, and their rows were so far apart that memory was slower for it. Kept together,
+/// they gain 1 to 5 % where memory is the bound, and lose as much where arithmetic is: then
+/// progress differs for no reason that waiting mends. Measured on an H100 (bench/RESULTS.md).
+inline void choose_pace(RingPlan& plan, bool full) {
+  const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
+  const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
+  // All warps have whole chunks, and few blocks meet.
+  const bool busy = plan.order.chunks > 1 && plan.size % kChunk == 0 && plan.warps == kRingWarps &&
+                    plan.cluster <= 2;
+  if (plan.in[1].element == 4) return pace(4, plan.order.chunks > 1 ? 2 : 4);
+  if (residual) return pace(8, 4);
+  if (gated && full) return busy && plan.cluster == 1 ? pace(4, 4) : pace(0, 0);
+  if (gated) return busy ? pace(4, 2) : plan.cluster <= 8 ? pace(8, 6) : pace(0, 0);
+  if (full) return !busy ? pace(0, 0) : plan.cluster == 1 ? pace(8, 4) : pace(8, 6);
+  const bool many = plan.order.chunks > 1 && plan.warps == kRingWarps && plan.cluster <= 8;
+  return busy ? pace(4, 4) : many ? pace(8, 6) : pace(0, 0);
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -134,7 +156,9 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
   }
   // Some 100 KB on their way suffice; what is left is the first cache's.
   const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
-  plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, 4, 8));
+  const int64_t least = k.z ? 3 : 4;
+  plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, 8));
+  choose_pace(plan, k.options.kind == NormKind::layer || k.db);
   plan.behind = order.chunks > 1 && plan.stages > 2;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole = plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
