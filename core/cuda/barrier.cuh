@@ -57,6 +57,13 @@ __device__ __forceinline__ void publish_barriers() {
 #endif
 }
 
+/// What this thread wrote to shared memory comes before the copies into it that follow.
+__device__ __forceinline__ void copies_follow_writes() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 /// Copies bytes, a multiple of 16 between addresses on 16, which `done` counts.
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, uint32_t bytes,
                                           SharedBarrier& done) {

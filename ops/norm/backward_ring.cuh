@@ -3,6 +3,7 @@
 #include "norma/core/cuda/arrivals.h"
 #include "norma/core/cuda/scratch.h"
 #include "norma/ops/norm/cluster.cuh"
+#include "norma/ops/norm/odd_rows.cuh"
 #include "norma/ops/norm/plain.cuh"
 #include "norma/ops/norm/ring_plan.cuh"
 #include "norma/ops/norm/weight_sums.cuh"
@@ -92,7 +93,8 @@ struct Pace {
 /// A warp of norm_backward_ring_kernel: its ring, its columns and their sums for the weights.
 ///   kFull  LayerNorm, or a bias's gradient; else neither
 ///   kWide  h and its gradients are float, where T is not
-template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
+///   kOdd   rows may begin anywhere and end within a vector
+template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock, bool kOdd>
 struct RingWarp {
   using Acc = float;
   using H = std::conditional_t<kWide, float, T>;
@@ -171,6 +173,10 @@ struct RingWarp {
 
   __device__ __forceinline__ int of(int v) const { return v * lanes * kWidth; }
   __device__ __forceinline__ bool exists(int v) const { return column + of(v) < plan.size; }
+  /// Elements of a vector that exists.
+  __device__ __forceinline__ int count(int v) const {
+    return kOdd ? min(plan.size - column - of(v), kWidth) : kWidth;
+  }
   /// Of a weight, or a sum for one, of which there is one a group or one for all.
   __device__ __forceinline__ int64_t weight_place(int64_t n) const {
     return (n == plan.size ? 0 : int64_t{group} * plan.size) + column;
@@ -179,7 +185,7 @@ struct RingWarp {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) to[e] = 1;
     if (!k.w || !exists(v) || group >= plan.groups) return;
-    read_weight<T, true>(k.w, weight_place(k.w.n) + of(v), kWidth, to);
+    read_weight<T, !kOdd>(k.w, weight_place(k.w.n) + of(v), count(v), to);
     if (k.options.zero_centered)
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) to[e] = add(to[e], Acc(1));
@@ -197,7 +203,14 @@ struct RingWarp {
       if (!exists(v)) continue;
       const int64_t first = weight_place(k.b.n) + of(v);
       auto* to = reinterpret_cast<uint4*>(kept_bias(v));
-      if (k.b.dtype == dtype_of<T>) {
+      if constexpr (kOdd) {
+        Acc b[kWidth];
+        read_weight<T, false>(k.b, first, count(v), b);
+        if (k.b.dtype == dtype_of<T>)
+          pack<T>(to, b);
+        else
+          write_whole(reinterpret_cast<Acc*>(to), b);
+      } else if (k.b.dtype == dtype_of<T>) {
         *to = *reinterpret_cast<const uint4*>(k.b.as<T>() + first);
       } else {
         for (int i = 0; i < kWidth / 4; ++i)
@@ -207,7 +220,7 @@ struct RingWarp {
   }
   __device__ __forceinline__ void read_bias(int v, Acc (&to)[kWidth]) const {
     if constexpr (!kKeepsBias)
-      read_weight<T, true>(k.b, weight_place(k.b.n) + of(v), kWidth, to);
+      read_weight<T, !kOdd>(k.b, weight_place(k.b.n) + of(v), count(v), to);
     else if (k.b.dtype == dtype_of<T>)
       unpack<T>(kept_bias(v), to);
     else
@@ -223,6 +236,11 @@ struct RingWarp {
     const int first = (place + (turns - unsent) * units) * plan.tile_rows;
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
     --unsent;
+    if constexpr (kOdd) {
+      send_covering(stage, rows);
+      source += source_step;
+      return;
+    }
     if (lane == 0)
       landed[stage].expect(sent_bytes / static_cast<uint32_t>(plan.in[0].element) *
                            plan.element_bytes * static_cast<uint32_t>(rows));
@@ -232,12 +250,67 @@ struct RingWarp {
         bulk_copy(to, source, sent_bytes * static_cast<uint32_t>(rows), landed[stage]);
       } else {
         const RingRows& t = plan.in[lane & 3];
-        const int pitch = plan.size * plan.set_groups * t.element;
+        const int pitch = plan.pitch * t.element;
         for (int r = 0; r < rows; ++r)
           bulk_copy(to + r * pitch, source + int64_t{r} * t.row_bytes, sent_bytes, landed[stage]);
       }
     }
     source += source_step;
+  }
+  /// The same of odd rows, each in the 16-byte pieces that cover it.
+  __device__ __forceinline__ void send_covering(int stage, int rows) const {
+    const RingRows& t = plan.in[lane & 3];
+    uint32_t bytes = 0;
+    if (sent_bytes > 0)
+      for (int r = 0; r < rows; ++r)
+        bytes += covering(skew_of(source + int64_t{r} * t.row_bytes), sent_bytes);
+    bytes = __reduce_add_sync(0xffffffffu, bytes);
+    if (lane == 0) landed[stage].expect(bytes);
+    if (sent_bytes == 0) return;
+    unsigned char* to = memory + sent_to + static_cast<uint32_t>(stage) * plan.stage_bytes;
+    for (int r = 0; r < rows; ++r) {
+      const unsigned char* from = source + int64_t{r} * t.row_bytes;
+      const uint32_t skew = skew_of(from);
+      bulk_copy(to + r * plan.pitch * t.element, from - skew, covering(skew, sent_bytes),
+                landed[stage]);
+    }
+  }
+  /// Moves an odd row, of which this lane's part is at element `at` of the stage, to where it would
+  /// be if it had begun on 16 bytes, with zeros after its end.
+  __device__ __forceinline__ void straighten(uint32_t stage, int at, int row, bool real) const {
+#pragma unroll 1
+    for (const RingRows& t : plan.in) {
+      if (!t.data) continue;
+      unsigned char* mine = memory + stage + t.at + at * int{sizeof(T)};
+      const uint32_t skew = skew_of(t.data + int64_t{row} * t.row_bytes);
+      uint32_t words[kVecs][4];
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        if (!real || !exists(v)) continue;
+        read_skewed(mine + of(v) * int{sizeof(T)}, skew, words[v]);
+        keep_first<T>(words[v], count(v));
+      }
+      __syncwarp();
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+        if (real && exists(v))
+          *reinterpret_cast<uint4*>(mine + of(v) * int{sizeof(T)}) =
+              uint4{words[v][0], words[v][1], words[v][2], words[v][3]};
+    }
+  }
+  /// Writes an odd row's results from the stage, where they took the places of h, dy and z.
+  __device__ __forceinline__ void deliver(uint32_t stage, int at, int row, bool real) const {
+    __syncwarp();
+    if (real) {
+      const int n = kBlock ? min(plan.size - chunk * kChunk, kChunk) : plan.size;
+      const RingRows* to[] = {&plan.dx, &plan.dresidual, &plan.dz};
+#pragma unroll
+      for (int i = 0; i < 3; ++i)
+        if (to[i]->data)
+          write_row(memory + stage + plan.in[i].at + (at - lane_in * kWidth) * int{sizeof(T)},
+                    out<T>(*to[i], row) - lane_in * kWidth, n, lane_in, lanes);
+    }
+    copies_follow_writes();
   }
   __device__ __forceinline__ Stats<Acc> stats_of(int row) const {
     Stats<Acc> s;
@@ -262,6 +335,15 @@ struct RingWarp {
   template <class E>
   __device__ __forceinline__ E* out(const RingRows& t, int row) const {
     return reinterpret_cast<E*>(t.data + int64_t{row} * t.row_bytes) + group * plan.size + column;
+  }
+
+  /// 16 bytes of results of vector v; those of odd rows wait in the stage for deliver().
+  __device__ __forceinline__ void put(uint32_t stage, int which, int at, int v, T* to,
+                                      const Acc (&value)[kWidth]) const {
+    pack<T>(kOdd ? static_cast<void*>(memory + stage + plan.in[which].at +
+                                      (at + of(v)) * int{sizeof(T)})
+                 : to + of(v),
+            value);
   }
 
   // ---- What is computed
@@ -347,19 +429,19 @@ struct RingWarp {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) other[e] = mul(mul(r.dy[e], r.gain[e]), r.gate[e].slope);
       }
-      if (kGated && plan.dz.data) pack<T>(dz + of(v), other);
+      if (kGated && plan.dz.data) put(stage, 2, at, v, dz, other);
       if (plan.in[3].data) {
         read_stage<H>(stage, 3, at + of(v), other);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
       }
       if (plan.dresidual.data) {
-        if (widens)
+        if (!kOdd && widens)
           write_whole(wide_dresidual + of(v), du);
         else
-          pack<T>(dresidual + of(v), du);
+          put(stage, 1, at, v, dresidual, du);
       }
-      if (plan.dx.data) pack<T>(dx + of(v), du);
+      if (plan.dx.data) put(stage, 0, at, v, dx, du);
     }
   }
   static __device__ __forceinline__ float2 over_lanes(float2 s, int lanes) {
@@ -415,7 +497,7 @@ struct RingWarp {
       landed[stage].wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
       const int first = (place + n * units) * plan.tile_rows;
-      int at = team * plan.size + lane_in * kWidth;
+      int at = team * (plan.by_rows ? plan.pitch : plan.size) + lane_in * kWidth;
       for (int r = 0; r < plan.tile_rows && first + r < plan.rows;) {
         const int here = row;
         const Stats<Acc> s = next;
@@ -423,10 +505,12 @@ struct RingWarp {
         row = first + shift + (r < plan.tile_rows ? r : units * plan.tile_rows);
         next = stats_of(row);  // on its way meanwhile
         const bool real = here < plan.rows && group < plan.groups;
+        if constexpr (kOdd) straighten(from, at, here, real);
         const float2 mine = real ? begin(from, at, s) : float2{0, 0};
         const float2 mean = means_of(over_lanes(mine, lanes));
         if (real) finish(from, at, s, here, mean);
-        at += plan.at_once * plan.size;
+        if constexpr (kOdd) deliver(from, at, here, real);
+        at += plan.step_rows * plan.pitch;
       }
       __syncwarp();
       send_into(stage);
@@ -453,14 +537,16 @@ struct RingWarp {
         keep_pace(n);
         landed[stage].wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
+        if constexpr (kOdd) straighten(from, at, now.row, true);
         publish(over_lanes(begin(from, at, now.stats), kWarpSize), n, arrived, slots);
         if (++stage == plan.stages) stage = 0, parity ^= 1;
       }
       if (n >= plan.behind) {
         const float2 mean = means_of(collect(n - plan.behind, arrived, slots));
         const Row ended = plan.behind ? before : now;
-        finish(ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes, at, ended.stats,
-               ended.row, mean);
+        const uint32_t from = ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes;
+        finish(from, at, ended.stats, ended.row, mean);
+        if constexpr (kOdd) deliver(from, at, ended.row, true);
         __syncwarp();
         send_into(ended.stage);
       }
@@ -544,7 +630,7 @@ struct RingWarp {
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block
 ///   bound  memory
-template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock>
+template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock, bool kOdd>
 __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
@@ -558,7 +644,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
-  RingWarp<T, kGate, kFull, kWide, kBlock> warp(k, plan, pace, memory, rank);
+  RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int b = 0; b < plan.units * kSlots; ++b)
       arrived[b].init(clustered ? 1 : plan.order.chunks);
@@ -586,16 +672,21 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
     return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
   };
   constexpr int64_t kMost = int64_t{1} << 30;  // rows, and bytes of one, are counted in int
-  const auto even = [&](const auto& t) {
-    return is_even<T>(t, size) && t.row_stride * size_of(t.dtype) <= kMost;
-  };
+  const auto fits = [&](const auto& t) { return t.row_stride * size_of(t.dtype) <= kMost; };
   // Where eps is so small that rstd may overflow, rows are looked at one by one.
   return detail::properties(on.device).major >= 9 && o.activation != GateActivation::gelu &&
          o.casting == Casting::wide && o.dropout == 0 && !o.precise && o.eps > 1e-37 && k.h &&
          !k.row_scale && !k.w2 && !k.dy2 && !k.drow_scale && !k.mean_gx && !k.g_norm &&
          !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) && weight(k.b) && k.dy.rows > 0 &&
-         k.dy.rows * (k.dy.cols / size) <= kMost && even(k.h) && even(k.dy) && even(k.z) &&
-         even(k.dh) && even(k.dx) && even(k.dz) && even(k.dresidual) && on_16_bytes(k.w) &&
+         k.dy.rows * (k.dy.cols / size) <= kMost && fits(k.h) && fits(k.dy) && fits(k.z) &&
+         fits(k.dh) && fits(k.dx) && fits(k.dz) && fits(k.dresidual);
+}
+
+/// Whether all that a row is read from and written to is in whole vectors on 16 bytes.
+template <class T>
+bool is_even_all(const NormBackwardArgs& k, int64_t size) {
+  const auto even = [&](const auto&... t) { return (is_even<T>(t, size) && ...); };
+  return even(k.h, k.dy, k.z, k.dh, k.dx, k.dz, k.dresidual) && on_16_bytes(k.w) &&
          on_16_bytes(k.b);
 }
 
@@ -612,10 +703,11 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
   const RowOrder order(size, kLaneWidth<T>);
   const bool full = k.options.kind == NormKind::layer || k.db;
   const bool wide = k.h.dtype != dtype_of<T>;
-  const auto go = [&]<bool kFull, bool kWide, bool kBlock>() {
-    const RingPlan plan = ring_plan(k, order);
+  const bool odd = !is_even_all<T>(k, size);
+  const auto go = [&]<bool kFull, bool kWide, bool kBlock, bool kOdd>() {
+    const RingPlan plan = ring_plan(k, order, odd);
     if (plan.stages == 0) return false;
-    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kBlock>;
+    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kBlock, kOdd>;
     const int threads = plan.warps * kWarpSize;
     const size_t ring = static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
     const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
@@ -640,10 +732,14 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     fold(on, sums, places, k);
     return true;
   };
-  const auto sized = [&]<bool kFull, bool kWide>() {
-    return order.chunks > 1 ? go.template operator()<kFull, kWide, true>()
-                            : go.template operator()<kFull, kWide, false>();
+  const auto sized = [&]<bool kFull, bool kWide, bool kOdd = false>() {
+    return order.chunks > 1 ? go.template operator()<kFull, kWide, true, kOdd>()
+                            : go.template operator()<kFull, kWide, false, kOdd>();
   };
+  if (odd) {  // what is not LayerNorm has no mean there either: the same bits by a few more steps
+    const bool narrow = !wide && (!k.dresidual || k.dresidual.dtype == dtype_of<T>);
+    return narrow && k.dy.cols == size && sized.template operator()<true, false, true>();
+  }
   if constexpr (kGate == GateOrder::no_gate && sizeof(T) == 2)
     if (wide)
       return full ? sized.template operator()<true, true>()

@@ -33,6 +33,7 @@ struct RingPlan {
   int at_once = 1;                           ///< groups of a warp
   int step_rows = 1, set_groups = 1;         ///< what these are: rows, or groups of a set
   int tile_rows = 1, stages = 2;             ///< a stage holds a tile
+  int pitch = 0;                             ///< elements from a row of a tile to the next
   int behind = 0;                            ///< 1: a row is finished once the next was begun
   /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
   /// than so many eighths of that: see Pace.
@@ -58,9 +59,10 @@ inline NormBackwardArgs flattened(NormBackwardArgs k, int64_t size) {
 }
 
 /// The blocks of a unit that has work for so many warps, and the warps in each. Few blocks; but a
-/// gate in 16 bits takes so much arithmetic for a byte that most of a block's warps must have work.
-inline void choose_cluster(RingPlan& plan, int parts) {
-  const bool computes = plan.in[2].element == 2;
+/// gate in 16 bits, and odd rows, take so much arithmetic for a byte that most of a block's warps
+/// must have work.
+inline void choose_cluster(RingPlan& plan, int parts, bool odd) {
+  const bool computes = odd || plan.in[2].element == 2;
   int most = 0;
   for (int cluster : {1, 2, 4, 8, 16}) {
     const int warps = ceil_div(parts, cluster);
@@ -94,7 +96,7 @@ inline void choose_pace(RingPlan& plan, bool full) {
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
 /// the sizes alone. stages is 0 where they do not fit.
-inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
+inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool odd) {
   constexpr int64_t kMultiprocessors = 128;  // about: plans are to differ on no two devices
   RingPlan plan{.order = order};
   const auto rows_of = [](const auto& t) {
@@ -120,14 +122,19 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
 
   const int64_t all = int64_t{plan.rows} * plan.groups;
-  int64_t piece = kChunk;  // elements of a stage
+  // Odd rows have room for a vector more, since they are read from the 16 bytes on which they
+  // begin.
+  const int width = plan.in[1].element == 2 ? 8 : 4;
+  plan.pitch = plan.size * plan.set_groups;
+  if (odd) plan.pitch = ceil_div(plan.size, width) * width + width;
+  int64_t piece = kChunk + (odd ? width : 0);  // elements of a stage
   int64_t head = 0, slot_bytes = 0;
   const auto fit = [&](int64_t warp_stages) {  // of pieces
     return static_cast<int>((kRingMemory - 2048 - head) /
                             (warp_stages * piece * plan.element_bytes));
   };
   if (order.chunks > 1) {
-    choose_cluster(plan, order.chunks);
+    choose_cluster(plan, order.chunks, odd);
     if (plan.stages == 0) return plan;
     plan.units = static_cast<int>(std::min<int64_t>(
         kRingWarps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
@@ -135,7 +142,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
     slot_bytes = int64_t{plan.units} * order.chunks * kSlots * 8;
     plan.ranks = ceil_div(order.chunks, plan.unit_warps);
   } else {
-    piece = order.n * plan.at_once;
+    piece = int64_t{plan.pitch} * plan.step_rows;
     const int64_t steps = int64_t{ceil_div(plan.rows, plan.step_rows)} * plan.bound;
     plan.warps = static_cast<int>(
         std::min<int64_t>({kRingWarps, fit(2), ceil_div(steps, kMultiprocessors)}));
@@ -158,10 +165,11 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order) {
   const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
   const int64_t least = k.z ? 3 : 4;
   plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, 8));
-  choose_pace(plan, k.options.kind == NormKind::layer || k.db);
+  if (!odd) choose_pace(plan, k.options.kind == NormKind::layer || k.db);
   plan.behind = order.chunks > 1 && plan.stages > 2;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
-  plan.whole = plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
+  plan.whole =
+      !odd && plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
   const auto barriers = plan.warps * plan.stages + (order.chunks > 1 ? plan.units * kSlots : 0);
   plan.slots_at = static_cast<uint32_t>(ceil_div(barriers, 2)) * 16;
   plan.bias_at = plan.slots_at + static_cast<uint32_t>(ceil_div(slot_bytes, int64_t{16})) * 16;

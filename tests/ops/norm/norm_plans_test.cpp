@@ -98,6 +98,7 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
                         {37, 1000, 0, false, "one warp"},
                         {20, 1536, 0, false, "three warps"},
                         {9, 4097, 0, false, "odd, a block"},
+                        {2, 65537, 0, false, "odd, a cluster"},
                         {7, 8192, 0, false, "a full block"},
                         {5, 12288, 0, false, "many blocks"},
                         {70, 16384, 0, false, "a ring of rows"},
