@@ -15,6 +15,19 @@ import tempfile
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
+def program_for(gpu):
+    """In $NORMA_BUILD, which ./dev sets to build/cpu where nobody else did, or where a GPU's builds are."""
+    folders = [os.environ.get("NORMA_BUILD", "build/cpu")]
+    if gpu and folders[0] == "build/cpu":
+        folders = ["build/cuda-hopper", "build/cuda", "build/cuda-native"]
+    programs = [os.path.join(HERE, "..", folder, "bench", "exactness") for folder in folders]
+    for program in programs:
+        if os.access(program, os.X_OK):
+            return program
+    print("exactness: no build has", *programs, file=sys.stderr)
+    sys.exit(1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -24,8 +37,7 @@ def main():
     gpu = a.device != "cpu"
     elements = str(a.elements or (20 if gpu else 16))
     page = a.page or os.path.join(HERE, "../docs", "exactness-gpu.md" if gpu else "exactness.md")
-    build = os.environ.get("NORMA_BUILD", "build/cuda-native" if gpu else "build/cpu")
-    program = os.path.join(HERE, "..", build, "bench", "exactness")  # an absolute folder stays one
+    program = program_for(gpu)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([program, "--elements", elements, "--only-draw", folder], check=True)
         peers = os.path.join(folder, "peers.txt")
@@ -36,7 +48,7 @@ def main():
             print("exactness: no peers in the page: their program ended with", done.returncode, file=sys.stderr)
         ours = [program, "--elements", elements, "--device", a.device]
         ours += ["--peers", peers] if done.returncode == 0 else []
-        done = subprocess.run(ours, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if gpu else None, text=True)
+        done = subprocess.run(ours, stdout=subprocess.PIPE, text=True)
     if done.returncode == 0:
         with open(page, "w") as file:
             file.write(done.stdout)
