@@ -46,6 +46,17 @@ __device__ __forceinline__ void cluster_sync() {
                    : "memory");
 #endif
 }
+/// The same in two steps.
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
 
 /// Two floats into block `rank`'s memory, whose barrier there counts their 8 bytes.
 __device__ __forceinline__ void send_counted(float2* to, float2 v, SharedBarrier* there,

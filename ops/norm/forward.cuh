@@ -1,14 +1,51 @@
 #pragma once
 
+#include "norma/ops/norm/forward_any.cuh"
 #include "norma/ops/norm/forward_held.cuh"
+#include "norma/ops/norm/forward_ring.cuh"
+#include "norma/ops/norm/forward_skewed.cuh"
 #include "norma/ops/norm/plans.h"
 
 namespace norma::norm_cuda {
 
+// Which kernel was faster where, on an H100 (bench/RESULTS.md).
+
+/// Groups of a few vectors go through shared memory in one piece, but for 16 bits where arithmetic
+/// and not memory is the bound.
+template <class T>
+bool is_short(const NormForwardArgs& k, int64_t bytes) {
+  if (bytes <= 64) return true;
+  if (sizeof(T) == 4 || k.z || k.residual) return bytes <= 256;
+  return bytes <= 128 && k.options.kind != NormKind::layer;
+}
+/// Long groups are held by clusters where there is a residual, or LayerNorm of 16 bits and a gate;
+/// others are fed by a ring.
+template <class T>
+bool is_ringed(const NormForwardArgs& k, const RowOrder& order) {
+  return order.chunks > kHeldWarps && (!k.residual || k.z) &&
+         !(sizeof(T) == 2 && k.z && k.options.kind == NormKind::layer && !k.residual);
+}
+template <class T>
+bool aligned_forward(const Cuda& on, const NormForwardArgs& k, const RowOrder& order) {
+  if (is_ringed<T>(k, order) && forward_ring<T>(on, k)) return true;
+  return k.z && k.residual ? forward_mixed<T, true>(on, k) : forward_held<T>(on, k);
+}
+template <class T>
+bool fast_forward(const Cuda& on, const NormForwardArgs& k) {
+  const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
+  const RowOrder order = forward_order(size, kLaneWidth<T>);
+  if (!can_hold<T>(k)) return false;
+  if (is_short<T>(k, size * int64_t{sizeof(T)}) && forward_skewed<T>(on, k)) return true;
+  if (is_aligned_forward<T>(k, size)) return aligned_forward<T>(on, k, order);
+  if constexpr (sizeof(T) == 4)
+    if (k.z || (!k.residual && order.chunks <= kHeldWarps)) return forward_mixed<T, false>(on, k);
+  return forward_skewed<T>(on, k);
+}
+
 template <class T>
 void forward(const Cuda& on, const NormForwardArgs& k) {
   if constexpr (!std::is_same_v<T, double>)
-    if (!only_general_plans && can_hold<T>(k) && forward_held<T>(on, k)) return;
+    if (!only_general_plans && fast_forward<T>(on, k)) return;
   forward_any<T>(on, k);
 }
 

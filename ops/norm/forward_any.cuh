@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kAnyThreads)
       if (o.gate != GateOrder::gate_then_norm) return;
       Acc z[kWidth];
       read_from(k.z.row<T>(p.row) + p.first + c, n, z);
-      for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], gate_of(o, z[e]).value);
+      for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], gate_of<sizeof(T) == 2>(o, z[e]).value);
     };
     const Stats<Acc> s = statistics<kWidth>(team, o, u_of);
     const Normalize<Acc> x_hat_of(s);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kAnyThreads)
         if (o.gate == GateOrder::norm_then_gate) {
           Acc z[kWidth];
           read_from(k.z.row<T>(p.row) + p.first + c, n, z);
-          for (int e = 0; e < kWidth; ++e) y[e] = mul(y[e], gate_of(o, z[e]).value);
+          for (int e = 0; e < kWidth; ++e) y[e] = mul(y[e], gate_of<sizeof(T) == 2>(o, z[e]).value);
         }
         write(which ? k.y2 : k.y, p.row, p.first + c, n, y);
       }

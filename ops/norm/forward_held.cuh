@@ -2,626 +2,165 @@
 
 #include <algorithm>
 
-#include "norma/ops/norm/cluster.cuh"
-#include "norma/ops/norm/forward_any.cuh"
+#include "norma/ops/norm/forward_group.cuh"
 
 namespace norma::norm_cuda {
 
-/// How the kernels below run: who holds what.
-struct HeldPlan {
-  RowOrder order;
-  int64_t groups = 1, items = 0;
-  float share = 1;       ///< 1 / what a mean is divided by
-  bool aligned = false;  ///< every vector is whole and on 16 bytes
-  // Of the ring alone:
-  int cluster = 1;  ///< blocks a group
-  int stages = 0;
-  uint32_t x_bytes = 0, residual_bytes = 0;  ///< of a slice, which is a block's part of a group
-  uint32_t stage_bytes = 0;
-  uint32_t w_bytes = 0, b_bytes = 0;  ///< of the slices of weights kept in shared memory
-};
-
-/// The vectors that a thread holds: of the elements first, first + step, … < end of a group, where
-/// its chunk ends.
-struct Columns {
-  int first, step, end;
-};
-
-inline constexpr int kHeldWarps = 8, kForwardRingWarps = 16;  // at most, of a block
-inline constexpr int kRingChunks = 256;                       // at most, of a group
-
-/// Who holds a group: a warp or part of it, a block, or a block or a cluster that a ring feeds.
-enum class Holder { warp, block, ring };
-
-/// What the warps of a group tell one another: a pair of sums a chunk, of two meetings in turn.
-template <Holder kHolder>
-struct Slots {
-  float2 sums[2][kHolder == Holder::ring ? kRingChunks : kHeldWarps];
-  SharedBarrier met[2];  ///< of a cluster
-};
-
-/// A group in the registers of its threads, from the load to y, with a chunk a warp. Vectors beyond
-/// its end are zeros.
-template <class T, bool kGated, bool kAligned, Holder kHolder>
-struct HeldGroup {
-  using Acc = float;
-  static constexpr int kWidth = kLaneWidth<T>, kVecs = kForwardChunk / (kWarpSize * kWidth);
-  static constexpr bool kRing = kHolder == Holder::ring;
-
-  const NormForwardArgs& k;
-  const HeldPlan& plan;
-  Slots<kHolder>& slots;
-  int lane, chunk;
-  Columns columns;
-  uint32_t meetings = 0;
-  Acc u[kVecs][kWidth];
-  Vector<T, kWidth> z[kGated ? kVecs : 1];
-
-  __device__ __forceinline__ int lanes() const {
-    return kHolder == Holder::warp ? plan.order.lanes : kWarpSize;
-  }
-  __device__ __forceinline__ int left(int v) const {
-    return columns.end - (columns.first + v * columns.step);
-  }
-  /// Elements of a vector; of an aligned group all or none.
-  __device__ __forceinline__ int count(int v) const {
-    if constexpr (kAligned) return left(v) > 0 ? kWidth : 0;
-    return left(v) >= kWidth ? kWidth : left(v) > 0 ? left(v) : 0;
-  }
-
-  // Vectors from this thread's first element on: `mine` is in a tensor or, of a ring, in shared
-  // memory.
-
-  template <class E>
-  __device__ __forceinline__ void load(const E* mine, Vector<E, kWidth> (&to)[kVecs]) const {
-    if constexpr (kAligned) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-        to[v] = count(v) > 0               ? load_vector < kRing ? From::anywhere : From::once,
-        kWidth > (mine + v * columns.step) : Vector<E, kWidth>{};
-    } else if constexpr (sizeof(E) == 4) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) {
-        to[v] = {};
-        if (v < plan.order.vecs) to[v] = load_part<kWidth>(mine + v * columns.step, count(v));
-      }
-    } else {
-      load_skewed(mine, to);
-    }
-  }
-  /// Half types off 16 bytes: from the two vectors on 16 bytes that hold theirs, if they lie in the
-  /// row.
-  template <class E>
-  __device__ __forceinline__ void load_skewed(const E* mine, Vector<E, kWidth> (&to)[kVecs]) const {
-    const E *begin = mine - columns.first, *end = begin + plan.order.n;
-    const uint32_t skew = reinterpret_cast<uintptr_t>(mine) % 16;
-    const auto low = [&](int v) { return mine + v * columns.step - skew / sizeof(E); };
-    const auto inside = [&](int v) {
-      return count(v) == kWidth && low(v) >= begin && low(v) + 2 * kWidth <= end;
-    };
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      Vector<E, 2 * kWidth> both{};
-      if (inside(v)) both = load_vector<From::cached, 2 * kWidth>(low(v));
-      take_16_bytes(both.words, skew, to[v].words);
-    }
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v)
-      if (!inside(v) && count(v) > 0) to[v] = load_part<kWidth>(mine + v * columns.step, count(v));
-  }
-
-  /// Writes the vectors of a row one by one.
-  template <class E>
-  struct Writer {
-    const HeldGroup& group;
-    E* mine;
-    bool active;  ///< else for company in the shuffles
-    Vector<E, kWidth> last{};
-
-    __device__ __forceinline__ void put(int v, const Vector<E, kWidth>& from) {
-      const int n = active ? group.count(v) : 0;
-      E* p = mine + v * group.columns.step;
-      if constexpr (kAligned) {
-        if (n > 0) store_vector(p, from);
-      } else {
-        if (v >= group.plan.order.vecs) return;
-        if constexpr (sizeof(E) == 4)
-          store_part(p, from, n);
-        else
-          put_skewed(p, v, n, from);
-      }
-    }
-    /// Half types off 16 bytes: the 16 bytes that begin in the vector before this one, which the
-    /// lane before or, on its last vector, the last lane has; what none has whole one by one.
-    __device__ __forceinline__ void put_skewed(E* p, int v, int n, const Vector<E, kWidth>& from) {
-      const int lanes = group.lanes(), lane_in = group.lane & (lanes - 1);
-      const int before = (group.lane & ~(lanes - 1)) | ((lane_in - 1) & (lanes - 1));
-      const uint32_t skew = reinterpret_cast<uintptr_t>(p) % 16;
-      uint32_t both[8], whole[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const uint32_t mine_or_last = lane_in == lanes - 1 ? last.words[i] : from.words[i];
-        both[i] = __shfl_sync(0xffffffffu, mine_or_last, before);
-        both[4 + i] = from.words[i];
-      }
-      last = from;
-      if (skew == 0) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) both[i] = from.words[i];
-      }
-      take_16_bytes(both, (16 - skew) % 16, whole);
-      const int skew_elements = static_cast<int>(skew / sizeof(E)), head = kWidth - skew_elements;
-      const bool has_head = n == kWidth && (lane_in > 0 || v > 0);
-      const bool next_has_tail = n > 0 && group.left(v) >= 2 * kWidth &&
-                                 !(lane_in == lanes - 1 && v == group.plan.order.vecs - 1);
-      if (has_head)
-        *reinterpret_cast<uint4*>(p - skew_elements) =
-            make_uint4(whole[0], whole[1], whole[2], whole[3]);
-      if (n == 0 || (has_head && (next_has_tail || skew == 0))) return;
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e)
-        if (e < n && !(e < head ? has_head : next_has_tail))
-          p[e].bits = static_cast<uint16_t>(e % 2 ? from.words[e / 2] >> 16 : from.words[e / 2]);
-    }
-  };
-
-  __device__ __forceinline__ void hold(const Vector<T, kWidth> (&x)[kVecs]) {
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) x[v].unpack(u[v]);
-  }
-  /// x + residual, rounded to what h stores: E.
-  template <class E>
-  __device__ __forceinline__ void hold_sum(const Vector<T, kWidth> (&x)[kVecs], const E* residual,
-                                           E* h, bool active) {
-    Vector<E, kWidth> packed[kVecs];
-    load(residual, packed);
-    Writer<E> writer{*this, h, active};
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      Acc r[kWidth];
-      x[v].unpack(u[v]);
-      packed[v].unpack(r);
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) r[e] = add(u[v][e], r[e]);
-      const auto rounded = Vector<E, kWidth>::pack(r);
-      rounded.unpack(u[v]);
-      writer.put(v, rounded);
-    }
-  }
-  __device__ __forceinline__ void gate(int v, Acc (&values)[kWidth]) const {
-    if (v >= plan.order.vecs) return;
-    Acc gates[kWidth];
-    z[v].unpack(gates);
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e)
-      values[e] = mul(values[e], short_gate_of(k.options, gates[e]).value);
-  }
-
-  /// Tells all warps of the group this one's sums, and waits for theirs. Two sets of slots suffice:
-  /// who sends those of a meeting has those of the one before, and so all have read the one before
-  /// that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at would
-  /// wait for their stores to global memory too.
-  __device__ __forceinline__ void meet(float2 mine) {
-    const uint32_t set = meetings & 1;
-    float2* slot = &slots.sums[set][chunk];
-    if (!kRing || plan.cluster == 1) {
-      if (lane == 0) *slot = mine;
-      __syncthreads();
-    } else {
-      SharedBarrier& met = slots.met[set];
-      if (threadIdx.x == 0) met.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
-      if (lane < plan.cluster && chunk < plan.order.chunks)
-        send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
-      met.wait(meetings >> 1 & 1);
-    }
-    ++meetings;
-  }
-  __device__ __forceinline__ const Acc* told() const {
-    return &slots.sums[(meetings - 1) & 1][0].x;
-  }
-  template <int kSums>
-  __device__ __forceinline__ void sum(const LaneSum<Acc> (&mine)[kSums], Acc (&total)[kSums]) {
-#pragma unroll
-    for (int s = 0; s < kSums; ++s) total[s] = lanes_sum(mine[s].total(), lanes());
-    if constexpr (kHolder == Holder::warp) return;
-    meet(make_float2(total[0], total[kSums - 1]));
-#pragma unroll
-    for (int s = 0; s < kSums; ++s) total[s] = chunks_sum<2>(told() + s, plan.order.chunks);
-  }
-  /// The largest |u|, or NaN: their bits are in this order.
-  __device__ __forceinline__ Acc largest_element() {
-    uint32_t most = 0;
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v)
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) most = max(most, __float_as_uint(fabsf(u[v][e])));
-    for (int step = lanes() / 2; step > 0; step /= 2)
-      most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
-    if constexpr (kHolder != Holder::warp) {
-      meet(make_float2(__uint_as_float(most), 0));
-#pragma unroll 1
-      for (int c = 0; c < plan.order.chunks; ++c) most = max(most, __float_as_uint(told()[2 * c]));
-    }
-    return __uint_as_float(most);
-  }
-
-  /// Σ u² or, by two passes over the registers, the mean as a pair and Σ (u − mean)².
-  template <class F>
-  __device__ __forceinline__ Acc squares(Stats<Acc>& s, Acc terms, const F& at_first_meeting) {
-    LaneSum<Acc> first[1], second[2];
-    Acc total[1], totals[2];
-    if (k.options.kind != NormKind::layer) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) first[0].product(e, u[v][e], u[v][e]);
-      sum(first, total);
-      at_first_meeting();
-      return total[0];
-    }
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v)
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) first[0].term(e, u[v][e]);
-    sum(first, total);
-    at_first_meeting();
-    s.mean = mean_of(total[0], terms, plan.share);
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      const int n = count(v);
-      const Acc mean = n > 0 ? s.mean : Acc(0);
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        Acc c = sub(u[v][e], mean);
-        if (!kAligned && e >= n) c = 0;
-        second[0].term(e, c);
-        second[1].product(e, c, c);
-      }
-    }
-    sum(second, totals);
-    s.mean_rest = mean_of(totals[0], terms, plan.share);
-    return about_mean(totals[1], s.mean_rest, terms);
-  }
-
-  /// Leaves u multiplied by the scale.
-  template <class F>
-  __device__ __forceinline__ Stats<Acc> statistics(const F& at_first_meeting) {
-    const Acc terms =
-        k.options.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(static_cast<int>(plan.order.n));
-    const double eps = k.options.eps;
-    Stats<Acc> s;
-#pragma unroll 1
-    for (int pass = 0;; ++pass) {
-      const Acc sum_of_squares = squares(s, terms, [&] {
-        if (pass == 0) at_first_meeting();
-      });
-      s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, terms, eps)
-                            : scaled_rstd(sum_of_squares, terms, s.scale, eps);
-      // All threads of a block agree; rows of one warp need not, and a scale of 1 changes nothing.
-      const bool redo = out_of_range(sum_of_squares, eps);
-      if (pass == 1 || !__any_sync(0xffffffffu, redo)) return s;
-      const Acc most = largest_element();
-      s.scale = redo ? range_scale(most) : Acc(1);
-      if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) u[v][e] = mul(u[v][e], s.scale);
-    }
-  }
-  __device__ __forceinline__ void write_stats(const Stats<Acc>& s, int64_t at) const {
-    const auto unscaled = [&](Acc v) { return s.scale == 1 ? v : v / s.scale; };
-    if (k.mean) k.mean.at<Acc>(at) = unscaled(s.mean);
-    if (k.mean_rest) k.mean_rest.at<Acc>(at) = unscaled(s.mean_rest);
-    k.rstd.at<Acc>(at) = mul(s.rstd, s.scale);
-  }
-
-  /// A vector of weights, in a tensor or, of a ring, maybe in shared memory; `absent` of none.
-  template <class W>
-  __device__ __forceinline__ Vector<W, kWidth> weight(const W* mine, int v, float absent) const {
-    const W* p = mine + v * columns.step;
-    if constexpr (kAligned) {
-      if (mine && count(v) > 0)
-        return load_vector < kRing ? From::anywhere : From::cached, kWidth > (p);
-    } else if (mine) {
-      return count(v) == kWidth && is_aligned<16 / sizeof(W)>(p)
-                 ? load_vector<From::cached, kWidth>(p)
-                 : load_part<kWidth>(p, count(v));
-    }
-    return Vector<W, kWidth>::filled(absent);
-  }
-  /// y from this thread's first element on, and so the weights.
-  template <class W>
-  __device__ __forceinline__ void write_y(const Stats<Acc>& stats, T* y, const W* w, const W* b,
-                                          bool active) const {
-    const Normalize<Acc> x_hat(stats);
-    const Acc more = w && k.options.zero_centered ? 1 : 0;
-    Writer<T> writer{*this, y, active};
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      Acc gain[kWidth], r[kWidth];
-      weight(w, v, 1).unpack(gain);
-      weight(b, v, 0).unpack(r);
-      if (more != 0) {
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) gain[e] = add(gain[e], more);
-      }
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) r[e] = fused(x_hat(u[v][e]), gain[e], r[e]);
-      if (kGated && k.options.gate == GateOrder::norm_then_gate) gate(v, r);
-      writer.put(v, Vector<T, kWidth>::pack(r));
-    }
-  }
-
-  // Where this thread's first elements are, in tensors or, of a ring, in shared memory; or null.
-
-  __device__ __forceinline__ void read(const GroupPlace& p, const T* x, const T* from_z,
-                                       const void* residual, bool active) {
-    Vector<T, kWidth> packed[kVecs];
-    load(x, packed);
-    if constexpr (kGated)
-      if (from_z) load(from_z, z);
-    const int64_t at = p.first + columns.first;
-    if (!residual)
-      hold(packed);
-    else if (k.residual.dtype == dtype_of<T>)
-      hold_sum(packed, static_cast<const T*>(residual), k.h.row<T>(p.row) + at, active);
-    else
-      hold_sum(packed, static_cast<const Acc*>(residual), k.h.row<Acc>(p.row) + at, active);
-    if (kGated && k.options.gate == GateOrder::gate_then_norm) {
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v) gate(v, u[v]);
-    }
-  }
-  __device__ __forceinline__ void write(const GroupPlace& p, const Stats<Acc>& stats, const void* w,
-                                        const void* b, bool active) const {
-    T* y = k.y.row<T>(p.row) + p.first + columns.first;
-    if ((k.w ? k.w : k.b).dtype == dtype_of<T>)
-      write_y(stats, y, static_cast<const T*>(w), static_cast<const T*>(b), active);
-    else
-      write_y(stats, y, static_cast<const Acc*>(w), static_cast<const Acc*>(b), active);
-  }
-
-  /// The address of element c of what is T or Acc, or null.
-  static __device__ __forceinline__ const void* address(const void* data, DType dtype, int64_t c) {
-    if (!data) return nullptr;
-    return dtype == dtype_of<T> ? static_cast<const void*>(static_cast<const T*>(data) + c)
-                                : static_cast<const Acc*>(data) + c;
-  }
-  __device__ __forceinline__ const void* first_of(const ConstRows& t, const GroupPlace& p) const {
-    return address(t.data, t.dtype, p.row * t.row_stride + p.first + columns.first);
-  }
-  __device__ __forceinline__ const void* first_of(const ConstVec& w, const GroupPlace& p) const {
-    return address(w.data, w.dtype, (w.n == plan.order.n ? 0 : p.first) + columns.first);
-  }
-};
+inline constexpr int kHeldChunks = 128;  // at most, of a group
 
 /// Blocks of a multiprocessor: as many as leave the registers for a group.
-template <class T>
-inline constexpr int kHeldBlocks = sizeof(T) == 2 ? 3 : 2;
+template <class T, bool kCentred, Beside kBeside>
+inline constexpr int kHeldBlocks = sizeof(T) == 4                                              ? 2
+                                   : kBeside == Beside::nothing || kBeside == Beside::residual ? 4
+                                                                                               : 3;
 
-/// The plain members up to kHeldWarps chunks, each tensor read once, a group or more a block.
+/// Of a group's warps in one block or a cluster: each tells all others its sums. Two sets of slots
+/// suffice: who sends those of a meeting has those of the one before, and so all have read the one
+/// before that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at
+/// would wait for their stores to global memory too.
+template <Holder kHolder>
+struct HeldMeeting {
+  struct Slots {
+    float2 sums[2][kHolder == Holder::cluster ? kHeldChunks : kHeldWarps];
+    SharedBarrier met[2];
+  };
+  Slots& slots;
+  const ForwardPlan& plan;
+  const int lane, chunk;
+  uint32_t meetings = 0;
+
+  __device__ __forceinline__ void start() {
+    if constexpr (kHolder != Holder::cluster) return;
+    if (threadIdx.x == 0) {
+      for (SharedBarrier& b : slots.met) {
+        b.init(1);
+        b.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
+      }
+      publish_barriers();
+    }
+    __syncwarp();
+    cluster_arrive();
+  }
+  __device__ __forceinline__ const float2* operator()(float2 mine) {
+    const uint32_t set = meetings & 1;
+    float2* slot = &slots.sums[set][chunk];
+    if constexpr (kHolder == Holder::cluster) {
+      if (meetings == 0) cluster_wait();  // all blocks' barriers are there
+      SharedBarrier& met = slots.met[set];
+      if (meetings > 1 && threadIdx.x == 0)
+        met.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
+      if (lane < plan.ranks && chunk < plan.order.chunks)
+        send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
+      met.wait(meetings >> 1 & 1);
+    } else {
+      if (lane == 0) *slot = mine;
+      __syncthreads();
+    }
+    ++meetings;
+    return slots.sums[set];
+  }
+};
+
+/// The plain members up to kHeldChunks chunks, each tensor read once: a group or more a warp, a
+/// group a block of up to kHeldWarps warps, or one a cluster of such.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b come from the caches
 ///   bound  memory
-template <class T, bool kGated, bool kAligned, Holder kHolder>
-__global__ void __launch_bounds__(kHeldWarps* kWarpSize, kHeldBlocks<T>)
+template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+__global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kHeldBlocks<T, kCentred, kBeside>))
     norm_forward_held_kernel(const __grid_constant__ NormForwardArgs k,
-                             const __grid_constant__ HeldPlan plan) {
-  using Group = HeldGroup<T, kGated, kAligned, kHolder>;
-  constexpr bool kBlock = kHolder == Holder::block;
-  __shared__ Slots<kHolder> slots;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int lanes = kBlock ? kWarpSize : plan.order.lanes, lane_in = lane & (lanes - 1);
-  const int size = static_cast<int>(plan.order.n), step = lanes * Group::kWidth;
-  int64_t item = blockIdx.x;
-  if (!kBlock) item = (item * blockDim.x + threadIdx.x) >> (31 - __clz(lanes));
-  const bool active = kBlock || item < plan.items;
-  if (!active) item = plan.items - 1;  // for company in the shuffles
-  const GroupPlace p(item, plan.groups, size);
-  const int chunk = kBlock ? warp : 0, per_chunk = plan.order.vecs * step;
-  Group group{
-      k,
-      plan,
-      slots,
-      lane,
-      chunk,
-      {chunk * per_chunk + lane_in * Group::kWidth, step, min(size, (chunk + 1) * per_chunk)}};
-  const int64_t at = p.first + group.columns.first;
-  group.read(p, k.x.row<T>(p.row) + at, k.z ? k.z.row<T>(p.row) + at : nullptr,
-             group.first_of(k.residual, p), active);
-  const Stats<float> stats = group.statistics([] {});
-  if (active && lane_in == 0 && chunk == 0) group.write_stats(stats, p.stat);
-  group.write(p, stats, group.first_of(k.w, p), group.first_of(k.b, p), active);
-}
-
-/// Longer groups: blocks live for the whole call, alone or in clusters of two to sixteen that share
-/// a group. While they work on one, the bulk copy engine brings their slices of the next ones into
-/// a ring of stages in shared memory, so that memory is never idle while warps meet.
-template <class T, bool kGated>
-__global__ void __launch_bounds__(kForwardRingWarps* kWarpSize, 1)
-    norm_forward_ring_kernel(const __grid_constant__ NormForwardArgs k,
-                             const __grid_constant__ HeldPlan plan) {
-#if __CUDA_ARCH__ >= 900
-  using Group = HeldGroup<T, kGated, true, Holder::ring>;
-  __shared__ Slots<Holder::ring> slots;
-  __shared__ SharedBarrier full[8];
-  extern __shared__ __align__(128) unsigned char memory[];
-  unsigned char* stages = memory + plan.w_bytes + plan.b_bytes;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int warps = blockDim.x / kWarpSize, size = static_cast<int>(plan.order.n);
-  const int per_chunk = plan.order.vecs * kWarpSize * Group::kWidth;
-  const uint32_t rank = plan.cluster > 1 ? cluster_rank() : 0;
-  const int chunk = static_cast<int>(rank) * warps + warp;
-  const int slice_first = static_cast<int>(rank) * warps * per_chunk;
-  const int in_slice = max(0, min(size - slice_first, warps * per_chunk));
-
-  const auto element_of = [](DType t) {
-    return static_cast<uint32_t>(t == dtype_of<T> ? sizeof(T) : 4);
-  };
-
-  // One thread sends for slices; the barrier of their stage counts the bytes.
-  const auto send_for = [&](int64_t item, int stage) {
-    if (item >= plan.items) return;
-    const GroupPlace p(item, plan.groups, size);
-    unsigned char* to = stages + static_cast<uint32_t>(stage) * plan.stage_bytes;
-    const auto bytes = [&](const ConstRows& t) {
-      return t ? static_cast<uint32_t>(in_slice) * element_of(t.dtype) : 0;
-    };
-    full[stage].expect(bytes(k.x) + bytes(k.z) + bytes(k.residual));
-    const auto copy = [&](const ConstRows& t, uint32_t offset) {
-      if (t && in_slice > 0)
-        bulk_copy(to + offset,
-                  Group::address(t.data, t.dtype, p.row * t.row_stride + p.first + slice_first),
-                  bytes(t), full[stage]);
-    };
-    copy(k.x, 0);
-    copy(k.residual, plan.x_bytes);
-    copy(k.z, plan.x_bytes + plan.residual_bytes);
-  };
-  const int64_t first_item = blockIdx.x / plan.cluster, step = gridDim.x / plan.cluster;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < plan.stages; ++s) full[s].init(1);
-    slots.met[0].init(1), slots.met[1].init(1);
-    publish_barriers();
-    for (int s = 0; s < plan.stages; ++s) send_for(first_item + s * step, s);
+                             const __grid_constant__ ForwardPlan plan) {
+  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp>;
+  using Meeting = HeldMeeting<kHolder>;
+  using H = typename Group::H;
+  constexpr int kWidth = Group::kWidth;
+  __shared__ typename Meeting::Slots slots;
+  const int warp = threadIdx.x / kWarpSize;
+  int item = static_cast<int>(blockIdx.x), chunk = 0;
+  if constexpr (kHolder == Holder::block) chunk = warp;
+  if constexpr (kHolder == Holder::cluster) {
+    item /= plan.cluster;
+    chunk = static_cast<int>(cluster_rank()) * plan.warps + warp;
   }
-  __syncthreads();
-  if (plan.cluster > 1) cluster_sync();  // all blocks have started: their slots can be written
+  Group group(k, plan, chunk);
+  if constexpr (kHolder == Holder::warp)
+    item = (item * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) >>
+           (31 - __clz(group.lanes));
+  const bool real = kHolder != Holder::warp || item < plan.items;
+  const int has = real ? group.mine : 0;
+  Meeting meet{slots, plan, group.lane, chunk};
+  meet.start();
 
-  Group group{k,
-              plan,
-              slots,
-              lane,
-              chunk,
-              {chunk * per_chunk + lane * Group::kWidth, kWarpSize * Group::kWidth,
-               min(size, (chunk + 1) * per_chunk)}};
-  const int local = group.columns.first - slice_first;
-  // Weights that all groups share stay here, each thread's own.
-  const auto keep = [&](const ConstVec& t, unsigned char* to) {
-    const auto element = static_cast<int>(element_of(t.dtype));
-#pragma unroll 1
-    for (int v = 0; v < Group::kVecs; ++v)
-#pragma unroll 1
-      for (int byte = 0; byte < group.count(v) * element; byte += 16) {
-        const int at = (local + v * group.columns.step) * element + byte;
-        *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(
-            static_cast<const unsigned char*>(t.data) + slice_first * element + at);
-      }
+  const auto place = [&]<class E>(const ForwardRows& t) {
+    return reinterpret_cast<E*>(t.group(item, plan.groups)) + group.column;
   };
-  if (plan.w_bytes > 0) keep(k.w, memory);
-  if (plan.b_bytes > 0) keep(k.b, memory + plan.w_bytes);
-
-  int stage = 0;
-  uint32_t phase = 0;
-#pragma unroll 1
-  for (int64_t item = first_item; item < plan.items; item += step) {
-    const GroupPlace p(item, plan.groups, size);
-    const unsigned char* x = stages + static_cast<uint32_t>(stage) * plan.stage_bytes;
-    const unsigned char *residual = x + plan.x_bytes, *z = residual + plan.residual_bytes;
-    const auto here = [&](const unsigned char* data, DType dtype) {
-      return Group::address(data, dtype, local);
-    };
-    const auto weight = [&](const ConstVec& t, uint32_t kept, const unsigned char* data) {
-      return kept > 0 ? here(data, t.dtype) : group.first_of(t, p);
-    };
-    full[stage].wait(phase);
-    group.read(p, reinterpret_cast<const T*>(x) + local,
-               k.z ? reinterpret_cast<const T*>(z) + local : nullptr,
-               k.residual ? here(residual, k.residual.dtype) : nullptr, true);
-    // When the warps have met, they have all read their stage.
-    const Stats<float> stats = group.statistics([&] {
-      if (threadIdx.x == 0) send_for(item + plan.stages * step, stage);
-    });
-    if (threadIdx.x == 0 && rank == 0) group.write_stats(stats, p.stat);
-    group.write(p, stats, weight(k.w, plan.w_bytes, memory),
-                weight(k.b, plan.b_bytes, memory + plan.w_bytes), true);
-    if (++stage == plan.stages) stage = 0, phase ^= 1;
-  }
-#endif
-}
-
-/// Whether the members of forward_held cover k.
-template <class T>
-bool can_hold(const NormForwardArgs& k) {
-  const NormOptions& o = k.options;
-  const auto weight = [](const ConstVec& w) {
-    return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
+  const T* const x = place.template operator()<T>(plan.in[0]);
+  const T* const z = place.template operator()<T>(plan.in[2]);
+  const H* const residual = place.template operator()<H>(plan.in[1]);
+  H* const h = place.template operator()<H>(plan.h);
+  group.take(
+      has,
+      [&]<class E>(int which, int v) {
+        if constexpr (!std::is_same_v<E, T>) {
+          return load_vector<From::once, kWidth>(residual + group.of(v));
+        } else {
+          const E* from = x;
+          if constexpr (std::is_same_v<H, T>)
+            if (which == 1) from = residual;
+          if (which == 2) from = z;
+          return load_vector<From::once, kWidth>(from + group.of(v));
+        }
+      },
+      [&](int v, const Vector<H, kWidth>& r) { store_vector(h + group.of(v), r); });
+  const Stats<float> stats = group.statistics(has, meet, [](float) {});
+  if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
+  T* const y = place.template operator()<T>(plan.y);
+  const int first = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
+  const auto finish = [&]<class W>() {
+    group.template write<W>(
+        stats, has, bool(k.w), bool(k.b),
+        [&]<class E>(int which, int v) {
+          return load_vector<From::cached, kWidth>((which ? k.b : k.w).as<E>() + first +
+                                                   group.of(v));
+        },
+        [&](int v, const Vector<T, kWidth>& r) { store_vector(y + group.of(v), r); });
   };
-  return o.activation != GateActivation::gelu && o.casting == Casting::wide &&
-         o.variance == Variance::two_pass && o.dropout == 0 && !k.row_scale && !k.w2 && !k.x_hat &&
-         !k.y2 && bool(k.h) == bool(k.residual) && (!k.h || k.h.dtype == k.residual.dtype) &&
-         k.y.dtype == dtype_of<T> && weight(k.w) && weight(k.b) &&
-         (!k.w || !k.b || k.w.dtype == k.b.dtype);
-}
-
-/// A ring for the groups of k, if one fits: the smallest cluster that leaves room for two stages
-/// and, where all groups share them, for the weights.
-template <class T>
-bool plan_ring(const Cuda& on, const NormForwardArgs& k, HeldPlan& plan, int* warps,
-               size_t* shared) {
-  if (!plan.aligned || detail::properties(on.device).major < 9) return false;
-  constexpr size_t kMemory = 220 << 10;
-  const auto bytes = [](const auto& t) { return t ? size_of(t.dtype) : 0; };
-  const int64_t element = size_of(k.x.dtype) + bytes(k.z) + bytes(k.residual);
-  const bool shares = plan.groups == 1 || (k.w ? k.w : k.b).n == plan.order.n;
-  for (const bool keeps : {true, false})
-    for (plan.cluster = 1; plan.cluster <= 16; plan.cluster *= 2) {
-      *warps = ceil_div(plan.order.chunks, plan.cluster);
-      if (*warps > kForwardRingWarps || (keeps && !shares)) continue;
-      const int64_t slice = int64_t{*warps} * plan.order.vecs * kWarpSize * kLaneWidth<T>;
-      plan.stage_bytes = static_cast<uint32_t>(slice * element);
-      plan.x_bytes = static_cast<uint32_t>(slice * size_of(k.x.dtype));
-      plan.residual_bytes = static_cast<uint32_t>(slice * bytes(k.residual));
-      plan.w_bytes = static_cast<uint32_t>(keeps ? slice * bytes(k.w) : 0);
-      plan.b_bytes = static_cast<uint32_t>(keeps ? slice * bytes(k.b) : 0);
-      const size_t kept = plan.w_bytes + plan.b_bytes;
-      if (kept + 2 * plan.stage_bytes > kMemory) continue;
-      plan.stages = static_cast<int>(std::min<size_t>(8, (kMemory - kept) / plan.stage_bytes));
-      *shared = kept + static_cast<size_t>(plan.stages) * plan.stage_bytes;
-      return true;
-    }
-  return false;
+  if (sizeof(T) == 4 || !plan.narrow_weights)
+    finish.template operator()<float>();
+  else
+    finish.template operator()<T>();
 }
 
 /// Runs it, or says that the sizes do not fit.
 template <class T>
 bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
-  HeldPlan plan{.order = forward_order(size, kLaneWidth<T>), .groups = k.x.cols / size};
-  plan.items = k.x.rows * plan.groups;
-  plan.share = 1 / (k.options.kind == NormKind::l2 ? 1.0f : static_cast<float>(size));
-  const auto even = [&](const auto& t) { return is_even<T>(t, size); };
-  plan.aligned = even(k.x) && even(k.z) && even(k.residual) && even(k.h) && even(k.y) &&
-                 on_16_bytes(k.w) && on_16_bytes(k.b);
-  const auto held = [&]<Holder kHolder>(int warps, int groups) {
-    launch(on,
-           {.grid = grid_for(plan.items, groups),
-            .block = dim3(static_cast<unsigned>(warps * kWarpSize))},
-           !plan.aligned ? norm_forward_held_kernel<T, true, false, kHolder>
-           : k.z         ? norm_forward_held_kernel<T, true, true, kHolder>
-                         : norm_forward_held_kernel<T, false, true, kHolder>,
-           k, plan);
-    return true;
+  constexpr int64_t kMost = int64_t{1} << 30;  // groups are counted in int
+  if (k.x.rows * (k.x.cols / size) > kMost) return false;
+  ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
+  const int chunks = plan.order.chunks;
+  const auto go = [&]<Holder kHolder>(int blocks) {
+    return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
+      launch(on,
+             {.grid = dim3(static_cast<unsigned>(blocks)),
+              .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
+              .cluster = static_cast<unsigned>(plan.cluster)},
+             norm_forward_held_kernel<T, kCentred, kBeside, kHolder>, k, plan);
+      return true;
+    });
   };
-  if (plan.order.chunks == 1)
-    return held.template operator()<Holder::warp>(4, 4 * kWarpSize / plan.order.lanes);
-  if (plan.order.chunks <= kHeldWarps)
-    return held.template operator()<Holder::block>(plan.order.chunks, 1);
-  int warps = 0;
-  size_t shared = 0;
-  if (k.x.rows == 0 || !plan_ring<T>(on, k, plan, &warps, &shared)) return false;
-  const auto kernel = k.z ? norm_forward_ring_kernel<T, true> : norm_forward_ring_kernel<T, false>;
-  const int64_t clusters =
-      std::min<int64_t>(plan.items, resident_clusters(on, reinterpret_cast<const void*>(kernel),
-                                                      warps * kWarpSize, shared, plan.cluster));
-  if (clusters < 1) return false;
-  launch(on,
-         {.grid = dim3(static_cast<unsigned>(clusters * plan.cluster)),
-          .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
-          .shared = shared,
-          .cluster = static_cast<unsigned>(plan.cluster)},
-         kernel, k, plan);
-  return true;
+  if (chunks == 1) {
+    plan.warps = 4;
+    return go.template operator()<Holder::warp>(
+        ceil_div(plan.items, plan.warps * kWarpSize / plan.order.lanes));
+  }
+  plan.warps = chunks;
+  if (chunks <= kHeldWarps) return go.template operator()<Holder::block>(plan.items);
+  while (plan.warps > kHeldWarps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
+  if (detail::properties(on.device).major < 9 || plan.cluster > 16 || chunks > kHeldChunks ||
+      int64_t{plan.items} * plan.cluster > kMost)
+    return false;
+  plan.ranks = ceil_div(chunks, plan.warps);
+  return go.template operator()<Holder::cluster>(plan.items * plan.cluster);
 }
 
 }  // namespace norma::norm_cuda

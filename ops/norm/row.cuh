@@ -196,9 +196,9 @@ inline RowOrder forward_order(int64_t size, int width) {
   const int64_t most = kForwardChunk / (kWarpSize * width);  // vectors of a lane
   order.chunks = static_cast<int>(ceil_div(size, int64_t{kForwardChunk}));
   if (order.chunks > 8) order.chunks = ceil_div(order.chunks, 16) * 16;  // all warps of a block
-  // Four neighbouring lanes at least, since they read 64 bytes of a row together.
-  while (order.lanes / 2 >= std::min<int64_t>(vectors, 4) && order.lanes / 2 * most >= vectors)
-    order.lanes /= 2;
+  // A float64 has general kernels alone, which leave other lanes idle.
+  const int64_t least = width > 2 ? 1 : std::min<int64_t>(vectors, 4);
+  while (order.lanes / 2 >= least && order.lanes / 2 * most >= vectors) order.lanes /= 2;
   order.vecs = static_cast<int>(ceil_div(vectors, int64_t{order.lanes} * order.chunks));
   return order;
 }

@@ -94,6 +94,7 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
   };
   const Size sizes[] = {{3, 1, 0, false, "one element"},
                         {70, 24, 0, false, "rows of a warp"},
+                        {500, 32, 0, false, "short"},
                         {37, 257, 0, false, "odd"},
                         {37, 1000, 0, false, "one warp"},
                         {20, 1536, 0, false, "three warps"},
@@ -104,6 +105,7 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
                         {70, 16384, 0, false, "a ring of rows"},
                         {3, 65536, 0, false, "a cluster"},
                         {3, 131072, 0, false, "a large one"},
+                        {3, 20001, 0, false, "odd, a cluster"},
                         {19, 12800, 64, false, "200 groups"},
                         {19, 1024, 64, true, "heads"}};
   const NoGrad off;

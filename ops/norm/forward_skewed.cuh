@@ -1,0 +1,224 @@
+#pragma once
+
+#include "norma/ops/norm/forward_held.cuh"
+
+namespace norma::norm_cuda {
+
+/// 16 bytes from any address of shared memory that E may have.
+template <class E, int kWidth>
+__device__ __forceinline__ Vector<E, kWidth> load_skewed(const unsigned char* from) {
+  const uint32_t skew = shared_address(from) % 16;
+  Vector<E, kWidth> r;
+#pragma unroll
+  for (int i = 0; i < r.kWords; i += 4) {
+    const auto* p = reinterpret_cast<const uint4*>(from - skew) + i / 4;
+    const uint4 low = p[0], high = skew ? p[1] : low;
+    uint32_t both[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}, taken[4];
+    take_16_bytes(both, skew, taken);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) r.words[i + j] = taken[j];
+  }
+  return r;
+}
+
+// A warp's part of tensors off 16 bytes lies in shared memory as it does in memory: the bulk copy
+// engine brings what lies on 16 bytes about it, and takes results to where they belong, but for the
+// few bytes at either end that neighbours share.
+
+__device__ __forceinline__ uint32_t skew_of(const void* p) {
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(p)) % 16;
+}
+/// Sends for `bytes` from `from` on, of a tensor that ends at `end`.
+__device__ __forceinline__ void send_for(unsigned char* to, const unsigned char* from, int bytes,
+                                         const unsigned char* end, SharedBarrier& landed) {
+  const uint32_t skew = skew_of(from);
+  from -= skew;
+  uint32_t span = (skew + static_cast<uint32_t>(bytes) + 15) & ~15u;
+  if (end - from < span) {  // nothing behind the tensor is touched
+    span -= 16;
+    for (int64_t i = span; i < end - from; ++i) to[i] = from[i];
+  }
+  landed.expect(span);
+  if (span > 0) bulk_copy(to, from, span, landed);
+}
+/// Takes `bytes` to `to` from the same place about 16 bytes in shared memory.
+template <class E>
+__device__ __forceinline__ void send_back(unsigned char* to, const unsigned char* from, int bytes,
+                                          int lane) {
+  const int skew = static_cast<int>(skew_of(to));
+  from += skew;
+  const int head = min(bytes, (16 - skew) & 15), body = (bytes - head) & ~15;
+#if __CUDA_ARCH__ >= 900
+  if (lane == 0 && body > 0)
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to + head),
+                 "r"(shared_address(from + head)), "r"(body)
+                 : "memory");
+#endif
+  const int first = lane < 16 ? 0 : head + body, end = lane < 16 ? head : bytes;
+  const int at = first + lane % 16 * int{sizeof(E)};
+  if (at < end) *reinterpret_cast<E*>(to + at) = *reinterpret_cast<const E*>(from + at);
+}
+
+/// Groups that begin anywhere, or are short: a warp's part of them is brought to shared memory in
+/// one piece, read from there by vectors shifted into place, and written to memory in one piece.
+///   bytes  as of norm_forward_held_kernel
+///   bound  memory; for short groups arithmetic once a group
+template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+__global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
+    norm_forward_skewed_kernel(const __grid_constant__ NormForwardArgs k,
+                               const __grid_constant__ ForwardPlan plan) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
+  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp>;
+  using Meeting = HeldMeeting<kHolder>;
+  using H = typename Group::H;
+  constexpr int kWidth = Group::kWidth;
+  constexpr bool kTogether = kHolder != Holder::warp;
+  __shared__ typename Meeting::Slots slots;
+  __shared__ SharedBarrier all_landed[kHeldWarps];
+  extern __shared__ __align__(128) unsigned char memory[];
+  const int warp = threadIdx.x / kWarpSize;
+  int first = static_cast<int>(blockIdx.x), chunk = 0;
+  if constexpr (kHolder == Holder::block) chunk = warp;
+  if constexpr (kHolder == Holder::cluster) {
+    first /= plan.cluster;
+    chunk = static_cast<int>(cluster_rank()) * plan.warps + warp;
+  }
+  Group group(k, plan, chunk);
+  if constexpr (!kTogether) first = (first * plan.warps + warp) * plan.at_once;
+  const int team = kTogether ? 0 : group.lane / group.lanes;
+  const int groups = kTogether ? 1 : min(plan.at_once, plan.items - first);
+  const bool real = kTogether || team < groups;
+  const int item = real ? first + team : 0, has = real ? group.mine : 0;
+  const int begin = kTogether ? group.column - group.lane_in * kWidth : 0;
+  const int per_chunk = plan.order.vecs * group.lanes * kWidth;
+  const int elements =
+      kTogether ? max(0, min(plan.size - begin, per_chunk)) : max(0, groups) * plan.size;
+  const auto begin_of = [&](const ForwardRows& t) {
+    return t.group(first, plan.groups) + begin * t.element;
+  };
+  Meeting meet{slots, plan, group.lane, chunk};
+  meet.start();
+
+  unsigned char* const here = memory + static_cast<uint32_t>(warp) * plan.stage_bytes;
+  SharedBarrier& landed = all_landed[warp];
+  if (group.lane == 0) {
+    landed.init(1 + Group::kResidual + (Group::kGateFirst || Group::kGateLast));
+    publish_barriers();
+  }
+  __syncwarp();
+  if (group.lane < 3 && plan.in[group.lane].element > 0) {
+    const ForwardRows& t = plan.in[group.lane];
+    if (elements > 0)
+      send_for(here + t.at, begin_of(t), elements * t.element, t.data + t.bytes, landed);
+    else
+      landed.expect(0);
+  }
+  landed.wait(0);
+  __syncwarp();
+
+  const int at = team * plan.size + group.lane_in * kWidth;  // this lane's first element here
+  const auto place = [&](const ForwardRows& t, uint32_t in_stage) {
+    return here + in_stage + skew_of(begin_of(t)) + at * t.element;
+  };
+  const auto left = [&](int v) { return plan.size - group.column - group.of(v); };
+  const auto put = [&]<class E>(unsigned char* to, int v, const Vector<E, kWidth>& from) {
+    E* p = reinterpret_cast<E*>(to) + group.of(v);
+    if (shared_address(p) % 16 == 0 && left(v) >= kWidth)
+      store_vector(p, from);
+    else
+      store_part(p, from, min(left(v), kWidth));
+  };
+  const auto ends = [&](float value) {
+    if (plan.size % kWidth == 0) return;
+#pragma unroll
+    for (int v = 0; v < Group::kVecs; ++v) {
+      if (left(v) >= kWidth || left(v) <= 0) continue;
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e)
+        if (e >= left(v)) group.u[v][e] = value;
+    }
+  };
+  const unsigned char* const from[3] = {place(plan.in[0], plan.in[0].at),
+                                        place(plan.in[1], plan.in[1].at),
+                                        place(plan.in[2], plan.in[2].at)};
+  unsigned char* const h = Group::kResidual ? place(plan.h, plan.in[1].at) : nullptr;
+  group.take(
+      has,
+      [&]<class E>(int which, int v) {
+        return load_skewed<E, kWidth>(from[which] + group.of(v) * int{sizeof(E)});
+      },
+      [&](int v, const Vector<H, kWidth>& r) { put(h, v, r); });
+  ends(0);
+  const Stats<float> stats = group.statistics(has, meet, ends);
+  if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
+  unsigned char* const y = place(plan.y, plan.in[0].at);
+  const int weight_at = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
+  __syncwarp();  // all have read what neighbours write
+  const auto finish = [&]<class W>() {
+    group.template write<W>(
+        stats, has, bool(k.w), bool(k.b),
+        [&]<class E>(int which, int v) {
+          const E* p = (which ? k.b : k.w).as<E>() + weight_at + group.of(v);
+          return left(v) >= kWidth && skew_of(p) == 0 ? load_vector<From::cached, kWidth>(p)
+                                                      : load_part<kWidth>(p, min(left(v), kWidth));
+        },
+        [&](int v, const Vector<T, kWidth>& r) { put(y, v, r); });
+  };
+  if (sizeof(T) == 4 || !plan.narrow_weights)
+    finish.template operator()<float>();
+  else
+    finish.template operator()<T>();
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncwarp();
+  if (elements > 0) {
+    send_back<T>(begin_of(plan.y), here + plan.in[0].at, elements * int{sizeof(T)}, group.lane);
+    if constexpr (Group::kResidual)
+      send_back<H>(begin_of(plan.h), here + plan.in[1].at, elements * int{sizeof(H)}, group.lane);
+    asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
+  }
+#endif
+}
+
+/// Runs it, or says that the sizes do not fit.
+template <class T>
+bool forward_skewed(const Cuda& on, const NormForwardArgs& k) {
+  const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
+  constexpr int64_t kMost = int64_t{1} << 30;  // groups are counted in int
+  if (detail::properties(on.device).major < 9 || k.x.rows * (k.x.cols / size) > kMost) return false;
+  ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
+  const int chunks = plan.order.chunks;
+  const auto in = {plan.in[0], plan.in[1], plan.in[2], plan.y, plan.h};
+  const bool dense = std::all_of(in.begin(), in.end(), [](const auto& t) { return t.dense; });
+  plan.at_once = dense ? kWarpSize / plan.order.lanes : 1;
+  const int64_t elements =
+      chunks == 1 ? plan.at_once * size : int64_t{plan.order.vecs} * kWarpSize * kLaneWidth<T>;
+  for (ForwardRows& t : plan.in) {
+    t.at = plan.stage_bytes;
+    if (t.element > 0)
+      plan.stage_bytes += static_cast<uint32_t>((elements * t.element + 47) / 16 * 16);
+  }
+  const auto go = [&]<Holder kHolder>(int blocks) {
+    return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
+      launch(on,
+             {.grid = dim3(static_cast<unsigned>(blocks)),
+              .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
+              .shared = static_cast<size_t>(plan.warps) * plan.stage_bytes,
+              .cluster = static_cast<unsigned>(plan.cluster)},
+             norm_forward_skewed_kernel<T, kCentred, kBeside, kHolder>, k, plan);
+      return true;
+    });
+  };
+  if (chunks == 1) {
+    plan.warps = 4;
+    return go.template operator()<Holder::warp>(ceil_div(plan.items, plan.warps * plan.at_once));
+  }
+  plan.warps = chunks;
+  if (chunks <= kHeldWarps) return go.template operator()<Holder::block>(plan.items);
+  while (plan.warps > kHeldWarps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
+  if (plan.cluster > 16 || chunks > kHeldChunks || int64_t{plan.items} * plan.cluster > kMost)
+    return false;
+  plan.ranks = ceil_div(chunks, plan.warps);
+  return go.template operator()<Holder::cluster>(plan.items * plan.cluster);
+}
+
+}  // namespace norma::norm_cuda
