@@ -1,6 +1,7 @@
 #include "norma/ops/conv1d/conv1d.h"
 
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/conv1d/kernels.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
@@ -127,7 +128,7 @@ CausalConv1d::Grads CausalConv1dBackward::forward(Context&, const Tensor& dy,
   const Tensor d = ready(dy), u = ready(x), weight = dense_stats(w, x.dtype());
   const Maybe bias = dense_stats(b, x.dtype()), past = dense(state), dlast = dense(dlast_state);
   Grads grads;
-  grads.dx = empty(x.spec());
+  grads.dx = detail::empty_gradient(x);
   const Tensor dw = empty(w.shape(), stats, w.device());
   if (b) grads.db = empty(b->shape(), stats, b->device());
   if (state) grads.dstate = empty(state->spec());

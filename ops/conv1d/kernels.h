@@ -17,8 +17,7 @@ struct Conv1dForwardArgs {
 void run(Cpu, const Conv1dForwardArgs&);
 void run(Cuda, const Conv1dForwardArgs&);
 
-/// dy like x, last stride 1; dlast_state dense or absent. dx, dstate dense, like x; dw, db like w,
-/// b.
+/// dy and dx like x, last stride 1; dlast_state dense or absent; dstate dense; dw, db like w, b.
 struct Conv1dBackwardArgs {
   bool silu;
   ConstView dy, dlast_state, x, state;

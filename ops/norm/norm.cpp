@@ -1,6 +1,7 @@
 #include "norma/ops/norm/norm.h"
 
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/norm/arguments.h"
@@ -308,11 +309,13 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
     return detail::made(shape, dtype, dy.device());
   };
   const Shape weight = w ? w->shape() : b ? b->shape() : Shape{dy.shape().back()};
+  // Gate and signal are often parts of one projection's rows: so are their gradients then.
+  const bool beside = z && wants.dz == z->dtype() && has_even_rows(*z);
   NormGrads grads{.dx = made(dy.shape(), wants.dx),
                   .dresidual = made(dy.shape(), wants.dresidual),
                   .dw = made(weight, wants.dw),
                   .db = made(weight, wants.db),
-                  .dz = made(dy.shape(), wants.dz),
+                  .dz = beside ? detail::empty_gradient(*z) : made(dy.shape(), wants.dz),
                   .drow_scale = made(row_shape(dy), wants.drow_scale),
                   .dw2 = made(w2 ? w2->shape() : weight, wants.dw2),
                   .db2 = made(w2 ? w2->shape() : weight, wants.db2)};

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/reduce/reduce.h"
@@ -236,9 +237,9 @@ std::vector<Tensor> SelectiveScanBackward::forward(
     return t ? Maybe(empty(t->shape(), stats, t->device())) : none;
   };
   ScanGrads grads;
-  grads.dx = empty(x.spec()), grads.ddt = empty(dt.spec());
+  grads.dx = detail::empty_gradient(x), grads.ddt = detail::empty_gradient(dt);
   grads.db = empty(b.spec()), grads.dc = empty(c.spec());
-  if (z) grads.dz = empty(z->spec());
+  if (z) grads.dz = detail::empty_gradient(*z);
   grads.dstate = in_stats(state);
   const Maybe da = in_stats(a), dd = in_stats(d), ddt_bias = in_stats(dt_bias);
   dispatch(x.device(), ScanBackwardArgs{.dt_softplus = o.dt_softplus,

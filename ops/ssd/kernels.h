@@ -22,7 +22,7 @@ void run(Cpu, const SsdForwardArgs&);
 /// On a GPU: not float64, P = 64, N = 64 or 128, rows aligned to 16 bytes.
 void run(Cuda, const SsdForwardArgs&);
 
-/// dx, ddt, db, dc dense, like x, dt, b, c; da, ddt_bias (H), dd (H, P).
+/// dx, ddt, db, dc like x, dt, b, c; da, ddt_bias (H), dd (H, P).
 struct SsdBackwardArgs {
   bool dt_softplus;
   double dt_min, dt_max;

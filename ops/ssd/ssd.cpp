@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"
@@ -81,18 +82,19 @@ Tensor over_heads(const Tensor& t, int64_t groups) {
 /// (H) or (H, P) as it multiplies (B, T, H, P).
 Tensor skip(const Tensor& d, DType dtype) { return (d.dim() == 1 ? d.unsqueeze(1) : d).to(dtype); }
 
-/// t, or a dense copy where it is not dense beyond its second dimension.
-Tensor ready(const Tensor& t) {
+/// Whether kernels take t as it lies: dense beyond its second dimension.
+bool is_ready(const Tensor& t) {
   int64_t stride = 1;
   for (int i = t.dim() - 1; i >= 2; stride *= t.shape()[i--])
-    if (t.strides()[i] != stride && t.shape()[i] != 1) return detail::dense(t);
-  if (t.device().is_cuda()) {  // rows are read 16 bytes at a time
-    const int64_t item = size_of(t.dtype());
-    const auto even = [&](int64_t elements) { return elements * item % 16 == 0; };
-    if (!even(t.offset()) || !even(t.strides()[0]) || !even(t.strides()[1]))
-      return detail::dense(t);
-  }
-  return t;
+    if (t.strides()[i] != stride && t.shape()[i] != 1) return false;
+  if (!t.device().is_cuda()) return true;
+  const int64_t item = size_of(t.dtype());  // rows are read 16 bytes at a time
+  const auto even = [&](int64_t elements) { return elements * item % 16 == 0; };
+  return even(t.offset()) && even(t.strides()[0]) && even(t.strides()[1]);
+}
+Tensor ready(const Tensor& t) { return is_ready(t) ? t : detail::dense(t); }
+Tensor ready_gradient(const Tensor& t) {
+  return is_ready(t) ? detail::empty_gradient(t) : empty(t.spec());
 }
 Tensor ready_steps(const Tensor& t) { return t.strides()[2] == 1 ? t : detail::dense(t); }
 Tensor dense_stats(const Tensor& t, DType stats) { return detail::dense(t.to(stats)); }
@@ -316,8 +318,8 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
   const Maybe wide = wide_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats), dlast = dense_stats(dlast_state, stats);
   SsdGrads grads;
-  grads.dx = empty(x.spec()), grads.ddt = empty(dt.spec());
-  grads.db = empty(b.spec()), grads.dc = empty(c.spec());
+  grads.dx = ready_gradient(x), grads.ddt = detail::empty_gradient(dt);
+  grads.db = ready_gradient(b), grads.dc = ready_gradient(c);
   if (state) grads.dstate = empty(state->spec());
   const Tensor da = empty(a.shape(), stats, a.device());
   const Maybe dd = d ? Maybe(empty({x.size(2), x.size(3)}, stats, x.device())) : none;

@@ -410,15 +410,27 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
   }
 }
 
+/// db and dc from the blocks' parts, (parts, rows, columns): four columns a thread.
 template <class T>
-__global__ void ssd_over_parts_kernel(const float* __restrict__ db_parts,
-                                      const float* __restrict__ dc_parts, int parts, int64_t n,
-                                      T* db, T* dc) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+__global__ void ssd_over_parts_kernel(const float4* __restrict__ db_parts,
+                                      const float4* __restrict__ dc_parts, int parts, int64_t rows,
+                                      int64_t length, int quads, Sequence<T> db, Sequence<T> dc) {
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, n = rows * quads;
   if (i >= n) return;
-  float b = 0, c = 0;
-  for (int part = 0; part < parts; ++part) b += db_parts[part * n + i], c += dc_parts[part * n + i];
-  db[i] = convert<T>(b), dc[i] = convert<T>(c);
+  const auto add_up = [&](const float4* from) {
+    float4 sum = from[i];
+    for (int part = 1; part < parts; ++part) {
+      const float4 more = from[part * n + i];
+      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+    }
+    return sum;
+  };
+  const auto put = [&](const Sequence<T>& to, const float4& sum) {
+    T* at = to.row(i / quads / length, i / quads % length) + i % quads * 4;
+    put_pair(at, sum.x, sum.y), put_pair(at + 2, sum.z, sum.w);
+  };
+  put(db, add_up(db_parts));
+  put(dc, add_up(dc_parts));
 }
 
 /// Columns of (rows, columns) added by index: eight runs of rows, then the runs.
@@ -486,9 +498,10 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
           .block = dim3(kThreads),
           .shared = size_t(args.buffers == 2 ? kShared : kLess)},
          ssd_backward_kernel<T, kN>, args);
-  launch(on, {.grid = grid_for(of_rows, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
-         static_cast<const float*>(args.db), static_cast<const float*>(args.dc), args.parts,
-         of_rows, k.db.as<T>(), k.dc.as<T>());
+  launch(on, {.grid = grid_for(of_rows / 4, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
+         reinterpret_cast<const float4*>(args.db), reinterpret_cast<const float4*>(args.dc),
+         args.parts, s.batch * s.length, s.length, s.groups * kN / 4, Sequence<T>::of(k.db),
+         Sequence<T>::of(k.dc));
   launch(on,
          {.grid = dim3(unsigned(ceil_div(s.heads * (kP + 2), kWarpSize))),
           .block = dim3(kWarpSize, kRuns)},

@@ -504,10 +504,11 @@ void add_parts(const View& out, const Acc* parts, const Sizes& s) {
       const int64_t group = row % s.groups, t = row / s.groups % s.length;
       const int64_t batch = row / s.groups / s.length;
       const Acc* from = parts + ((batch * s.groups + group) * s.parts * s.length + t) * s.n;
+      T* to = at<T>(out, batch, t) + group * s.n;
       for (int64_t i = 0; i < s.n; ++i) {
         Acc sum = 0;
         for (int64_t part = 0; part < s.parts; ++part) sum += from[part * s.length * s.n + i];
-        out.as<T>()[row * s.n + i] = static_cast<T>(sum);
+        to[i] = static_cast<T>(sum);
       }
     }
   });

@@ -3,9 +3,11 @@
 #include <cmath>
 
 #include "norma/core/autograd.h"
+#include "norma/core/op.h"
 #include "norma/core/random.h"
 #include "norma/nn/language_model.h"
 #include "norma/nn/optimizer.h"
+#include "norma/ops/conv1d/conv1d.h"
 #include "norma/ops/cross_entropy/cross_entropy.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/view/view.h"
@@ -198,6 +200,46 @@ TEST(Layers, AreNamedInRuns) {
                    "layers: the runs of mamba2:2 must add up to n_layers = 3, but do not");
   EXPECT_THROW_MSG(layers_from_string("mamba2:x", 3), ValueError,
                    "layers: a run must be sub-layers:layers, but is mamba2:x");
+}
+
+class CountJoining final : public Observer {
+ public:
+  void applied(const OpInfo& op, const Call&) override { count += op.name == "concat"; }
+  void differentiated(const Node&, const Node::Gradients&) override {}
+  int count = 0;
+};
+
+TEST(Mamba, GradientsOfAProjectionsPartsLieSideBySide) {
+  for (const auto& [layers, joined] : {std::pair{"mamba1", 2}, {"mamba2", 0}}) {  // x_proj's
+    LanguageModelOptions o = tiny(layers);
+    o.d_model = 64, o.mamba.head_dim = 64, o.mamba.d_state = 64;  // as the GPU's kernels want them
+    LanguageModel model(o);
+    const Tensor tokens = randint(0, 7, {2, 9}, int64);
+    const Tensor loss = cross_entropy(model(tokens), tokens);
+    CountJoining joining;
+    loss.backward();
+    EXPECT_EQ(joining.count, joined) << layers;
+  }
+}
+
+/// A part that two ops read gets a gradient of each, and every sweep has its own.
+TEST(Mamba, GradientsOfPartsAddAndDoNotMix) {
+  const Tensor x = randn({2, 5, 7}).requires_grad_(), w = randn({3, 2});
+  const auto parts = split(x, {3, 1, 3}, -1);
+  const auto conv = [&](const Tensor& t) { return causal_conv1d(t, w).y; };
+  const Tensor y = conv(parts[0]) * conv(parts[0]) + conv(parts[2]) + parts[1];
+  const Tensor dy = randn(y.shape());
+  const Tensor first = grad({y}, {x}, {dy}, {.retain_graph = true})[0];
+  const Tensor second = grad({y}, {x}, {2 * dy}, {.retain_graph = true})[0];
+  const Tensor recorded = grad({y}, {x}, {dy}, {.create_graph = true})[0];
+
+  const Tensor dense = x.detach().requires_grad_();
+  const auto copy = [&](int64_t from, int64_t to) { return dense.slice(2, from, to).clone(); };
+  const Tensor a = copy(0, 3);
+  const Tensor wanted = grad({conv(a) * conv(a) + conv(copy(4, 7)) + copy(3, 4)}, {dense}, {dy})[0];
+  EXPECT_CLOSE(first, wanted, {.relative = 1e-5, .absolute = 1e-5});
+  EXPECT_CLOSE(second, 2 * wanted, {.relative = 1e-5, .absolute = 1e-5});
+  EXPECT_CLOSE(recorded, wanted, {.relative = 1e-5, .absolute = 1e-5});
 }
 
 TEST(Mamba, MistakesAreNamed) {
