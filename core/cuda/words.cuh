@@ -40,6 +40,35 @@ struct Words {
     }
     return words;
   }
+  /// To an address of which the same holds.
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4)
+        reinterpret_cast<uint4*>(to)[i / 4] = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+    } else if constexpr (kBytes == 8) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
+    } else if constexpr (kBytes == 4) {
+      *reinterpret_cast<uint32_t*>(to) = w[0];
+    } else {
+      static_assert(kBytes == 2);
+      *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(w[0]);
+    }
+  }
+  /// The same to global memory, spelt out: at some places the compiler takes the pieces of `store`
+  /// apart and stores four bytes at a time.
+  __device__ __forceinline__ void store_global(T* to) const {
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4)
+        asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(
+                         __cvta_generic_to_global(reinterpret_cast<uint4*>(to) + i / 4)),
+                     "r"(w[i]), "r"(w[i + 1]), "r"(w[i + 2]), "r"(w[i + 3])
+                     : "memory");
+    } else {
+      store(to);
+    }
+  }
   /// The first n elements, the others 0.
   __device__ __forceinline__ static Words load_some(const T* from, int n) {
     Words words = zero();

@@ -43,27 +43,40 @@ struct BackwardShared {
   SharedStates<T, P, kCopies<P::kStates, kSide<P>>> b, c;
   Acc before[kSteps / P::kQuad][kThreads][P::kStates];  // states before every kQuad steps
   Acc part[kWaiting<P>][kWarps][P::kQuad][2][P::kN];
-  Tile<P, Acc> delta, x, slope, y, dinput, fading;
+  Tile<P, Acc> delta, input, slope, y, fading;  // input: Δ x, and then its gradient
+  Acc d[P::kChannels], bias[P::kChannels];
+  alignas(16) T x[kSteps][P::kChannels + (sizeof(T) == 2 ? 8 : 0)];
 };
 
-/// Over warps the parts of db and dc of some quads from t0 on.
+/// As many blocks as registers allow are to fit into 228 KB, of which each takes one more.
+static_assert(kBlocks<float, Plan<4, 4>> * (sizeof(BackwardShared<float, Plan<4, 4>>) + 1024) <=
+              228 * 1024);
+static_assert(kBlocks<BFloat16, Plan<16, 4>> *
+                  (sizeof(BackwardShared<BFloat16, Plan<16, 4>>) + 1024) <=
+              228 * 1024);
+
+/// Over warps the parts of db and dc of some quads from t0 on; a step's are behind the one's
+/// before, here and in memory.
 template <class T, class P>
 __device__ __forceinline__ void add_parts(const BackwardKernelArgs<T>& k,
                                           const stats_t<T>* __restrict__ part, int quads,
                                           int64_t batch, int64_t block, int64_t t0) {
-  constexpr int kEach = P::kQuad * 2 * P::kN;
+  using Acc = stats_t<T>;
+  constexpr int kStep = 2 * P::kN, kEach = P::kQuad * kStep, kWide = kWidest<Acc>;
+  Acc* to = k.over_channels + ((block * k.size.batch + batch) * k.size.length + t0) * kStep;
+  const int real = int(min(k.size.length - t0, int64_t{kSteps})) * kStep;
 #pragma unroll 1
-  for (int quad = 0; quad < quads; ++quad, part += kWarps * kEach) {
+  for (int i = int(threadIdx.x) * kWide; i < quads * kEach; i += kThreads * kWide) {
+    const Acc* from = part + i / kEach * (kWarps * kEach) + i % kEach;
+    Acc sum[kWide];
+    get_run(from, sum);
 #pragma unroll
-    for (int i = threadIdx.x; i < kEach; i += kThreads) {
-      const int64_t t = t0 + quad * P::kQuad + i / (2 * P::kN);
-      stats_t<T> sum = part[i];
+    for (int w = 1; w < kWarps; ++w) {
+      const auto more = load<kWide>(from + w * kEach);
 #pragma unroll
-      for (int w = 1; w < kWarps; ++w) sum += part[w * kEach + i];
-      if (t < k.size.length)
-        k.over_channels[((block * k.size.batch + batch) * k.size.length + t) * 2 * P::kN +
-                        i % (2 * P::kN)] = sum;
+      for (int e = 0; e < kWide; ++e) sum[e] += more[e];
     }
+    if (i < real) rounded<Acc>(sum).store_global(to + i);
   }
 }
 
@@ -102,12 +115,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 
   const int row = threadIdx.x / 4, column = threadIdx.x % 4 * kPer;
   const int count = int(min(int64_t{kPer}, s.channels - first_channel - column));
-  Acc d[kPer], bias[kPer], dd[kPer] = {}, ddt_bias[kPer] = {};
-#pragma unroll
-  for (int i = 0; i < kPer; ++i) {
-    d[i] = k.d && i < count ? k.d[first_channel + column + i] : Acc(0);
-    bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
+  for (int i = threadIdx.x; i < P::kChannels; i += kThreads) {
+    const bool real = first_channel + i < s.channels;
+    shared.d[i] = k.d && real ? k.d[first_channel + i] : Acc(0);
+    shared.bias[i] = k.dt_bias && real ? k.dt_bias[first_channel + i] : Acc(0);
   }
+  __syncthreads();
+  Acc dd[kPer] = {}, ddt_bias[kPer] = {};
   Words<T, kPer> x, dt, dy, z;
   States<P, T> b, c;
   const auto fetch_tile = [&](int64_t t0) {
@@ -131,7 +145,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll
     for (int i = 0; i < kStates; ++i)
       h[i] = exists && first + (i ^ turn) < s.n ? from[(first + (i ^ turn)) * s.channels] : Acc(0);
-    Acc gate_slopes[kPer], deltas[kPer], inputs[kPer], slopes[kPer];
+    Acc gate_slopes[kPer], deltas[kPer], inputs[kPer], slopes[kPer], bias[kPer];
+    get_run(&shared.bias[column], bias);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
       const Acc raw = convert<Acc>(dt[i]) + bias[i];
@@ -142,10 +157,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
         slopes[i] *= gate * open;
       }
       deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
-      inputs[i] = convert<Acc>(x[i]);
+      inputs[i] = deltas[i] * convert<Acc>(x[i]);
     }
     put_run(&shared.delta[row][column], deltas);
-    put_run(&shared.x[row][column], inputs);
+    put_run(&shared.input[row][column], inputs);
+    x.store(&shared.x[row][column]);
     put_run(&shared.slope[row][column], slopes);
     b.put(k.b, s, batch, t0, shared.b.v);
     c.put(k.c, s, batch, t0, shared.c.v);
@@ -160,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
         const int t = quad * P::kQuad + j;
-        const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
+        const Acc delta = shared.delta[t][own], input = shared.input[t][own];
         Acc into[kStates];
         read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
 #pragma unroll
@@ -171,41 +187,39 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll 1
     for (int quad = kSteps / P::kQuad - 1; quad >= 0; --quad) {
       Acc states[P::kQuad + 1][kStates], fade[P::kQuad][kStates];
-      Acc y[P::kQuad], dinput[P::kQuad], fading[P::kQuad];
+      Acc y[P::kQuad], dinput[P::kQuad], fading[P::kQuad], delta[P::kQuad], input[P::kQuad];
       read_states(&shared.before[quad][threadIdx.x][0], states[0]);
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
         const int t = quad * P::kQuad + j;
-        const Acc delta = shared.delta[t][own], input = delta * shared.x[t][own];
-        Acc into[kStates], out[kStates];
+        delta[j] = shared.delta[t][own], input[j] = shared.input[t][own];
+        Acc into[kStates];
         read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
-        read_states(shared.c, k.c, s, batch, t0, t, copy, first, out);
-        y[j] = dinput[j] = fading[j] = 0;
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
-          fade[j][i] = exp2_fast(delta * a[i]);
-          states[j + 1][i] = fade[j][i] * states[j][i] + input * into[i];
-          y[j] += states[j + 1][i] * out[i];
+          fade[j][i] = exp2_fast(delta[j] * a[i]);
+          states[j + 1][i] = fade[j][i] * states[j][i] + input[j] * into[i];
         }
       }
 #pragma unroll
       for (int j = P::kQuad - 1; j >= 0; --j) {
         const int t = quad * P::kQuad + j;
-        const Acc delta = shared.delta[t][own], slope = shared.slope[t][own];
-        const Acc input = delta * shared.x[t][own];
+        const Acc slope = shared.slope[t][own];
         Acc into[kStates], out[kStates], dc[kStates], db[kStates];
+        y[j] = dinput[j] = fading[j] = 0;
         read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
         read_states(shared.c, k.c, s, batch, t0, t, copy, first, out);
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
+          y[j] += states[j + 1][i] * out[i];
           g[i] += slope * out[i];
           dc[i] = states[j + 1][i] * slope;
-          db[i] = g[i] * input;
+          db[i] = g[i] * input[j];
           dinput[j] += g[i] * into[i];
           g[i] *= fade[j][i];
           const Acc p = g[i] * states[j][i];
           fading[j] += p * a[i];
-          da[i] += p * delta;
+          da[i] += p * delta[j];
         }
         sum_over_channels<kStates, kSide<P>, kLanes>(dc, db);
         auto& part = shared.part[quad % kWaiting<P>][warp][j];
@@ -226,8 +240,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       scatter_sum<P::kQuad, kLanes, 1>(fading);
       if (lane % kSharing == 0) {
         const int t = quad * P::kQuad + lane / kSharing;
-        shared.y[t][own] = y[0], shared.dinput[t][own] = dinput[0];
-        shared.fading[t][own] = fading[0];
+        shared.y[t][own] = y[0], shared.fading[t][own] = fading[0];
+        shared.input[t][own] = dinput[0];  // the quad's inputs are in registers by now
       }
       if constexpr (kWaiting<P> == 2) {
         __syncthreads();  // the other half of `part` is free again after the next one
@@ -241,28 +255,29 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     }
 
     if (t0 + row < s.length) {  // the last __syncthreads() has made the sums visible
-      Elements<kPer, T> dx, ddt, dz;
-      Acc through[kPer], fading[kPer], y[kPer];
+      Acc through[kPer], fading[kPer], y[kPer], d[kPer], dx[kPer];
+      get_run(&shared.d[column], d);
       get_run(&shared.delta[row][column], deltas);
-      get_run(&shared.x[row][column], inputs);
+      const auto xs = Words<T, kPer>::load(&shared.x[row][column]);
       get_run(&shared.slope[row][column], slopes);
-      get_run(&shared.dinput[row][column], through);
+      get_run(&shared.input[row][column], through);
       get_run(&shared.fading[row][column], fading);
       get_run(&shared.y[row][column], y);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        Acc raw = through[i] * inputs[i] + fading[i] * kLn2;
-        if (k.dt_softplus) raw *= one_less_decay(deltas[i]);
-        dx.v[i] = convert<T>(through[i] * deltas[i] + slopes[i] * d[i]);
-        ddt.v[i] = convert<T>(raw);
-        if (k.z.data) dz.v[i] = convert<T>(gate_slopes[i] * (y[i] + d[i] * inputs[i]));
-        dd[i] += slopes[i] * inputs[i];
+        const Acc value = convert<Acc>(xs[i]);
+        Acc raw = through[i] * value + fading[i] * kLn2;
+        if (k.dt_softplus) raw *= softplus_slope<T>(deltas[i]);
+        dx[i] = through[i] * deltas[i] + slopes[i] * d[i];
+        fading[i] = raw;
+        if (k.z.data) y[i] = gate_slopes[i] * (y[i] + d[i] * value);
+        dd[i] += slopes[i] * value;
         ddt_bias[i] += raw;
       }
       const int64_t at = first_channel + column;
-      dx.write(k.dx.row(batch, t0 + row) + at, count, s.aligned);
-      ddt.write(k.ddt.row(batch, t0 + row) + at, count, s.aligned);
-      if (k.z.data) dz.write(k.dz.row(batch, t0 + row) + at, count, s.aligned);
+      write(k.dx.row(batch, t0 + row) + at, rounded<T>(dx), count, s.aligned);
+      write(k.ddt.row(batch, t0 + row) + at, rounded<T>(fading), count, s.aligned);
+      if (k.z.data) write(k.dz.row(batch, t0 + row) + at, rounded<T>(y), count, s.aligned);
     }
     __syncthreads();
   }
@@ -278,7 +293,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   }
 #pragma unroll
   for (int i = 0; i < kPer; ++i) {
-    shared.x[row][column + i] = dd[i];
+    shared.delta[row][column + i] = dd[i];
     shared.slope[row][column + i] = ddt_bias[i];
   }
   __syncthreads();
@@ -287,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     if (first_channel + e >= s.channels) continue;
     Acc sum = 0;
 #pragma unroll
-    for (int r = 0; r < kSteps; ++r) sum += which == 0 ? shared.x[r][e] : shared.slope[r][e];
+    for (int r = 0; r < kSteps; ++r) sum += which == 0 ? shared.delta[r][e] : shared.slope[r][e];
     to[(s.n + which) * s.channels + first_channel + e] = sum;
   }
 }
@@ -342,7 +357,7 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
   const int64_t blocks = ceil_div(channels, int64_t{P::kChannels}), rows = batch * length;
   const int n = int(k.a.shape[1]);
   Sizes& s = args.size;
-  s = {batch, length, channels, blocks, n, aligned};
+  s = {batch, length, channels, blocks, n, aligned, args.b.aligned(4) && args.c.aligned(4)};
   s.cut(132 * kBlocks<T, P>);
   CarryArgs<T> carry{s,      k.dt_softplus, args.dt,          args.dy, args.c, args.z,
                      args.a, args.dt_bias,  args.dlast_state, nullptr, nullptr};

@@ -63,7 +63,8 @@ struct Sequence {
 struct Sizes {
   int64_t batch, length, channels, blocks;  // blocks of channels
   int n;
-  bool aligned;  // every full run of kPer elements can be read and written at once
+  bool aligned;         // every full run of kPer elements can be read and written at once
+  bool states_aligned;  // and every four states of b and c
   int64_t segments = 1, tiles = 0;  // of time, and tiles each
 
   /// Where blocks are too few for the multiprocessors, which hold `at_once`, time is cut: a first,
@@ -121,6 +122,17 @@ __device__ __forceinline__ float one_less_decay(float v) {
   return v < 0.25f ? series : 1 - exp2_fast(v * -1.4426950408889634f);
 }
 __device__ __forceinline__ double one_less_decay(double v) { return -::expm1(-v); }
+
+/// The same for data of type T: of half types within 2e-5, by a shorter series.
+template <class T, class Acc>
+__device__ __forceinline__ Acc softplus_slope(Acc v) {
+  if constexpr (sizeof(T) == 2) {
+    const float series = v * (1 - v * (0.5f - v * (1.0f / 6)));
+    return v < 0.0625f ? series : 1 - exp2_fast(v * -1.4426950408889634f);
+  } else {
+    return one_less_decay(v);
+  }
+}
 /// The sums of kValues values over kLanes lanes that are kStride apart: each lane keeps its share,
 /// kValues / kLanes of them, or one that several lanes share. v[0] … hold them then.
 template <int kValues, int kLanes, int kStride, class Acc>
@@ -189,28 +201,39 @@ __device__ __forceinline__ Words<T, kPer> fetch(const T* from, int count, bool a
   return aligned && count >= kPer ? Words<T, kPer>::load(from)
                                   : Words<T, kPer>::load_some(from, count);
 }
-/// A thread's kPer elements of a row on their way out.
-template <int kPer, class T>
-struct Elements {
-  T v[kPer];
-
-  __device__ __forceinline__ void write(T* to, int count, bool aligned) const {
-    constexpr int kWide = kPer < kWidest<T> ? kPer : kWidest<T>;
-    if (aligned && count >= kPer) {
+/// kPer values on their way to a row, as registers that are stored whole: half types one by one
+/// would be stored in eight pieces.
+template <class T, int kPer, class Acc>
+__device__ __forceinline__ Words<T, kPer> rounded(const Acc (&v)[kPer]) {
+  Words<T, kPer> words;
+  if constexpr (sizeof(T) == 2 && kPer > 1) {
 #pragma unroll
-      for (int i = 0; i < kPer; i += kWide) {
-        Packed<T, kWide> packed;
+    for (int i = 0; i < kPer; i += 2) words.w[i / 2] = pack_pair<T>(v[i], v[i + 1]);
+  } else if constexpr (sizeof(T) == 2) {
+    words.w[0] = convert<T>(v[0]).bits;
+  } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
-        for (int e = 0; e < kWide; ++e) packed[e] = v[i + e];
-        store(to + i, packed);
-      }
-      return;
+    for (int i = 0; i < kPer; ++i) words.w[i] = __float_as_uint(v[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      words.w[2 * i] = uint32_t(__double2loint(v[i]));
+      words.w[2 * i + 1] = uint32_t(__double2hiint(v[i]));
     }
-#pragma unroll
-    for (int i = 0; i < kPer; ++i)
-      if (i < count) to[i] = v[i];
   }
-};
+  return words;
+}
+/// The first `count` of them, or all.
+template <int kPer, class T>
+__device__ __forceinline__ void write(T* to, const Words<T, kPer>& words, int count, bool aligned) {
+  if (aligned && count >= kPer) {
+    words.store_global(to);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kPer; ++i)
+    if (i < count) to[i] = words[i];
+}
 
 /// kPer neighbouring numbers of shared memory.
 template <int kPer, class Acc>
@@ -242,42 +265,49 @@ using Tile = Acc[kSteps][P::kChannels + 16 / int(sizeof(Acc))];
 template <class T, class P>
 inline constexpr bool kDirect = sizeof(T) == 8 && P::kN > 64;
 
-/// Rows of b or c of a tile, read early and put into shared memory late.
+/// Rows of b or c of a tile, four states a load, read early and put into shared memory late.
 template <class P, class T>
 struct States {
-  static constexpr int kEach = kSteps * P::kN / kThreads;
-  static constexpr bool kEarly = kEach <= 16;
-  Words<T, 1> v[kEarly ? kEach : 1];
+  static constexpr int kRun = 4, kRuns = kSteps * P::kN / (kThreads * kRun);
+  static constexpr bool kEarly = kRuns <= 4;
+  Words<T, kRun> v[kEarly ? kRuns : 1];
 
-  __device__ __forceinline__ static Words<T, 1> one(const Sequence<const T>& from, const Sizes& s,
-                                                    int64_t batch, int64_t first, int i) {
-    const int at = i * kThreads + int(threadIdx.x), t = at / P::kN, n = at % P::kN;
-    return first + t < s.length && n < s.n ? Words<T, 1>::load(from.row(batch, first + t) + n)
-                                           : Words<T, 1>::zero();
+  __device__ __forceinline__ static Words<T, kRun> one(const Sequence<const T>& from,
+                                                       const Sizes& s, int64_t batch, int64_t first,
+                                                       int i) {
+    const int at = (i * kThreads + int(threadIdx.x)) * kRun, t = at / P::kN, n = at % P::kN;
+    return fetch<kRun>(from.row(batch, first + t) + n, first + t < s.length ? s.n - n : 0,
+                       s.states_aligned);
   }
   __device__ __forceinline__ void read(const Sequence<const T>& from, const Sizes& s, int64_t batch,
                                        int64_t first) {
     if constexpr (kEarly) {
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) v[i] = one(from, s, batch, first, i);
+      for (int i = 0; i < kRuns; ++i) v[i] = one(from, s, batch, first, i);
     }
   }
   template <class Acc, int kCopies, int kRows>
   __device__ __forceinline__ void put(const Sequence<const T>& from, const Sizes& s, int64_t batch,
                                       int64_t first, Acc (&to)[kCopies][kRows][P::kN]) const {
     if constexpr (kDirect<T, P>) return;
-#pragma unroll(kEarly ? kEach : 4)
-    for (int i = 0; i < kEach; ++i) {
-      Words<T, 1> value;
+#pragma unroll(kEarly ? kRuns : 4)
+    for (int i = 0; i < kRuns; ++i) {
+      Words<T, kRun> words;
       if constexpr (kEarly)
-        value = v[i];
+        words = v[i];
       else
-        value = one(from, s, batch, first, i);
-      const int at = i * kThreads + int(threadIdx.x);
+        words = one(from, s, batch, first, i);
+      const int at = (i * kThreads + int(threadIdx.x)) * kRun;
 #pragma unroll
-      for (int copy = 0; copy < kCopies; ++copy)
-        to[copy][at / P::kN][(at % P::kN) ^ (copy * (P::kStates / kCopies))] =
-            convert<Acc>(value[0]);
+      for (int copy = 0; copy < kCopies; ++copy) {
+        constexpr int kTurn = P::kStates / kCopies;
+        static_assert(kCopies == 1 || P::kStates <= kRun);  // an order changes within a run
+        Acc run[kRun];
+#pragma unroll
+        for (int e = 0; e < kRun; ++e)
+          run[e] = convert<Acc>(words[kCopies == 1 ? e : e ^ copy * kTurn]);
+        put_run(&to[copy][at / P::kN][at % P::kN], run);
+      }
     }
   }
 };

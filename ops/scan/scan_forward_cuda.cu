@@ -127,16 +127,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     }
     __syncthreads();
     if (t0 + row < s.length) {
-      Elements<kPer, T> y;
       Acc sums[kPer];
       get_run(&shared.y[row][column], sums);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        Acc sum = sums[i] + d[i] * inputs[i];
-        if (k.z.data) sum *= gates[i];
-        y.v[i] = convert<T>(sum);
+        sums[i] += d[i] * inputs[i];
+        if (k.z.data) sums[i] *= gates[i];
       }
-      y.write(k.y.row(batch, t0 + row) + first_channel + column, count, s.aligned);
+      write(k.y.row(batch, t0 + row) + first_channel + column, rounded<T>(sums), count, s.aligned);
     }
   }
   if (k.last_state && exists && end == s.length) {
@@ -164,7 +162,8 @@ void forward(Cuda on, const ScanForwardArgs& k) {
                ceil_div(k.x.shape[2], int64_t{P::kChannels}),
                int(k.a.shape[1]),
                args.x.aligned(kWide) && args.dt.aligned(kWide) && args.z.aligned(kWide) &&
-                   args.y.aligned(kWide)};
+                   args.y.aligned(kWide),
+               args.b.aligned(4) && args.c.aligned(4)};
   Sizes& s = args.size;
   s.cut(132 * kBlocks<T, P>);
   CarryArgs<T> carry{s,      k.dt_softplus, args.dt,    args.x,  args.b, {},
