@@ -96,18 +96,13 @@ struct ForwardGroup {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v)
       packed[v] = v < has ? load.template operator()<T>(0, v) : Vector<T, kWidth>{};
-    if constexpr (kGateLast || kGateFirst) {
-      auto& gates = [&]() -> auto& {
-        if constexpr (kGateLast)
-          return z;
-        else
-          return other;
-      }
-      ();
+    const auto load_gates = [&](Vector<T, kWidth>(&to)[kVecs]) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
-        gates[v] = v < has ? load.template operator()<T>(2, v) : Vector<T, kWidth>{};
-    }
+        to[v] = v < has ? load.template operator()<T>(2, v) : Vector<T, kWidth>{};
+    };
+    if constexpr (kGateLast) load_gates(z);
+    if constexpr (kGateFirst) load_gates(other);
     if constexpr (kResidual) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
