@@ -1,12 +1,14 @@
 #include <algorithm>
+#include <array>
 
 #include "norma/core/cuda/mma.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
 #include "norma/core/tensor.h"
-#include "norma/ops/elementwise/functions_cuda.cuh"
+#include "norma/ops/matmul/fast_gelu.cuh"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/matmul/small.h"
+#include "norma/ops/matmul/small_plan.h"
 
 namespace norma {
 namespace {
@@ -15,14 +17,27 @@ namespace {
 // on its multiprocessor takes 5 cycles an instruction: so few instructions, no tiles in shared
 // memory. A warp makes 32 × 32 elements straight from memory, 16 terms at a time, and the warps of
 // a block share the sum's terms; their parts meet in shared memory in one order. Two products share
-// a launch: what a layer's input gets and what its weight gets would not fill a GPU one after the
-// other.
+// a launch and one wave of blocks (small_plan.h): what a layer's input gets and what its weight
+// gets would not fill a GPU one after the other. Sharing a sum among the blocks of a cluster as
+// well was slower, 0.44 for 0.40 ms a toy step: two meetings of a cluster take longer than reading
+// its terms.
 
-constexpr int kWarps = 16, kThreads = kWarps * kWarpSize, kTile = 32, kDepth = 16;
+constexpr int kWarps = kSmallWarps, kThreads = kWarps * kWarpSize, kTile = kSmallTile,
+              kDepth = kSmallDepth;
 constexpr int kPitch = kTile + 8;  // of sums in shared memory, by which lanes meet in no bank
+constexpr int kQuads = kTile * kTile / 4;  // of a tile, of which a thread finishes one at a time
 // Larger ones are cuBLASLt's, whose tiles read less.
 constexpr int64_t kMostTerms = int64_t{1} << 26, kMostDepth = 4096;
-constexpr int kBlocksAtOnce = 132;  // a GPU's multiprocessors; by the sizes alone all the same
+
+/// 16 bytes from global to shared memory in the background; wait_for_copies() waits for this
+/// thread's.
+__device__ __forceinline__ void copy_16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
 
 struct Operand {
   const float* data;
@@ -43,7 +58,12 @@ struct SmallProduct {
   int col_blocks, blocks;
 
   __host__ __device__ int tiles() const { return row_tiles * col_tiles; }
-  __host__ __device__ int split() const { return kWarps / tiles(); }
+  __device__ int slices() const { return kWarps / tiles(); }
+  __host__ __device__ int quads() const { return tiles() * kQuads; }
+  /// What is added to a sum, or what its gradient goes through.
+  __host__ __device__ bool has_addend() const {
+    return bias || epilogue == MatmulEpilogue::gelu_backward;
+  }
 };
 struct SmallProducts {
   SmallProduct products[2];
@@ -132,7 +152,7 @@ __device__ __forceinline__ void make_part(const SmallProduct& p, int row, int co
   const Loader<kAlongA, kWhole> load_a(p.a, row, p.depth);
   const Loader<kAlongB, kWhole> load_b(p.b, col, p.depth);
   Part part;
-  const int step = p.split() * kDepth;
+  const int step = p.slices() * kDepth;
 #pragma unroll 1
   for (int first = slice * kDepth; first < p.depth; first += 2 * step) {
     Piece<kAlongA> a[2];  // two on their way
@@ -166,85 +186,137 @@ __device__ __forceinline__ void make_part(const SmallProduct& p, int row, int co
   }
 }
 
-/// Two neighbouring elements of c from their sums.
-__device__ __forceinline__ void finish(const SmallProduct& p, int row, int col,
-                                       Packed<float, 2> v) {
-  const int n = min(2, p.b.count - col);
-  float* c = p.c + int64_t{row} * p.b.count + col;
-  float* pre = p.pre + row * p.pre_stride + col;
-  const auto get = [&](const float* from) {
-    return p.wide_out ? load<2>(from) : load_some<2>(from, n, 0.f);
-  };
-  const auto put = [&](float* to) { p.wide_out ? store(to, v) : store_some<2>(to, v, n); };
-  if (p.bias) {
-    const auto bias = get(p.bias + col);
-    v[0] += bias[0], v[1] += bias[1];
+/// Where a block's quad lies in the product.
+struct Quad {
+  int tile, tile_row, tile_col, row, col;
+  __device__ Quad(const SmallProduct& p, int first_row, int first_col, int i)
+      : tile(i / kQuads),
+        tile_row(i % kQuads / (kTile / 4)),
+        tile_col(i % (kTile / 4) * 4),
+        row(first_row + tile % p.row_tiles * kTile + tile_row),
+        col(first_col + tile / p.row_tiles * kTile + tile_col) {}
+  __device__ bool inside(const SmallProduct& p) const { return row < p.a.count && col < p.b.count; }
+  __device__ const float* addend(const SmallProduct& p) const {
+    return p.bias ? p.bias + col : p.pre + row * p.pre_stride + col;
+  }
+};
+
+using Four = Packed<float, 4>;
+
+/// Elements of c from their sums and what is added to them.
+__device__ __forceinline__ void finish(const SmallProduct& p, const Quad& at, Four v,
+                                       const Four& addend) {
+  const int n = min(4, p.b.count - at.col);
+  const auto put = [&](float* to) { p.wide_out ? store(to, v) : store_some<4>(to, v, n); };
+  if (p.epilogue == MatmulEpilogue::gelu_backward) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] *= FastGelu(addend[e]).slope();
+  } else if (p.bias) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) v[e] += addend[e];
   }
   if (p.epilogue == MatmulEpilogue::gelu) {
-    put(pre);
+    put(p.pre + at.row * p.pre_stride + at.col);
 #pragma unroll
-    for (float& e : v) e = evaluate(UnaryFunction::gelu_tanh, e);
-  } else if (p.epilogue == MatmulEpilogue::gelu_backward) {
-    const auto u = get(pre);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) v[e] = evaluate(BinaryFunction::gelu_tanh_backward, v[e], u[e]);
+    for (float& e : v) e = FastGelu(e).value();
   }
-  put(c);
+  put(p.c + int64_t{at.row} * p.b.count + at.col);
 }
 
-__global__ void __launch_bounds__(kThreads, 1)
-    matmul_small_kernel(const __grid_constant__ SmallProducts k) {
-  extern __shared__ __align__(16) float shared[];
-  __shared__ float part_sums[kWarps][kTile];
-  wait_for_previous_kernel();
-  const int first_blocks = k.products[0].blocks;
-  const bool second = static_cast<int>(blockIdx.x) >= first_blocks;
-  const SmallProduct& p = k.products[second];
-  const int block = static_cast<int>(blockIdx.x) - (second ? first_blocks : 0);
-  const int first_col = block % p.col_blocks * p.col_tiles * kTile;
-  const int first_row = block / p.col_blocks * p.row_tiles * kTile;
-  const bool with_sums = p.sums && first_col == 0;
-  Parts& parts = *reinterpret_cast<Parts*>(shared);
-  {
-    const int warp = threadIdx.x / kWarpSize, tile = warp / p.split(), slice = warp % p.split();
-    const int row = first_row + tile % p.row_tiles * kTile;
-    const int col = first_col + tile / p.row_tiles * kTile;
-    const auto go = [&]<bool kAlongA, bool kAlongB>() {
-      if (p.whole)
-        make_part<kAlongA, kAlongB, true>(p, row, col, slice, with_sums, parts, part_sums[warp]);
+/// A block's shared memory; kept small, since the cache in which loads wait has the rest.
+struct Shared {
+  Parts parts;
+  float part_sums[kWarps][kTile];
+  Four addends[1];  ///< as many as a block's quads, where there are any
+};
+size_t bytes_of(const SmallProduct& p) {
+  return sizeof(Shared) + sizeof(Four) * static_cast<size_t>(p.has_addend() ? p.quads() : 0);
+}
+
+class Block {
+ public:
+  __device__ Block(const SmallProduct& p, Shared& shared, int block)
+      : p_(p),
+        shared_(shared),
+        first_row_(block / p.col_blocks * p.row_tiles * kTile),
+        first_col_(block % p.col_blocks * p.col_tiles * kTile),
+        with_sums_(p.sums && first_col_ == 0) {}
+
+  /// What the end wants from memory comes while the product is made, each thread's own.
+  __device__ __forceinline__ void fetch_addends() {
+    if (!p_.has_addend()) return;
+    for (int i = threadIdx.x; i < p_.quads(); i += kThreads) {
+      const Quad at(p_, first_row_, first_col_, i);
+      if (!at.inside(p_)) continue;
+      if (p_.wide_out)
+        copy_16(&shared_.addends[i], at.addend(p_));
       else
-        make_part<kAlongA, kAlongB, false>(p, row, col, slice, with_sums, parts, part_sums[warp]);
+        shared_.addends[i] = load_some<4>(at.addend(p_), p_.b.count - at.col, 0.f);
+    }
+  }
+
+  __device__ __forceinline__ void multiply() {
+    const int warp = threadIdx.x / kWarpSize, tile = warp / p_.slices(), slice = warp % p_.slices();
+    const int row = first_row_ + tile % p_.row_tiles * kTile;
+    const int col = first_col_ + tile / p_.row_tiles * kTile;
+    const auto go = [&]<bool kAlongA, bool kAlongB>() {
+      auto& sums = shared_.part_sums[warp];
+      if (p_.whole)
+        make_part<kAlongA, kAlongB, true>(p_, row, col, slice, with_sums_, shared_.parts, sums);
+      else
+        make_part<kAlongA, kAlongB, false>(p_, row, col, slice, with_sums_, shared_.parts, sums);
     };
-    if (p.b.along)
+    if (p_.b.along)
       go.template operator()<true, true>();
-    else if (p.a.along)
+    else if (p_.a.along)
       go.template operator()<true, false>();
     else
       go.template operator()<false, false>();
   }
-  __syncthreads();
 
-  const int split = p.split(), r = threadIdx.x / 16, c = threadIdx.x % 16 * 2;
-#pragma unroll 1
-  for (int tile = 0; tile < p.tiles(); ++tile) {
-    Packed<float, 2> sum{};
+  /// The sums of all warps' terms.
+  __device__ __forceinline__ void join_warps() {
+    const int slices = p_.slices();
+    for (int i = threadIdx.x; i < p_.quads(); i += kThreads) {
+      const Quad at(p_, first_row_, first_col_, i);
+      Four sum{};
 #pragma unroll 4
-    for (int s = 0; s < split; ++s) {
-      const auto v = load<2>(&parts[tile * split + s][r][c]);
-      sum[0] += v[0], sum[1] += v[1];
+      for (int s = 0; s < slices; ++s) {
+        const Four v = load<4>(&shared_.parts[at.tile * slices + s][at.tile_row][at.tile_col]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sum[e] += v[e];
+      }
+      if (at.inside(p_)) finish(p_, at, sum, shared_.addends[i]);
     }
-    const int row = first_row + tile % p.row_tiles * kTile + r;
-    const int col = first_col + tile / p.row_tiles * kTile + c;
-    if (row < p.a.count && col < p.b.count) finish(p, row, col, sum);
-  }
-  if (with_sums && threadIdx.x < p.row_tiles * kTile) {
-    const int row = first_row + static_cast<int>(threadIdx.x);
+    const int row = first_row_ + static_cast<int>(threadIdx.x);
+    if (!with_sums_ || threadIdx.x >= p_.row_tiles * kTile || row >= p_.a.count) return;
     float sum = 0;
 #pragma unroll 4
-    for (int s = 0; s < split; ++s)
-      sum += part_sums[threadIdx.x / kTile * split + s][threadIdx.x % kTile];
-    if (row < p.a.count) p.sums[row] = sum;
+    for (int s = 0; s < slices; ++s)
+      sum += shared_.part_sums[threadIdx.x / kTile * slices + s][threadIdx.x % kTile];
+    p_.sums[row] = sum;
   }
+
+ private:
+  const SmallProduct& p_;
+  Shared& shared_;
+  int first_row_, first_col_;
+  bool with_sums_;
+};
+
+__global__ void __launch_bounds__(kThreads, 1)
+    matmul_small_kernel(const __grid_constant__ SmallProducts k) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  wait_for_previous_kernel();
+  const int first_blocks = k.products[0].blocks;
+  const bool second = static_cast<int>(blockIdx.x) >= first_blocks;
+  Block block(k.products[second], *reinterpret_cast<Shared*>(memory),
+              static_cast<int>(blockIdx.x) - (second ? first_blocks : 0));
+  block.fetch_addends();
+  block.multiply();
+  wait_for_copies();
+  __syncthreads();
+  block.join_warps();
 }
 
 bool is_wide(const void* data, int64_t stride) {
@@ -282,15 +354,13 @@ bool describe(const MatmulArgs& k, SmallProduct& p) {
   p.whole = is_whole(p.a, p.depth) && is_whole(p.b, p.depth);
   p.wide_out = m % 4 == 0 && is_wide(p.c, m) && (!p.pre || is_wide(p.pre, p.pre_stride)) &&
                (!p.bias || is_wide(p.bias, 0));
-  // One wave of blocks, as wide a share of the terms as that leaves.
-  const auto blocks = [&](int64_t rows, int64_t cols) {
-    return ceil_div(n, rows * kTile) * ceil_div(m, cols * kTile);
-  };
-  p.row_tiles = blocks(1, 1) <= kBlocksAtOnce ? 1 : 2;
-  p.col_tiles = blocks(p.row_tiles, 1) <= kBlocksAtOnce ? 1 : 2;
-  p.col_blocks = static_cast<int>(ceil_div(m, int64_t{p.col_tiles} * kTile));
-  p.blocks = static_cast<int>(blocks(p.row_tiles, p.col_tiles));
   return true;
+}
+
+void share_out(SmallProduct& p, const SmallSize& size, const SmallShare& share) {
+  p.row_tiles = share.row_tiles, p.col_tiles = share.col_tiles;
+  p.col_blocks = static_cast<int>(share.col_blocks(size));
+  p.blocks = static_cast<int>(share.blocks(size));
 }
 
 }  // namespace
@@ -298,15 +368,24 @@ bool describe(const MatmulArgs& k, SmallProduct& p) {
 bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
   if (!is_tf32_allowed() || products.empty() || products.size() > 2) return false;
   SmallProducts k{};
-  int blocks = 0;
+  std::array<SmallSize, 2> sizes{};
   for (size_t i = 0; i < products.size(); ++i) {
-    if (!describe(products[i], k.products[i])) return false;
+    SmallProduct& p = k.products[i];
+    if (!describe(products[i], p)) return false;
+    sizes[i] = {p.a.count, p.b.count, p.depth};
+  }
+  const auto shares = plan_small(std::span(sizes.data(), products.size()));
+  int blocks = 0;
+  size_t bytes = 0;
+  for (size_t i = 0; i < products.size(); ++i) {
+    share_out(k.products[i], sizes[i], shares[i]);
     blocks += k.products[i].blocks;
+    bytes = std::max(bytes, bytes_of(k.products[i]));
   }
   launch(on,
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),
-          .shared = sizeof(Parts),
+          .shared = bytes,
           .overlap = true},
          matmul_small_kernel, k);
   return true;
