@@ -26,9 +26,18 @@ if(NORMA_WITH_CUDA)
   message(STATUS "norma: built for the CPU and CUDA, by nvcc ${nvcc_version} (${NORMA_NVCC})")
   set(CMAKE_CUDA_COMPILER ${NORMA_NVCC})
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # sm_80 is compiled only; 90a has wgmma and setmaxnreg; 90 is the PTX for newer GPUs.
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+    # sm_80 is compiled only; 90a has wgmma and setmaxnreg, for which alone it is needed; 90 is the
+    # PTX for newer GPUs, of which the same pass of the compiler makes code for Hopper.
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+    set(norma_hopper_architectures 80-real 90a-real 90-virtual)
   endif()
+  if(NOT norma_hopper_architectures)
+    set(norma_hopper_architectures ${CMAKE_CUDA_ARCHITECTURES})
+  endif()
+  # Those with wgmma are compiled by themselves.
+  set(norma_hopper_sources ${norma_cuda_sources})
+  list(FILTER norma_hopper_sources INCLUDE REGEX "_hopper_cuda\\.cu$")
+  list(REMOVE_ITEM norma_cuda_sources ${norma_hopper_sources})
   enable_language(CUDA)
   find_package(CUDAToolkit 12.8 REQUIRED)
   # CMake 3.25 does not know how this nvcc is asked for C++20.
