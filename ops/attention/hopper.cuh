@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "norma/core/cuda/stages.cuh"
 #include "norma/core/cuda/tensor_map.h"
-#include "norma/core/cuda/tma.cuh"
 #include "norma/core/cuda/wgmma.cuh"
 #include "norma/ops/attention/tiles.cuh"
 
@@ -15,43 +15,12 @@ namespace norma::attention {
 // tensor cores the other has its probabilities to make. One block a multiprocessor stays for the
 // whole grid's work, so that the next tile's loads come under the end of the one before.
 
-inline constexpr int kGroup = 128;  // threads of a warpgroup
-inline constexpr int kHopperThreads = 3 * kGroup, kTileRows = 128, kComputingWarps = 8;
-
 /// A computing thread's rows are MmaTile's: the loading warpgroup comes first, therefore less 64.
 using Lanes = MmaTile<BFloat16, 64>;
 inline constexpr int kLoaderRows = 64;
 __device__ __forceinline__ int tile_row(int i) { return Lanes::row(i) - kLoaderRows; }
 /// The first row of this thread's warpgroup.
 __device__ __forceinline__ int group_row() { return threadIdx.x / kGroup * 64 - kLoaderRows; }
-
-/// A place in a ring of kStages buffers, and the parity of its phase.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
-template <int kStages>
-struct Barriers {
-  SharedBarrier full[kStages], empty[kStages];
-  __device__ void init(int loaders) {
-    for (int s = 0; s < kStages; ++s) full[s].init(loaders), empty[s].init(kComputingWarps);
-  }
-  /// The loader's side: until the stage is free.
-  __device__ SharedBarrier& acquire(const Ring<kStages>& at) {
-    empty[at.stage].wait(at.parity ^ 1);
-    return full[at.stage];
-  }
-  __device__ void wait(const Ring<kStages>& at) { full[at.stage].wait(at.parity); }
-  /// Each computing warp's word that it has read the stage.
-  __device__ void release(const Ring<kStages>& at) {
-    if (threadIdx.x % kWarpSize == 0) empty[at.stage].arrive();
-  }
-};
 
 /// The order of a grid's tiles: those that take longest first, within as many heads as the second
 /// cache holds; every other round of blocks runs backwards, so that no block has all the long ones.
@@ -77,21 +46,6 @@ inline Schedule schedule(int64_t heads, int64_t length, int64_t bytes_of_head) {
   const int64_t section =
       std::clamp<int64_t>(kCache / std::max<int64_t>(bytes_of_head, 1), 1, heads);
   return {int(heads), int(ceil_div(length, int64_t{kTileRows})), int(section)};
-}
-
-__device__ __forceinline__ float fast_exp2(float v) {
-  float r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-
-/// The two floats of pack_halves.
-template <class T>
-__device__ __forceinline__ float2 unpack_halves(uint32_t pair) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
-  else
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
 
 /// 64 columns of v, or all, as the left operand of a product: 16 columns an array.
@@ -138,24 +92,6 @@ __device__ __forceinline__ void copy_rows(T* to, const CUtensorMap& map, SharedB
   for (int c = 0; c < kHead; c += 64) copy_box(to + c * kRows, map, done, c, first, head, batch);
 }
 
-/// Lane q of four gets word q of each of their arrays, in the lanes' order.
-__device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
-  const int lane = threadIdx.x;
-#pragma unroll
-  for (int step = 1; step < 4; step *= 2) {
-    const bool upper = lane & step;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & step) continue;
-      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? w[i] : w[i + step], step);
-      if (upper)
-        w[i] = got;
-      else
-        w[i + step] = got;
-    }
-  }
-}
-
 /// Writes row i of a thread's sums, times `factor`, 16 bytes at a time. All lanes of a warp call
 /// it.
 template <class T, int kHead>
@@ -175,16 +111,6 @@ __device__ void store_sums(T* to, const float (&v)[kHead / 2], int i, float fact
       *reinterpret_cast<uint4*>(to + column) = make_uint4(w[0], w[1], w[2], w[3]);
   }
 }
-
-/// Shared memory from the first multiple of 1024 bytes, which the swizzle counts from.
-template <class Shared>
-__device__ Shared& shared_memory() {
-  extern __shared__ unsigned char memory[];
-  const uint32_t off = (1024 - shared_address(memory) % 1024) % 1024;
-  return *reinterpret_cast<Shared*>(memory + off);
-}
-template <class Shared>
-constexpr size_t kSharedBytes = sizeof(Shared) + 1024;
 
 template <class Byte>
 CUtensorMap map_of(const BasicView<Byte>& v, int box_rows) {

@@ -15,6 +15,7 @@
 #include "norma/core/strided.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/elementwise/kernels.h"
+#include "norma/ops/matmul/gelu_hopper.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/matmul/small.h"
@@ -314,7 +315,7 @@ void run(Cuda on, const MatmulArgs& k) {
   const int d = k.c.shape.dim();
   const int64_t n = k.c.shape[d - 2], m = k.c.shape[d - 1], depth = k.a.shape[d - 1];
   if (k.c.shape.numel() == 0 && !(k.sums && n > 0)) return;
-  if (multiply_small(on, {&k, 1})) return;
+  if (multiply_small(on, {&k, 1}) || multiply_gelu(on, k)) return;
   if (depth == 0 || k.c.shape.numel() == 0) {
     run(on, FillArgs{.target = k.c, .value = 0});
     if (k.sums) sum_a(on, k);
