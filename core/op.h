@@ -21,14 +21,15 @@ namespace norma {
 
 // An op is a struct of static functions, none overloaded, none a template:
 //
-//   using Options = …                     a flat aggregate with defaults, last argument of all
-//   below static constexpr std::string_view name static TensorSpec check(args…, o)     throws where
-//   arguments do not fit; may return void static R define(args…, o)             the formula, in
-//   tensor arithmetic static R forward(Context&, args…, o)  kernels static G backward(Context&,
-//   dy…)      the gradients of the arguments, in their order static bool runs_on(Device, DType)
-//   where forward has kernels (default: everywhere) static constexpr CastRule cast_rule   what
-//   mixed precision does to the arguments, and to which: static constexpr uint32_t cast_arguments
-//   bit i stands for argument i (default: all)
+//   using Options = …                     a flat aggregate with defaults, the last argument below
+//   static constexpr std::string_view name
+//   static TensorSpec check(args…, o)     throws where arguments do not fit; may return void
+//   static R define(args…, o)             the formula, in tensor arithmetic
+//   static R forward(Context&, args…, o)  kernels
+//   static G backward(Context&, dy…)      the gradients of the arguments, in their order
+//   static bool runs_on(Device, DType)    where forward has kernels (default: everywhere)
+//   static constexpr CastRule cast_rule   what mixed precision does to the arguments
+//   static constexpr uint32_t cast_arguments   to which: bit i stands for argument i (default: all)
 //
 // define or forward is needed, the rest is optional. Arguments are Tensor, optional<Tensor> and at
 // most one vector<Tensor>; R is a Tensor, a vector of them, or a struct of Tensor, optional<Tensor>

@@ -3,7 +3,7 @@
 #include <functional>
 #include <string>
 
-namespace CLI {
+namespace CLI {  // NOLINT: the library's own name
 class App;
 class Option;
 }  // namespace CLI

@@ -17,7 +17,7 @@ struct AttentionSettings {
 
   /// Numbers below it are dropped.
   int dropped() const {
-    const int rounded = static_cast<int>(p * 65536 + 0.5);
+    const int rounded = static_cast<int>(p * 65536 + 0.5);  // NOLINT: p ≥ 0
     return rounded < 65535 ? rounded : 65535;
   }
   /// What the others are multiplied by: 1 / (1 − p).
