@@ -17,6 +17,10 @@ norma_cxx_options(-Wall -Wextra -Wshadow)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # g++ 12 warns about its own AVX-512 header (GCC bug 105593); ASan and clang look at the rest.
   norma_cxx_options(-Wno-uninitialized -Wno-maybe-uninitialized)
+elseif(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+  # g++ 13 takes a buffer that a function fills for one without values, and what a short-lived
+  # reference such as OptionsRef refers to for as short-lived.
+  norma_cxx_options(-Wno-maybe-uninitialized -Wno-dangling-reference)
 endif()
 # Never -ffast-math: NaN, Inf and the order of sums are promises. These two give up only errno and
 # floating-point traps, which nobody reads, so that loops with sqrt or a comparison vectorize.
@@ -35,7 +39,12 @@ endif()
 if(PROJECT_IS_TOP_LEVEL)
   find_program(NORMA_CCACHE ccache)
   if(NORMA_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-    set(CMAKE_CXX_COMPILER_LAUNCHER ${NORMA_CCACHE})
+    # What includes a precompiled header is kept too, where ccache is told that it may.
+    set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros ${NORMA_CCACHE})
+    if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+      norma_cxx_options(-fpch-preprocess)
+    endif()
   endif()
   find_program(NORMA_MOLD mold)
   if(NORMA_MOLD)
