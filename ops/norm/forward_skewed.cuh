@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     if (plan.size % kWidth == 0) return;
 #pragma unroll
     for (int v = 0; v < Group::kVecs; ++v) {
-      if (left(v) >= kWidth || left(v) <= 0) continue;
+      if (v >= has || left(v) >= kWidth) continue;
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
         if (e >= left(v)) group.u[v][e] = value;

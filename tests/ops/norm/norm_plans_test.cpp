@@ -104,6 +104,7 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
                         {5, 12288, 0, false, "many blocks"},
                         {70, 16384, 0, false, "a ring of rows"},
                         {3, 65536, 0, false, "a cluster"},
+                        {20, 65536, 0, false, "a ring of clusters"},
                         {3, 131072, 0, false, "a large one"},
                         {3, 20001, 0, false, "odd, a cluster"},
                         {19, 12800, 64, false, "200 groups"},
