@@ -339,8 +339,8 @@ struct RingGroup {
 };
 
 /// Members that have no kernel of their own, up to kHeldWarps chunks, each tensor read once, a
-/// group or more a block: a gate beside a residual; and floats off 16 bytes, element by element,
-/// since the four loads of a vector find one another's bytes in the first cache.
+/// group or more a block: a gate beside a residual; and floats off 16 bytes with a gate, one by
+/// one, since the four loads of a vector find one another's bytes in the first cache.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b come from the caches
 ///   bound  memory
 template <class T, bool kAligned, RingHolder kHolder>
