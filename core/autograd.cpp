@@ -199,7 +199,7 @@ namespace detail {
 
 Edge edge_of(const Tensor& t) {
   TensorImpl& impl = t.impl();
-  if (!impl.node && impl.requires_grad) impl.node = Ref<Node>(new Leaf(t.spec()));
+  if (!impl.node && impl.requires_grad) impl.node = Ref<Node>::first(new Leaf(t.spec()));
   return {impl.node, impl.output_index};
 }
 
@@ -583,7 +583,7 @@ Tensor stand_in(const Tensor& input, const Edge& edge, bool create_graph) {
   if (!create_graph) return input.detach().requires_grad_();
   Node::Edges edges;
   edges.push_back(edge);
-  Ref<Node> node(new CutNode(std::move(edges)));
+  auto node = Ref<Node>::first(new CutNode(std::move(edges)));
   node->outputs.push_back(input.spec());
   Tensor twin = raw_view(input, input.shape(), input.strides(), input.offset());
   twin.impl().node = std::move(node);

@@ -329,9 +329,12 @@ void run_definition(const OpInfo& op, Call& call) {
 /// An output that is the very tensor of an argument gets a handle of its own before it gets a
 /// history.
 void separate_from_inputs(Call& call) {
-  for (Tensor& y : call.outputs)
+  for (Tensor& y : call.outputs) {
+    if (!y.defined() || y.impl().use_count() == 1)
+      continue;  // the argument's own holder counts too
     for (const Tensor* x : call.inputs)
-      if (y.defined() && x->defined() && y.is_same(*x)) y = without_history(y);
+      if (x->defined() && y.is_same(*x)) y = without_history(y);
+  }
 }
 
 /// The edges by which gradients leave; arguments behind the last that wants one need none.
@@ -346,15 +349,18 @@ Node::Edges edges_of(const Call& call) {
   return edges;
 }
 
-void attach(const OpInfo& op, Call& call, const Ref<Node>& node) {
+void attach(const OpInfo& op, Call& call, Ref<Node> node) {
+  TensorImpl* last = nullptr;
   for (size_t i = 0; i < call.outputs.size(); ++i) {
     Tensor& y = call.outputs[i];
     if (!y.defined() || (op.constants >> i & 1) || !is_floating(y.dtype())) continue;
-    y.impl().node = node;
-    y.impl().output_index = static_cast<uint32_t>(i);
+    if (last) last->node = node;
+    last = &y.impl();
+    last->output_index = static_cast<uint32_t>(i);
     node->outputs.resize(i);  // places of results without a gradient
     node->outputs.emplace_back(y.shape(), y.dtype(), y.device());
   }
+  if (last) last->node = std::move(node);
 }
 
 }  // namespace
@@ -385,12 +391,12 @@ void apply_op(const OpInfo& op, Call& call) {
     }
     separate_from_inputs(call);
     auto* node = new OpNode(op, call, edges_of(call));
-    const Ref<Node> owner(node);
+    auto owner = Ref<Node>::first(node);
     if (op.backward)
       node->save(ctx, call);
     else
       node->save_inputs(call);
-    attach(op, call, owner);
+    attach(op, call, std::move(owner));
   }
   for (Observer* o = Observer::current(); o; o = o->outer()) o->applied(op, call);
 }

@@ -301,6 +301,24 @@ constexpr std::string_view type_name() {
 template <class T>
 inline constexpr bool is_tensor_vector = std::is_same_v<T, std::vector<Tensor>>;
 
+/// A tensor of the list as an optional argument. It does not count as a reference: the list's own
+/// outlives the call, and two locked instructions an argument are a tenth of a tiny op.
+class Lent {
+ public:
+  explicit Lent(const Tensor& t) {
+    if (t.defined()) argument_.emplace(Ref<TensorImpl>::lent(&t.impl()));
+  }
+  ~Lent() {
+    if (argument_) argument_->give_up();
+  }
+  Lent(const Lent&) = delete;
+  Lent& operator=(const Lent&) = delete;
+  operator const std::optional<Tensor>&() const { return argument_; }  // NOLINT
+
+ private:
+  std::optional<Tensor> argument_;
+};
+
 /// Hands out a flat list of tensors as the arguments of an op.
 class Reader {
  public:
@@ -309,13 +327,9 @@ class Reader {
 
   template <class A>
   decltype(auto) read() {
-    if constexpr (std::is_same_v<A, Tensor>) {
+    if constexpr (!is_tensor_vector<A>) {
       return (*flat_[next_++]);
-    } else if constexpr (std::is_same_v<A, std::optional<Tensor>>) {
-      const Tensor& t = *flat_[next_++];
-      return t.defined() ? std::optional<Tensor>(t) : std::optional<Tensor>();
     } else {
-      static_assert(is_tensor_vector<A>, "arguments are Tensor, optional<Tensor>, vector<Tensor>");
       std::vector<Tensor> tensors;
       for (size_t i = 0; i < vector_length_; ++i) tensors.push_back(*flat_[next_++]);
       return tensors;
@@ -327,29 +341,44 @@ class Reader {
   size_t vector_length_, next_ = 0;
 };
 
-/// f(args…) with the arguments read from `flat`.
+/// What holds an argument of type A during a call.
+template <class A>
+struct HeldAs;
+template <>
+struct HeldAs<Tensor> {
+  using type = const Tensor&;
+};
+template <>
+struct HeldAs<std::optional<Tensor>> {
+  using type = Lent;
+};
+template <>
+struct HeldAs<std::vector<Tensor>> {
+  using type = std::vector<Tensor>;
+};
+
+/// f(args…) with the arguments, Tensor, optional<Tensor> or vector<Tensor>, read from `flat`.
 template <class... A, class F>
 decltype(auto) with_arguments(Types<A...>, std::span<const Tensor* const> flat, const F& f) {
   static_assert((0 + ... + int{is_tensor_vector<A>}) <= 1, "at most one vector of tensors");
   constexpr size_t singles = (size_t{0} + ... + size_t{!is_tensor_vector<A>});
   Reader reader(flat, flat.size() - singles);
-  std::tuple<decltype(std::declval<Reader&>().template read<A>())...> arguments{
-      reader.template read<A>()...};
+  std::tuple<typename HeldAs<A>::type...> arguments{reader.template read<A>()...};
   return std::apply(f, arguments);
 }
 
-inline void flatten(const Tensor& t, Node::Gradients& flat) { flat.push_back(t); }
-inline void flatten(const Constant& t, Node::Gradients& flat) { flat.push_back(t.value); }
-inline void flatten(const std::optional<Tensor>& t, Node::Gradients& flat) {
-  flat.push_back(t.value_or(Tensor()));
+inline void flatten(Tensor&& t, Node::Gradients& flat) { flat.push_back(std::move(t)); }
+inline void flatten(Constant&& t, Node::Gradients& flat) { flat.push_back(std::move(t.value)); }
+inline void flatten(std::optional<Tensor>&& t, Node::Gradients& flat) {
+  flat.push_back(t ? std::move(*t) : Tensor());
 }
-inline void flatten(const std::vector<Tensor>& tensors, Node::Gradients& flat) {
-  for (const Tensor& t : tensors) flat.push_back(t);
+inline void flatten(std::vector<Tensor>&& tensors, Node::Gradients& flat) {
+  for (Tensor& t : tensors) flat.push_back(std::move(t));
 }
 template <class R>
 requires std::is_aggregate_v<R>
-void flatten(const R& result, Node::Gradients& flat) {
-  for_each_field(result, [&](const auto& field) { flatten(field, flat); });
+void flatten(R&& result, Node::Gradients& flat) {
+  for_each_field(result, [&](auto& field) { flatten(std::move(field), flat); });
 }
 
 template <class R>
@@ -496,19 +525,24 @@ struct ApplyWith<Op, Types<A...>> {
 
  private:
   static Result run(const Options& options, const A&... args) {
-    SmallVector<const Tensor*, 8> flat;
-    (add(args, flat), ...);
-    Call call{.inputs = {flat.data(), flat.size()}, .options = &options};
+    if constexpr ((is_tensor_vector<A> || ...)) {
+      SmallVector<const Tensor*, 8> flat;
+      (add(args, flat), ...);
+      return run_flat({flat.data(), flat.size()}, options);
+    } else {
+      return run_flat(std::array<const Tensor*, sizeof...(A)>{address(args)...}, options);
+    }
+  }
+  static Result run_flat(std::span<const Tensor* const> flat, const Options& options) {
+    Call call{.inputs = flat, .options = &options};
     apply_op(op_info<Op>(), call);
     return unflatten<Result>(std::move(call.outputs));
   }
-  template <class Flat>
-  static void add(const Tensor& t, Flat& flat) {
-    flat.push_back(&t);
-  }
-  template <class Flat>
-  static void add(const std::optional<Tensor>& t, Flat& flat) {
-    flat.push_back(t ? &*t : absent_tensor());
+  static const Tensor* address(const Tensor& t) { return &t; }
+  static const Tensor* address(const std::optional<Tensor>& t) { return t ? &*t : absent_tensor(); }
+  template <class Single, class Flat>
+  static void add(const Single& t, Flat& flat) {
+    flat.push_back(address(t));
   }
   template <class Flat>
   static void add(const std::vector<Tensor>& tensors, Flat& flat) {

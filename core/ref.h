@@ -26,6 +26,20 @@ class Ref {
  public:
   constexpr Ref() = default;
   explicit Ref(T* p) : p_(p) { acquire(); }
+  /// The first to hold p, which was just made: nobody else sees its count yet.
+  static Ref first(T* p) {
+    Ref made;
+    made.p_ = p;
+    p->count_.store(1, std::memory_order_relaxed);
+    return made;
+  }
+  /// Holds p without counting: give_up() must come before anything else lets go of p.
+  static Ref lent(T* p) {
+    Ref uncounted;
+    uncounted.p_ = p;
+    return uncounted;
+  }
+  void give_up() { p_ = nullptr; }
   Ref(const Ref& other) : p_(other.p_) { acquire(); }
   Ref(Ref&& other) noexcept : p_(std::exchange(other.p_, nullptr)) {}
   Ref& operator=(Ref other) noexcept {
@@ -46,8 +60,12 @@ class Ref {
     if (p_) p_->count_.fetch_add(1, std::memory_order_relaxed);
   }
   void release() {
-    if (p_ && p_->count_.fetch_sub(1, std::memory_order_acq_rel) == 1) T::destroy(p_);
+    if (p_ && (is_last() || p_->count_.fetch_sub(1, std::memory_order_acq_rel) == 1))
+      T::destroy(p_);
   }
+  /// Read before it is lowered: where it is 1, no other thread can reach it, and none need be kept
+  /// out by a locked instruction, which costs as much as a tenth of a tiny op's whole kernel.
+  bool is_last() const { return p_->count_.load(std::memory_order_acquire) == 1; }
   T* p_ = nullptr;
 };
 

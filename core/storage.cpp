@@ -49,14 +49,14 @@ Ref<Storage> Storage::allocate(int64_t bytes, Device device) {
   Ref<Storage> storage;
   if (device.is_cpu()) {
     auto* block = static_cast<std::byte*>(norma::allocate(kHeader + static_cast<size_t>(bytes)));
-    storage =
-        Ref<Storage>(new (block) Storage(block + kHeader, bytes, device, Place::behind_header));
+    storage = Ref<Storage>::first(
+        new (block) Storage(block + kHeader, bytes, device, Place::behind_header));
   } else {
     require_available(device);
     void* data = nullptr;
     if constexpr (kBuiltWithCuda) data = detail::cuda_allocate(bytes, device);
-    storage = Ref<Storage>(new (norma::allocate(kHeader)) Storage(static_cast<std::byte*>(data),
-                                                                  bytes, device, Place::on_device));
+    storage = Ref<Storage>::first(new (norma::allocate(kHeader)) Storage(
+        static_cast<std::byte*>(data), bytes, device, Place::on_device));
   }
   if (current_watch) [[unlikely]]
     current_watch->add(storage.get());
@@ -67,8 +67,8 @@ Ref<Storage> Storage::allocate_pinned(int64_t bytes) {
   require_available(cuda);
   void* data = nullptr;
   if constexpr (kBuiltWithCuda) data = detail::cuda_allocate_pinned(bytes);
-  return Ref<Storage>(new (norma::allocate(kHeader))
-                          Storage(static_cast<std::byte*>(data), bytes, cpu, Place::pinned));
+  return Ref<Storage>::first(new (norma::allocate(kHeader))
+                                 Storage(static_cast<std::byte*>(data), bytes, cpu, Place::pinned));
 }
 
 void Storage::destroy(Storage* storage) {

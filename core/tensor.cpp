@@ -20,7 +20,7 @@ namespace {
 
 Tensor make(Ref<Storage> storage, const Shape& shape, const Shape& strides, int64_t offset,
             DType dtype) {
-  Ref<TensorImpl> impl(new TensorImpl);
+  auto impl = Ref<TensorImpl>::first(new TensorImpl);
   impl->storage = std::move(storage);
   impl->offset = offset;
   impl->shape = shape;

@@ -21,6 +21,9 @@ namespace norma {
 
 class Node;
 class Tensor;
+namespace detail {
+class Lent;
+}
 
 /// An absent optional argument: `layer_norm(x, w, none)`.
 inline constexpr std::nullopt_t none = std::nullopt;
@@ -151,6 +154,8 @@ class Tensor {
   Tensor norm() const;                                    ///< √Σx²
 
  private:
+  friend class detail::Lent;
+  void give_up() { impl_.give_up(); }
   [[noreturn]] static void throw_undefined();
   void require_span(DType dtype) const;
   double item_as_double() const;

@@ -73,9 +73,9 @@ const Options& replaced(const Options& options, const std::vector<Tensor>&, size
 }
 
 template <class R>
-std::vector<Tensor> results_of(const R& result) {
+std::vector<Tensor> results_of(R result) {
   Node::Gradients flat;
-  flatten(result, flat);
+  flatten(std::move(result), flat);
   std::vector<Tensor> present;
   for (const Tensor& t : flat)
     if (t.defined()) present.push_back(t);

@@ -7,12 +7,32 @@ namespace norma::detail {
 
 // Optional tensors as kernels take them: an absent one is an absent view.
 
-inline std::optional<Tensor> even(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(even_rows(*t)) : none;
+/// What a kernel reads of a tensor that outlives it: the tensor itself, uncounted, or a copy.
+class Read {
+ public:
+  Read() = default;
+  Read(const Tensor& t, bool as_it_is, Tensor (*copy)(const Tensor&)) : read_(&t) {
+    if (as_it_is) return;
+    copy_ = copy(t);
+    read_ = &copy_;
+  }
+  Read(const Read&) = delete;
+  Read& operator=(const Read&) = delete;
+  const Tensor* get() const { return read_; }
+
+ private:
+  Tensor copy_;
+  const Tensor* read_ = nullptr;
+};
+inline Read even(const Tensor& t) { return {t, has_even_rows(t), even_rows}; }
+inline Read even(const std::optional<Tensor>& t) { return t ? even(*t) : Read(); }
+inline Read dense(const std::optional<Tensor>& t) {
+  return t ? Read(*t, t->is_dense(), dense) : Read();
 }
-inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
-  return t ? std::optional<Tensor>(dense(*t)) : none;
-}
+Read even(Tensor&&) = delete;
+Read even(std::optional<Tensor>&&) = delete;
+inline ConstRows rows(const Read& t) { return t.get() ? ConstRows(*t.get()) : ConstRows(); }
+inline ConstVec vec(const Read& t) { return t.get() ? ConstVec(*t.get()) : ConstVec(); }
 inline ConstRows rows(const std::optional<Tensor>& t) { return t ? ConstRows(*t) : ConstRows(); }
 inline ConstVec vec(const std::optional<Tensor>& t) { return t ? ConstVec(*t) : ConstVec(); }
 inline Rows out_rows(const std::optional<Tensor>& t) { return t ? Rows(*t) : Rows(); }

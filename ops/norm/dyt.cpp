@@ -59,7 +59,7 @@ Tensor Squash::define(const Tensor& x, const Tensor& alpha, const Maybe& shift, 
 Tensor Squash::forward(Context& ctx, const Tensor& x, const Tensor& alpha, const Maybe& shift,
                        const Maybe& w, const Maybe& b, const Options& o) {
   const Tensor u = even_rows(x);
-  const Maybe gain = detail::dense(w), bias = detail::dense(b);
+  const detail::Read gain = detail::dense(w), bias = detail::dense(b);
   Tensor y = empty(ctx.output());
   dispatch(x.device(), SquashForwardArgs{.function = o.function,
                                          .x = u,
@@ -112,7 +112,7 @@ SquashGrads SquashBackward::forward(Context&, const Tensor& dy, const Tensor& x,
                                     const Tensor& alpha, const Maybe& shift, const Maybe& w,
                                     const Options& wants) {
   const Tensor d = even_rows(dy.to(x.dtype())), u = even_rows(x);
-  const Maybe gain = detail::dense(w);
+  const detail::Read gain = detail::dense(w);
   const Shape row{x.shape().back()};
   SquashGrads grads{
       .dx = detail::made(x.shape(), wants.dx, x.device()),

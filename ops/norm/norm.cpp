@@ -150,9 +150,8 @@ NormResult Norm::define(const Tensor& x, const Maybe& w, const Maybe& b, const M
 NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Maybe& b,
                          const Maybe& z, const Maybe& residual, const Maybe& row_scale,
                          const Maybe& w2, const Maybe& b2, const Options& o) {
-  const Tensor u = even_rows(x);  // x, or a copy where strides are uneven
-  const Maybe r = even(residual), gate = even(z), scale = dense(row_scale);
-  const Maybe gain = dense(w), bias = dense(b), gain2 = dense(w2), bias2 = dense(b2);
+  const Read u = even(x), r = even(residual), gate = even(z), scale = dense(row_scale);
+  const Read gain = dense(w), bias = dense(b), gain2 = dense(w2), bias2 = dense(b2);
   const TensorSpec stats{stats_shape(x, o), stats_dtype(x.dtype()), x.device()};
   NormResult result;
   result.y = empty(ctx.output());
@@ -164,7 +163,7 @@ NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Ma
   const bool keeps_x_hat = o.saves == NormSaves::x_hat && ctx.recording();
   const Maybe x_hat = keeps_x_hat ? Maybe(empty(x.spec())) : none;
   dispatch(x.device(), NormForwardArgs{.options = o,
-                                       .x = u,
+                                       .x = rows(u),
                                        .z = rows(gate),
                                        .residual = rows(r),
                                        .row_scale = vec(scale),
@@ -180,7 +179,10 @@ NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Ma
                                        .mean_rest = result.mean_rest.value,
                                        .rstd = result.rstd.value});
   // The caller holds inputs and h anyway; never the even copies, which have no history.
-  ctx.save(keeps_x_hat ? Maybe() : result.h ? result.h : Maybe(x));
+  if (keeps_x_hat || result.h)
+    ctx.save(keeps_x_hat ? Maybe() : result.h);
+  else
+    ctx.save(x);
   ctx.save(ctx.needs(kRowScale) ? Maybe(x) : Maybe());
   ctx.save(z, row_scale, w, b, w2);
   ctx.save_constant(x_hat, result.mean.value, result.mean_rest.value, result.rstd.value);
@@ -302,9 +304,9 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
                                 const Maybe& row_scale, const Maybe& w, const Maybe& b,
                                 const Maybe& w2, const Maybe& mean, const Maybe& mean_rest,
                                 const Tensor& rstd, const Options& wants) {
-  const Tensor d = even_rows(dy);
-  const Maybe d2 = even(dy2), more = even(dh), u = even(h), from = even(x), gate = even(z);
-  const Maybe scale = dense(row_scale), gain = dense(w), bias = dense(b), gain2 = dense(w2);
+  const Read d = even(dy), d2 = even(dy2), more = even(dh);
+  const Read u = even(h), from = even(x), gate = even(z);
+  const Read scale = dense(row_scale), gain = dense(w), bias = dense(b), gain2 = dense(w2);
   const auto made = [&](const Shape& shape, std::optional<DType> dtype) {
     return detail::made(shape, dtype, dy.device());
   };
@@ -323,7 +325,7 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
   if (wants.norm.probe) make_probe(probe, mean, rstd);
   dispatch(dy.device(), NormBackwardArgs{.options = wants.norm,
                                          .x_dtype = wants.x_dtype,
-                                         .dy = d,
+                                         .dy = rows(d),
                                          .dy2 = rows(d2),
                                          .dh = rows(more),
                                          .h = rows(u),

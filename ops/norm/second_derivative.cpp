@@ -88,14 +88,14 @@ NormSecondGrads NormSecond::forward(Context&, const Tensor& dy, const Tensor& h,
                                     const Maybe& mean, const Maybe& mean_rest, const Tensor& rstd,
                                     const Maybe& v, const Maybe& vw, const Maybe& vb,
                                     const Options& wants) {
-  const Tensor d = even_rows(dy), u = even_rows(h);
-  const Maybe cotangent = even(v), gain = dense(w), of_gain = dense(vw), of_bias = dense(vb);
+  const Read d = even(dy), u = even(h), cotangent = even(v);
+  const Read gain = dense(w), of_gain = dense(vw), of_bias = dense(vb);
   NormSecondGrads grads{.dy = made(dy.shape(), wants.dy, dy.device()),
                         .h = made(h.shape(), wants.h, dy.device()),
                         .w = made(w ? w->shape() : Shape{0}, wants.w, dy.device())};
   dispatch(dy.device(), NormSecondArgs{.options = wants.norm,
-                                       .dy = d,
-                                       .h = u,
+                                       .dy = rows(d),
+                                       .h = rows(u),
                                        .v = rows(cotangent),
                                        .w = vec(gain),
                                        .mean = vec(mean),
