@@ -38,26 +38,40 @@ void round(const Vec& p, const Vec& rounded, int64_t first, int64_t last) {
   });
 }
 
+template <class Acc>
+struct AdamwNumbers {
+  Acc b1, b2, size, correction, keep, eps, factor;
+};
+/// A function of its own: only of parameters does the compiler believe that they do not overlap,
+/// and without that belief it takes one element at a time.
+template <class T, class Acc>
+[[gnu::noinline]] void adamw_range(const AdamwNumbers<Acc> a, int64_t n, T* __restrict__ p,
+                                   const T* __restrict__ g, Acc* __restrict__ m,
+                                   Acc* __restrict__ v) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Acc d = static_cast<Acc>(g[i]) * a.factor;
+    m[i] = a.b1 * m[i] + (1 - a.b1) * d;
+    v[i] = a.b2 * v[i] + (1 - a.b2) * d * d;
+    const Acc change = a.size * m[i] / (std::sqrt(v[i]) * a.correction + a.eps);
+    p[i] = static_cast<T>(static_cast<Acc>(p[i]) * a.keep - change);
+  }
+}
+
 template <class T>
 void adamw(const AdamwSlot& k, const AdamwArgs& all, double skipped, stats_t<T> factor) {
   using Acc = stats_t<T>;
   const double step = static_cast<double>(all.numbers.step) - skipped, lr = all.numbers.lr;
-  const Acc b1 = static_cast<Acc>(all.beta1), b2 = static_cast<Acc>(all.beta2);
-  const Acc size = static_cast<Acc>(lr / (1 - std::pow(all.beta1, step)));
-  const Acc correction = static_cast<Acc>(1 / std::sqrt(1 - std::pow(all.beta2, step)));
-  const Acc keep = static_cast<Acc>(1 - lr * k.weight_decay), eps = static_cast<Acc>(all.eps);
+  const AdamwNumbers<Acc> numbers{
+      .b1 = static_cast<Acc>(all.beta1),
+      .b2 = static_cast<Acc>(all.beta2),
+      .size = static_cast<Acc>(lr / (1 - std::pow(all.beta1, step))),
+      .correction = static_cast<Acc>(1 / std::sqrt(1 - std::pow(all.beta2, step))),
+      .keep = static_cast<Acc>(1 - lr * k.weight_decay),
+      .eps = static_cast<Acc>(all.eps),
+      .factor = factor};
   for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
-    T* __restrict__ p = k.p.as<T>();
-    const T* __restrict__ g = k.grad.as<T>();
-    Acc* __restrict__ m = k.m.as<Acc>();
-    Acc* __restrict__ v = k.v.as<Acc>();
-    for (int64_t i = first; i < last; ++i) {
-      const Acc d = static_cast<Acc>(g[i]) * factor;
-      m[i] = b1 * m[i] + (1 - b1) * d;
-      v[i] = b2 * v[i] + (1 - b2) * d * d;
-      const Acc change = size * m[i] / (std::sqrt(v[i]) * correction + eps);
-      p[i] = static_cast<T>(static_cast<Acc>(p[i]) * keep - change);
-    }
+    adamw_range(numbers, last - first, k.p.as<T>() + first, k.grad.as<T>() + first,
+                k.m.as<Acc>() + first, k.v.as<Acc>() + first);
     round(k.p, k.rounded, first, last);
   });
 }
