@@ -28,10 +28,10 @@ Slab<T> block(const ConstView& view, int64_t batch, int64_t head, int64_t first,
   return {data, n, view.shape[3], view.strides[2], 1};
 }
 template <class T>
-Target<T> block(const View& view, int64_t batch, int64_t head, int64_t first) {
+Target<T> block(const View& view, int64_t batch, int64_t head, int64_t first, bool add = false) {
   T* data =
       view.as<T>() + batch * view.strides[0] + head * view.strides[1] + first * view.strides[2];
-  return {data, view.shape[3], view.strides[2]};
+  return {data, view.shape[3], view.strides[2], nullptr, add};
 }
 template <class T>
 Slab<T> transposed(const Slab<T>& a) {
@@ -113,21 +113,19 @@ void multiply_scores(const Slab<T>& a, const Slab<T>& b, const Visible& visible,
                    return Band{0, a.cols, visible.of_tile(i)};
                  });
 }
-/// out += scores · b
+/// out = scores · b, or += where it adds; every query must see a key.
 template <class T>
-void add_product(const T* scores, const Slab<T>& b, const Visible& visible, Target<T> out,
-                 T* scratch) {
-  out.add = true;
+void multiply_seen(const T* scores, const Slab<T>& b, const Visible& visible, const Target<T>& out,
+                   T* scratch) {
   multiply_alone(Slab<T>{scores, visible.queries, visible.keys, kBlock, 1}, b, out, scratch,
                  [&](int64_t i) {
                    return Band{0, visible.of_tile(i), out.cols};
                  });
 }
-/// out += scoresᵀ · b
+/// out = scoresᵀ · b, or += where it adds, as it must where no query sees some key.
 template <class T>
-void add_transposed_product(const T* scores, const Slab<T>& b, const Visible& visible,
-                            Target<T> out, T* scratch) {
-  out.add = true;
+void multiply_seeing(const T* scores, const Slab<T>& b, const Visible& visible,
+                     const Target<T>& out, T* scratch) {
   multiply_alone(Slab<T>{scores, visible.keys, visible.queries, 1, kBlock}, b, out, scratch,
                  [&](int64_t j) {
                    return Band{visible.first_of_key(j), visible.queries, out.cols};
@@ -219,9 +217,9 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
   T *largest = scratch.row, *sum = largest + kBlock, *factor = sum + kBlock;
   std::fill_n(largest, queries, -std::numeric_limits<T>::infinity());
   std::fill_n(sum, queries, T(0));
-  std::fill_n(y, queries * dim, T(0));
   const int64_t shift = n_keys - k.q.shape[2];
   const int64_t end = k.settings.causal ? std::min(n_keys, first_query + queries + shift) : n_keys;
+  if (end == 0) std::fill_n(y, queries * dim, T(0));
   for (int64_t first_key = 0; first_key < end; first_key += kBlock) {
     const int64_t keys = std::min(kBlock, end - first_key);
     const Visible visible{k.settings.causal, shift, queries, keys, first_query, first_key};
@@ -243,8 +241,8 @@ void attend(const AttentionForwardArgs& k, int64_t batch, int64_t head, int64_t 
     if (first_key > 0)
       for (int64_t i = 0; i < queries; ++i)
         for (int64_t c = 0; c < dim; ++c) y[i * dim + c] *= factor[i];
-    add_product(scratch.s, block<T>(k.v, batch, kv_head, first_key, keys), visible, {y, dim, dim},
-                scratch.product);
+    multiply_seen(scratch.s, block<T>(k.v, batch, kv_head, first_key, keys), visible,
+                  {y, dim, dim, nullptr, first_key > 0}, scratch.product);
   }
   const auto out = block<T>(k.y, batch, head, first_query);
   T* lse = k.lse.as<T>() + (batch * k.q.shape[1] + head) * k.q.shape[2] + first_query;
@@ -265,7 +263,7 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
   const T scale = static_cast<T>(k.settings.scale), rescale = static_cast<T>(k.settings.rescale());
   const Mask mask(k.settings, k.k.shape[2]);
   T *dk = scratch.acc, *dv = scratch.more;
-  for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
+  for (int64_t head = kv_head * shared; n_keys == 0 && head < (kv_head + 1) * shared; ++head) {
     const auto dq = block<T>(k.dq, batch, head, 0);
     for (int64_t i = 0; i < n_queries; ++i) std::fill_n(dq.data + i * dq.stride, dim, T(0));
   }
@@ -273,8 +271,12 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
     const int64_t keys = std::min(kBlock, n_keys - first_key);
     const auto key = block<T>(k.k, batch, kv_head, first_key, keys);
     const auto value = block<T>(k.v, batch, kv_head, first_key, keys);
-    std::fill_n(dk, keys * dim, T(0));
-    std::fill_n(dv, keys * dim, T(0));
+    bool begun = false;  // dk and dv hold something
+    const auto begin_with_zeros = [&] {
+      std::fill_n(dk, keys * dim, T(0));
+      std::fill_n(dv, keys * dim, T(0));
+      begun = true;
+    };
     for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
       const int64_t earliest = k.settings.causal ? std::max<int64_t>(0, first_key - shift) : 0;
       for (int64_t first = earliest / kBlock * kBlock; first < n_queries; first += kBlock) {
@@ -298,11 +300,15 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
           mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
                            [&](int64_t j) { row[j] = 0; });
         }
-        add_transposed_product(scratch.s, dy, visible, {dv, dim, dim}, scratch.product);
-        add_transposed_product(scratch.ds, q, visible, {dk, dim, dim}, scratch.product);
-        add_product(scratch.ds, key, visible, block<T>(k.dq, batch, head, first), scratch.product);
+        if (!begun && visible.first_of_key(keys - 1) >= queries) begin_with_zeros();
+        multiply_seeing(scratch.s, dy, visible, {dv, dim, dim, nullptr, begun}, scratch.product);
+        multiply_seeing(scratch.ds, q, visible, {dk, dim, dim, nullptr, begun}, scratch.product);
+        multiply_seen(scratch.ds, key, visible, block<T>(k.dq, batch, head, first, first_key > 0),
+                      scratch.product);
+        begun = true;
       }
     }
+    if (!begun) begin_with_zeros();  // no queries at all
     const auto dk_out = block<T>(k.dk, batch, kv_head, first_key);
     const auto dv_out = block<T>(k.dv, batch, kv_head, first_key);
     for (int64_t j = 0; j < keys; ++j)

@@ -68,6 +68,9 @@ void multiply_tile(int64_t k, const Rows a, const T* __restrict__ b, const Targe
                    int64_t rows) {
   constexpr int kWidth = VectorOf<T>::kWidth;
   Vector<T> sum[kTileRows * kVectors], right[kVectors];
+  for_constants<kTileRows>([&](auto i) __attribute__((always_inline)) {
+    if (i < rows) __builtin_prefetch(c.data + i * c.stride, 1);  // here by when it is written
+  });
   const auto at = [](const T* p) { return *reinterpret_cast<const Vector<T>*>(p); };
   const auto load_right = [&]() __attribute__((always_inline)) {
     for_constants<kVectors>([&](auto v)
@@ -249,6 +252,16 @@ struct Band {
   int64_t depth_begin, depth_end, cols;
 };
 
+/// Asks for the rows of a that are read where they lie: each is too short for the processor to
+/// foresee the next.
+template <class T>
+void fetch_rows(const Slab<T>& a, int64_t first, int64_t last, int64_t p, int64_t depth) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = first; i < last; ++i)
+    for (int64_t q = 0; q < depth; q += kLine)
+      __builtin_prefetch(a.data + i * a.row_stride + p + q);
+}
+
 /// Rows first … last − 1 of c. `packed` holds (last − first, rounded up to tiles) × kDepth.
 /// band(i): for the tile of rows from i on; a tile of no depth is left as it is.
 template <class T, class BandOf>
@@ -271,6 +284,7 @@ void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, in
         pack<kTileRows>(a.data + i * a.row_stride + p * a.col_stride, a.row_stride, a.col_stride,
                         std::min<int64_t>(kTileRows, last - i), depth,
                         packed + (i - first) * depth);
+    if (a.col_stride == 1 && spread) fetch_rows(a, first, last, p, depth);
     for (int64_t s = 0; s < b.slivers; ++s) {
       const int64_t col = s * kTileCols<T>, cols = std::min<int64_t>(kTileCols<T>, c.cols - col);
       for (int64_t i = first; i < last; i += kTileRows) {
