@@ -31,8 +31,8 @@ int64_t SmallShare::blocks(const SmallSize& s) const {
 
 std::array<SmallShare, 2> plan_small(std::span<const SmallSize> products) {
   std::array<SmallShare, 2> best;
-  const SmallSize none{0, 0, 0}, &first = products[0],
-                                 &second = products.size() > 1 ? products[1] : none;
+  const SmallSize absent{0, 0, 0}, &first = products[0],
+                                   &second = products.size() > 1 ? products[1] : absent;
   int64_t least = std::numeric_limits<int64_t>::max(), least_sum = least;
   for (const SmallShare& a : kShares)
     for (const SmallShare& b : kShares) {
