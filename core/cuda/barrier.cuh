@@ -57,7 +57,8 @@ __device__ __forceinline__ void publish_barriers() {
 #endif
 }
 
-/// What this thread wrote to shared memory comes before the copies into it that follow.
+/// What this thread wrote to shared memory comes before the copies into and out of it that
+/// follow.
 __device__ __forceinline__ void copies_follow_writes() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

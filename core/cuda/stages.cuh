@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "norma/core/cuda/fast_math.cuh"
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/mma.cuh"
 #include "norma/core/cuda/tma.cuh"

@@ -197,7 +197,7 @@ __device__ void compute_dq(SharedOfDq<T, kHead>& m, const BackwardProblem<T>& k,
       keep_registers(ds);
       if (begun) m.of_steps.release(last), last.next();
 #pragma unroll
-      for (int c = 0; c < kScores; ++c) p[c] = fast_exp2(p[c] * k.scale_log2 - lse_log2[c / 2 % 2]);
+      for (int c = 0; c < kScores; ++c) p[c] = exp2_fast(p[c] * k.scale_log2 - lse_log2[c / 2 % 2]);
       if (first_key + kStep > seen_by_all) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -282,7 +282,7 @@ __device__ void compute_dkv(SharedOfDkv<T, kHead>& m, const BackwardProblem<T>& 
         const auto lse = norma::load<2>(lse_log2 + Lanes::col(2 * c));
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          p[4 * c + e] = fast_exp2(p[4 * c + e] * k.scale_log2 - lse[e % 2]);
+          p[4 * c + e] = exp2_fast(p[4 * c + e] * k.scale_log2 - lse[e % 2]);
       }
       if (n.end_of_keys(first + 1) < my_first + 64) {
 #pragma unroll

@@ -34,7 +34,7 @@ struct Softmax {
       now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 1));
       now = fmaxf(now, __shfl_xor_sync(0xffffffffu, now, 2));
       const float base = now == -INFINITY ? 0 : now * scale_log2;
-      factor[i] = fast_exp2(largest[i] * scale_log2 - base);
+      factor[i] = exp2_fast(largest[i] * scale_log2 - base);
       largest[i] = now;
       float more = 0;
 #pragma unroll
@@ -42,7 +42,7 @@ struct Softmax {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           float& p = s[4 * c + 2 * i + e];
-          p = fast_exp2(p * scale_log2 - base);
+          p = exp2_fast(p * scale_log2 - base);
           more += p;
         }
       sum[i] = sum[i] * factor[i] + more;

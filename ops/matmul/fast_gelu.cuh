@@ -1,6 +1,6 @@
 #pragma once
 
-#include "norma/core/cuda/fast_math.cuh"
+#include "norma/core/cuda/numeric.cuh"
 
 namespace norma {
 
@@ -11,7 +11,7 @@ class FastGelu {
  public:
   __device__ __forceinline__ explicit FastGelu(float x) : x_(x), square_(x * x) {
     constexpr float kLog2E = 1.4426950408889634f;
-    const float e = fast_exp2(x * (-kLog2E * kLinear - kLog2E * kCubic * square_));
+    const float e = exp2_fast(x * (-kLog2E * kLinear - kLog2E * kCubic * square_));
     sigma_ = __fdividef(1, 1 + e);
   }
   __device__ __forceinline__ float value() const { return x_ * sigma_; }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 
+#include "norma/core/cuda/async_copy.cuh"
 #include "norma/core/cuda/mma.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
@@ -28,16 +29,6 @@ constexpr int kPitch = kTile + 8;  // of sums in shared memory, by which lanes m
 constexpr int kQuads = kTile * kTile / 4;  // of a tile, of which a thread finishes one at a time
 // Larger ones are cuBLASLt's, whose tiles read less.
 constexpr int64_t kMostTerms = int64_t{1} << 26, kMostDepth = 4096;
-
-/// 16 bytes from global to shared memory in the background; wait_for_copies() waits for this
-/// thread's.
-__device__ __forceinline__ void copy_16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
-               : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
 
 struct Operand {
   const float* data;
@@ -314,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               static_cast<int>(blockIdx.x) - (second ? first_blocks : 0));
   block.fetch_addends();
   block.multiply();
-  wait_for_copies();
+  wait_for_all_copies();
   __syncthreads();
   block.join_warps();
 }

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <numbers>
 
+#include "norma/core/cuda/async_copy.cuh"
+#include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
 #include "norma/core/cuda/scratch.h"
@@ -30,8 +32,7 @@ __device__ __forceinline__ Squashed<double> squash(double v) {
 /// series is taken; the slope 4 e / (1 + e)² does not cancel where tanh is near 1, as 1 − t² would.
 __device__ __forceinline__ Squashed<float> tanh_and_slope(float v) {
   const float a = fabsf(v), square = mul(v, v);
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(mul(a, -2 * std::numbers::log2e_v<float>)));
+  const float e = exp2_fast(mul(a, -2 * std::numbers::log2e_v<float>));
   const float part = __fdividef(1.0f, add(1.0f, e));
   const float series = fused(
       fused(fused(fused(62.0f / 2835, square, -17.0f / 315), square, 2.0f / 15), square, -1.0f / 3),
@@ -45,17 +46,6 @@ __device__ __forceinline__ Squashed<float> squash(float v) {
   return {erff(v), static_cast<float>(2 * std::numbers::inv_sqrtpi) * expf(-mul(v, v))};
 }
 
-/// 2^v and 1 / v, within 2 units.
-__device__ __forceinline__ float exp2_of(float v) {
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(v));
-  return e;
-}
-__device__ __forceinline__ float inverse_of(float v) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
 /// The same within 2^-17, enough for 16 bits, in half as many instructions. Near 0, where 1 − …
 /// would cancel, the first two terms of the series.
 template <SquashFunction kFunction>
@@ -63,14 +53,14 @@ __device__ __forceinline__ Squashed<float> short_squash(float v) {
   constexpr auto kTwoBySqrtPi = static_cast<float>(2 * std::numbers::inv_sqrtpi);
   const float square = mul(v, v), start = fused(mul(square, v), -1.0f / 3, v);
   if (kFunction == SquashFunction::tanh) {
-    const float e = exp2_of(mul(fabsf(v), -2 * std::numbers::log2e_v<float>));
-    const float part = inverse_of(add(1.0f, e));
+    const float e = exp2_fast(mul(fabsf(v), -2 * std::numbers::log2e_v<float>));
+    const float part = reciprocal_fast(add(1.0f, e));
     const float far = copysignf(mul(sub(1.0f, e), part), v);
     return {fabsf(v) < 0.06f ? start : far, mul(4 * e, mul(part, part))};
   }
   // 1 − erf(|v|) = p(1 / (1 + 0.3275911 |v|)) e^(−v²) within 1.5e-7 (Abramowitz & Stegun, 7.1.26).
-  const float e = exp2_of(mul(square, -std::numbers::log2e_v<float>));
-  const float t = inverse_of(fused(0.3275911f, fabsf(v), 1.0f));
+  const float e = exp2_fast(mul(square, -std::numbers::log2e_v<float>));
+  const float t = reciprocal_fast(fused(0.3275911f, fabsf(v), 1.0f));
   const float p = fused(
       t, fused(t, fused(t, fused(t, 1.061405429f, -1.453152027f), 1.421413741f), -0.284496736f),
       0.254829592f);
@@ -127,18 +117,15 @@ __device__ __forceinline__ void for_rows(int64_t first, int64_t rows, int64_t st
       if (i < rows)
 #pragma unroll
         for (int t = 0; t < kTensors; ++t)
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(
-                           __cvta_generic_to_shared(mine + (stage * kTensors + t) * threads))),
-                       "l"(at(t, i))
-                       : "memory");
-      asm volatile("cp.async.commit_group;" ::: "memory");  // empty at the end: they are counted
+          copy_16(mine + (stage * kTensors + t) * threads, at(t, i));
+      commit_copies();  // empty at the end: they are counted
     };
 #pragma unroll
     for (int stage = 0; stage < kAtOnce; ++stage) ask(first + stage * step, stage);
     int stage = 0;
 #pragma unroll 1
     for (int64_t i = first; i < rows; i += step) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(kAtOnce - 1) : "memory");
+      wait_for_copies<kAtOnce - 1>();
       Vector v[kTensors];
 #pragma unroll
       for (int t = 0; t < kTensors; ++t) v[t] = mine[(stage * kTensors + t) * threads];

@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     finish.template operator()<float>();
   else
     finish.template operator()<T>();
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  copies_follow_writes();
   __syncwarp();
   if (elements > 0) {
     send_back<T>(begin_of(plan.y), here + plan.in[0].at, elements * int{sizeof(T)}, group.lane);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "norma/core/cuda/async_copy.cuh"
 #include "norma/ops/norm/backward_any.cuh"
 
 namespace norma {
@@ -202,14 +203,10 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
         for (int which = 0; which < kTensors; ++which) {
           const ConstRows& from = which == 0 ? k.dy : which == 1 ? k.h : k.v;
           if (which == 2 && !k.v) break;
-          asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                           static_cast<uint32_t>(__cvta_generic_to_shared(place(stage, v, which)))),
-                       "l"(from.row<T>(i) + column(v))
-                       : "memory");
+          copy_16(place(stage, v, which), from.row<T>(i) + column(v));
         }
       }
-    asm volatile("cp.async.commit_group;" ::
-                     : "memory");  // of nothing, at the end: they are counted
+    commit_copies();  // of nothing, at the end: they are counted
   };
   float gain[kElements], of_gain[kElements], of_w[kElements];
 #pragma unroll
@@ -258,7 +255,7 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
         a.dy[e] = convert<float>(dy[e]), a.v[e] = convert<float>(in_v[e]);
       }
     };
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+    wait_for_copies<kStages - 1>();
     float part[kValues] = {};
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "norma/core/cuda/async_copy.cuh"
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
@@ -303,17 +304,6 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const Block<T>& a, c
 
 __device__ __forceinline__ float exp_fast(float v) { return exp2_fast(v * 1.4426950408889634f); }
 
-/// 16 bytes from global to shared memory in the background, zeros where `real` is false.
-__device__ __forceinline__ void copy_16(void* to, const void* from, bool real) {
-  const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  const int bytes = real ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(bytes));
-}
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
-}
 /// 64 rows of kColumns from step t0 on, by kThreads threads; zeros beyond the end.
 template <int kColumns, int kThreads, class T>
 __device__ __forceinline__ void copy_rows(T* to, const Sequence<const T>& from, int64_t batch,

@@ -14,6 +14,7 @@
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/reduce/reduce.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
@@ -506,14 +507,7 @@ TEST(Capture, GoesOnAfterAnError) {
 
 // What only a GPU has.
 
-class CaptureOnGpu : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    device_.emplace(cuda);
-  }
-  std::optional<DefaultDevice> device_;
-};
+using CaptureOnGpu = testing::OnGpu<>;
 
 TEST_F(CaptureOnGpu, ReplayRunsNoHostCode) {
   int runs = 0;

@@ -7,18 +7,17 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
 
-class GeluProduct : public ::testing::TestWithParam<DType> {
+class GeluProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
  protected:
   void SetUp() override {
-    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    device_.emplace(cuda);
+    OnGpu::SetUp();
     manual_seed(1);
   }
-  std::optional<DefaultDevice> device_;
 };
 
 /// Eighths from -1 to 7/8: both half types hold them, float32 their products and sums.

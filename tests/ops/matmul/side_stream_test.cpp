@@ -8,15 +8,16 @@
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/reduce/reduce.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
 
-class SideStream : public ::testing::Test {
+class SideStream : public testing::OnGpu<> {
  protected:
   void SetUp() override {
-    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    device_.emplace(cuda);
+    OnGpu::SetUp();
+    if (IsSkipped()) return;
     manual_seed(1);
     x_ = randn({96, 64}, float32, cuda);
     for (int i = 0; i < 6; ++i) {
@@ -32,7 +33,6 @@ class SideStream : public ::testing::Test {
     all.insert(all.end(), biases_.begin(), biases_.end());
     return grad({h.square().sum()}, all);
   }
-  std::optional<DefaultDevice> device_;
   Tensor x_;
   std::vector<Tensor> weights_, biases_;
 };

@@ -8,21 +8,20 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
 
 /// Products of float32 that may be rounded to tf32, on a GPU.
-class SmallProduct : public ::testing::Test {
+class SmallProduct : public testing::OnGpu<> {
  protected:
   void SetUp() override {
-    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    device_.emplace(cuda);
+    OnGpu::SetUp();
     manual_seed(1);
     allow_tf32(true);
   }
   void TearDown() override { allow_tf32(false); }
-  std::optional<DefaultDevice> device_;
 };
 
 /// Whole numbers from -8 to 7: tf32 holds them, float32 their sums, so that nothing is rounded, and

@@ -14,6 +14,7 @@
 #include "norma/ops/view/view.h"
 #include "ops/norm/members.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
@@ -75,14 +76,12 @@ bool only_general() {
   return true;
 }
 
-class NormPlans : public ::testing::Test {
+class NormPlans : public testing::OnGpu<> {
  protected:
   void SetUp() override {
-    if (Device::best().is_cpu()) GTEST_SKIP() << "no GPU here";
-    if (only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=general leaves them out";
-    on_gpu_.emplace(cuda);
+    OnGpu::SetUp();
+    if (!IsSkipped() && only_general()) GTEST_SKIP() << "NORMA_NORM_PLANS=general leaves them out";
   }
-  std::optional<DefaultDevice> on_gpu_;
 };
 
 TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
