@@ -14,6 +14,7 @@ import csv
 import datetime
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -148,16 +149,17 @@ def flags_of(a):
         ["--elements", str(a.elements)] if a.elements else [])
 
 
-def fill_compile_cache(a, peers):
-    """A process a kind and dtype, at the same time: a cell takes torch.compile 15 s of one core."""
-    kinds, dtypes = a.kind.split(","), a.dtype.split(",")
-    started = []
-    for kind in kinds:
-        for dtype in dtypes:
-            flags = flags_of(argparse.Namespace(**{**vars(a), "kind": kind, "dtype": dtype}))
-            started.append(subprocess.Popen([*peers, *flags, "--compile-only"], stderr=subprocess.DEVNULL))
-    for process in started:
-        process.wait()
+def time_slice(a, record):
+    """The exit code of ours: a slice without peers is one too."""
+    status = lines_of([program(), *flags_of(a)], record)
+    if status != 0 or a.peers == "none":
+        return status if status in (0, SKIPPED) else 1
+    peers = [sys.executable, os.path.join(HERE, "peers", "norm_gpu.py"), *flags_of(a), "--peers", a.peers]
+    status = lines_of(peers, record)
+    if status != 0:
+        print(f"norms: the peers' program ended with {status}: ours alone" +
+              (", or what it had printed" if status != SKIPPED else ""), flush=True)
+    return 0
 
 
 def main():
@@ -187,24 +189,19 @@ def main():
         cell = dict(zip(FIELDS, (a.shapes, kind, dtype, direction, rows, cols, who, us, share, a.run)))
         cells[tuple(cell[k] for k in KEY)] = cell
 
-    status = lines_of([program(), *flags_of(a)], record)
-    if status != 0:
-        return status if status == SKIPPED else 1
-    peers = [sys.executable, os.path.join(HERE, "peers", "norm_gpu.py")]
-    if a.peers != "none":
-        if "compile" in a.peers and a.shapes == "grid":
-            fill_compile_cache(a, peers)
-        status = lines_of([*peers, *flags_of(a), "--peers", a.peers], record)
-        if status != 0:
-            print(f"norms: the peers' program ended with {status}: ours alone" +
-                  (", or what it had printed" if status != SKIPPED else ""), flush=True)
-    print(f"\nrun {a.run}")
-    print_slice(cells)
-    table = read(a.table)
-    table.update(cells)
-    write(a.table, table)
-    print(f"\n{len(cells)} cells of {len(table)} in {a.table}; --show prints them all")
-    return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("norms: ended early"))  # what is timed by then is kept
+    try:
+        status = time_slice(a, record)
+    finally:
+        table = read(a.table)
+        table.update(cells)
+        if cells:
+            write(a.table, table)
+    if status == 0:
+        print(f"\nrun {a.run}")
+        print_slice(cells)
+        print(f"\n{len(cells)} cells of {len(table)} in {a.table}; --show prints them all")
+    return status
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ side by side:
   python3 bench/peers/norm_gpu.py [--kind rms] [--dtype bfloat16] [--shapes odd] [--cols 1024,8192] [--peers liger,quack]
 
 Bytes are the fewest that an op can move: each tensor once. As in ours, the second cache is flushed before each call, and
-the median of seven counts; a call is replayed as a CUDA graph, so that Python's time is in none. The odd and toy shapes are not
-flushed: a call's share of a graph of 100. PyTorch eager always; torch.compile at D 1024, 8192 and 65536, about 15 s a
-cell (--compile-only fills its cache in other processes); Liger (liger_kernel/), mamba_ssm's Triton
-(mamba_layernorm_gated.py, with einops/) and quack where they are found in $NORMA_PEERS or in bench/.carry/, which git
-ignores."""
+the median of seven counts; a call is replayed as a CUDA graph, so that Python's time is in none. The odd and toy shapes
+are not flushed: a call's share of a graph of 100. PyTorch eager always; torch.compile at D 1024, 8192 and 65536; Liger
+(liger_kernel/), mamba_ssm's Triton (mamba_layernorm_gated.py, with einops/) and quack where they are found in
+$NORMA_PEERS or in bench/.carry/, which git ignores. Compiling takes most of the time, so several workers compile, each
+its share, and only when all have done so do they time it, one after the other."""
 
 import argparse
 import functools
+import multiprocessing
 import os
 import sys
+import typing
 
 sys.path.insert(0, os.environ.get("NORMA_PEERS", os.path.join(os.path.dirname(os.path.abspath(__file__)), "../.carry")))
 try:
@@ -190,58 +192,126 @@ def keep_buffers():
     torch._functorch.config.donated_buffer = False
 
 
-def compile_only(args):
-    """Leaves kernels in torch.compile's cache."""
-    keep_buffers()
-    for kind in args.kind.split(","):
-        for dtype in args.dtype.split(","):
-            for rows, cols in sizes(args):
-                if cols not in COMPILED:
-                    continue
-                cell = Cell(kind, getattr(torch, dtype), rows, cols)
-                y = torch.compile(written_out(kind), dynamic=False)(*cell.inputs)
+def tune_alone(turn):
+    """torch.compile chooses among kernels by their time: no two workers at once."""
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
+
+    tune = CachingAutotuner.autotune_to_one_config
+
+    def alone(self, *args, **kwargs):
+        with turn:
+            return tune(self, *args, **kwargs)
+
+    CachingAutotuner.autotune_to_one_config = alone
+
+
+class Task(typing.NamedTuple):
+    """One peer's kernels for one kind, dtype and size."""
+
+    peer: str
+    kind: str
+    dtype: str
+    rows: int
+    cols: int
+
+    def cell(self):
+        torch.cuda.empty_cache()
+        return Cell(self.kind, getattr(torch, self.dtype), self.rows, self.cols)
+
+    def failed(self, error):
+        why = repr(error)[:160].replace("\n", " ")
+        print(f"{self.kind:14} {self.peer:8} {self.dtype} {self.rows}x{self.cols} failed: {why}", flush=True)
+
+    def warm_up(self, norm):
+        """Its kernels are compiled when this returns, or why not is said."""
+        cell = self.cell()
+        try:
+            y = norm(*cell.inputs)
+            if isinstance(y, tuple) or y.requires_grad:
                 torch.autograd.grad(y, cell.inputs, cell.gradients_of(y))
+            return True
+        except Exception as error:
+            self.failed(error)
+            return False
+
+    def time(self, norm, clock, copy):
+        cell = self.cell()
+        try:
+            y = norm(*cell.inputs)
+            times = {"forward": clock.microseconds(lambda: norm(*cell.inputs))}
+            dy = cell.gradients_of(y)
+            if isinstance(y, tuple) or y.requires_grad:
+                times["backward"] = clock.microseconds(
+                    lambda: torch.autograd.grad(y, cell.inputs, dy, retain_graph=True))
+        except Exception as error:
+            self.failed(error)
+            return
+        for direction, us in times.items():
+            speed = cell.bytes[direction] / us / 1e3
+            print(f"{self.kind:14} {direction:8} {self.dtype:8} {self.rows:8}x{self.cols:<8} {us:10.2f} us "
+                  f"{speed:6.0f} GB/s {100 * speed / copy:6.1f} % of copy  {self.peer}", flush=True)
 
 
-def run(args):
-    loaders = {"liger": liger, "mamba": mamba, "quack": quack, "eager": lambda: FORMULAS,
-               "compile": lambda: {kind: None for kind in KINDS}}
-    peers = {name: optional(name, loaders[name]) for name in args.peers.split(",")}
-    keep_buffers()
-    clock = Clock(1 if args.shapes == "grid" else 100)
+def tasks_of(args):
+    """By the worker that does them. What Triton compiles is dealt out; the last worker has what is compiled already."""
+    peers = args.peers.split(",")
+    all_tasks = [Task(peer, kind, dtype, rows, cols) for peer in peers for kind in args.kind.split(",")
+                 for dtype in args.dtype.split(",") for rows, cols in sizes(args)
+                 if peer != "compile" or cols in COMPILED]
+    all_tasks.sort(key=lambda task: task.peer != "compile")
+    slow = [task for task in all_tasks if task.peer in ("compile", "liger", "mamba")]
+    dealt = [slow[i::args.workers] for i in range(args.workers)]
+    return [tasks for tasks in [*dealt, [task for task in all_tasks if task not in slow]] if tasks]
+
+
+def measured_copy(args, clock):
     source = torch.empty(args.elements * 4, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     copy = 2 * source.numel() / clock.median(lambda: target.copy_(source)) / 1e3
     print(f"{torch.cuda.get_device_name()}: copy {copy:.0f} GB/s, torch {torch.__version__}", flush=True)
-    del source, target
-    for name in args.dtype.split(","):
-        for rows, cols in sizes(args):
-            for kind in args.kind.split(","):
-                torch.cuda.empty_cache()
-                cell = Cell(kind, getattr(torch, name), rows, cols)
-                for peer, kernels in peers.items():
-                    if kind not in kernels or (peer == "compile" and cols not in COMPILED):
-                        continue
-                    norm = kernels[kind]
-                    try:
-                        if peer == "compile":
-                            torch._dynamo.reset()
-                            norm = torch.compile(written_out(kind), dynamic=False)
-                        y = norm(*cell.inputs)
-                        times = {"forward": clock.microseconds(lambda: norm(*cell.inputs))}
-                        dy = cell.gradients_of(y)
-                        if isinstance(y, tuple) or y.requires_grad:
-                            times["backward"] = clock.microseconds(
-                                lambda: torch.autograd.grad(y, cell.inputs, dy, retain_graph=True))
-                    except Exception as error:
-                        why = repr(error)[:160].replace("\n", " ")
-                        print(f"{kind:14} {peer:8} {name} {rows}x{cols} failed: {why}", flush=True)
-                        continue
-                    for direction, us in times.items():
-                        speed = cell.bytes[direction] / us / 1e3
-                        print(f"{kind:14} {direction:8} {name:8} {rows:8}x{cols:<8} {us:10.2f} us {speed:6.0f} GB/s "
-                              f"{100 * speed / copy:6.1f} % of copy  {peer}", flush=True)
-                    del y, dy
+    return copy
+
+
+def work(args, tasks, all_warm, turn, copy):
+    """A worker: compiles beside the others, waits until none does, then has the GPU for itself."""
+    loaders = {"liger": liger, "mamba": mamba, "quack": quack, "eager": lambda: FORMULAS, "compile": lambda: {
+        kind: torch.compile(written_out(kind), dynamic=False) for kind in KINDS}}
+    peers = {name: optional(name, loaders[name]) for name in {task.peer for task in tasks}}
+    if "compile" in peers:
+        keep_buffers()
+        tune_alone(turn)
+    # A backward runs on its forward's stream, and a graph is captured on one that is not the default.
+    with torch.cuda.stream(torch.cuda.Stream()):
+        ready = [task for task in tasks if task.kind in peers[task.peer] and
+                 task.warm_up(peers[task.peer][task.kind])]
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        all_warm.wait(timeout=600)
+        with turn:
+            clock = Clock(1 if args.shapes == "grid" else 100)
+            if copy.value == 0:
+                copy.value = measured_copy(args, clock)
+            for task in ready:
+                task.time(peers[task.peer][task.kind], clock, copy.value)
+            torch.cuda.synchronize()
+
+
+def run(args):
+    """The exit code: that of the worst worker."""
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["torch"])  # imported once for all
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # the workers are the threads
+    dealt = tasks_of(args)
+    all_warm, turn, copy = start.Barrier(len(dealt)), start.RLock(), start.Value("d", 0)
+    workers = [start.Process(target=work, args=(args, tasks, all_warm, turn, copy)) for tasks in dealt]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        for worker in workers:
+            worker.join(0.1)
+            if worker.exitcode:
+                all_warm.abort()  # the others need not wait for it
+    return max(abs(worker.exitcode) for worker in workers)
 
 
 def main():
@@ -253,15 +323,12 @@ def main():
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--elements", type=int, default=ELEMENTS)
     parser.add_argument("--peers", default="eager,liger,mamba,quack,compile")
-    parser.add_argument("--compile-only", action="store_true", help="fill torch.compile's cache, time nothing")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count()), help="that compile at once")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print(f"norm_gpu: PyTorch {torch.__version__} finds no GPU", file=sys.stderr)
         return 77
-    # A backward runs on its forward's stream, and a graph is captured on one that is not the default.
-    with torch.cuda.stream(torch.cuda.Stream()):
-        (compile_only if args.compile_only else run)(args)
-    return 0
+    return run(args)
 
 
 if __name__ == "__main__":
