@@ -206,7 +206,7 @@ struct Draws {
   Tensor noise, w, b;
 };
 Draws draw(int64_t elements, int64_t cols) {
-  const int64_t rows = std::clamp<int64_t>(elements / cols, 4, 1'000'000);
+  const int64_t rows = std::clamp<int64_t>(elements / cols, 32, 1'000'000);
   manual_seed(static_cast<uint64_t>(cols) * 31);
   return {randn({rows, cols}, float64, cpu), randn({cols}, float32, cpu),
           randn({cols}, float32, cpu)};
@@ -295,9 +295,10 @@ struct WeightErrors {
 WeightErrors measure_weights(int64_t rows, int64_t cols, Device device) {
   manual_seed(static_cast<uint64_t>(cols));
   const Tensor x = randn({rows, cols}, float32, cpu), dy = randn({rows, cols}, float32, cpu);
+  const Tensor there = x.to(device), dy_there = dy.to(device);
   const auto dw = [&](bool precise) {
     const Tensor w = ones({cols}, float32, device).requires_grad_();
-    layer_norm(x.to(device), w, none, {.precise = precise}).backward(dy.to(device));
+    layer_norm(there, w, none, {.precise = precise}).backward(dy_there);
     return w.grad().to(cpu);
   };
   const Tensor plain = dw(false), precise = dw(true);
@@ -464,7 +465,7 @@ constexpr const char* kIntroduction = R"page(# How exact norms are%s
 
 Made by `./dev bench exactness --elements %d%s`, on %s.
 Largest and mean error over up to a million
-rows of each D in {1, 2, 7, 64, 257, 1024, 4096, 65536, 131072}, 2^%d elements each, the worst D shown, in
+rows of each D in {1, 2, 7, 64, 257, 1024, 4096, 65536, 131072}, 2^%d elements of each and at least 32 rows, the worst D shown, in
 the unit
 
     u (|w x̂| + |w| rstd ρ + |b|) + u² |w| rstd |mean|

@@ -28,6 +28,22 @@ def program_for(gpu):
     sys.exit(1)
 
 
+def peers_of(folder, device):
+    """Their files in folder. On a GPU a process a D: Triton's compiler takes most of the time."""
+    script = [sys.executable, os.path.join(HERE, "peers", "exactness.py"), "--device", device, "--draws", folder]
+    cols = sorted(name.removesuffix(".noise") for name in os.listdir(folder) if name.endswith(".noise"))
+    running = []
+    for share in cols if device != "cpu" else [",".join(cols)]:
+        path = os.path.join(folder, share + ".peers")
+        with open(path, "w") as file:
+            running.append((path, subprocess.Popen([*script, "--cols", share], stdout=file)))
+    codes = [process.wait() for _, process in running]
+    if any(codes):
+        print("exactness: no peers in the page: their programs ended with", *codes, file=sys.stderr)
+        return []
+    return [path for path, _ in running]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -40,14 +56,9 @@ def main():
     program = program_for(gpu)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([program, "--elements", elements, "--only-draw", folder], check=True)
-        peers = os.path.join(folder, "peers.txt")
-        with open(peers, "w") as file:
-            command = [sys.executable, os.path.join(HERE, "peers", "exactness.py"), "--device", a.device]
-            done = subprocess.run([*command, "--draws", folder], stdout=file)
-        if done.returncode != 0:
-            print("exactness: no peers in the page: their program ended with", done.returncode, file=sys.stderr)
         ours = [program, "--elements", elements, "--device", a.device]
-        ours += ["--peers", peers] if done.returncode == 0 else []
+        for file in peers_of(folder, a.device):
+            ours += ["--peers", file]
         done = subprocess.run(ours, stdout=subprocess.PIPE, text=True)
     if done.returncode == 0:
         with open(page, "w") as file:

@@ -1,6 +1,6 @@
 """Errors of other libraries' norms, for bench/exactness.py:
 
-    python bench/peers/exactness.py --draws FOLDER [--device cuda] > peers.txt
+    python bench/peers/exactness.py --draws FOLDER [--device cuda] [--cols 1,4096] > peers.txt
 
 The cases, sizes, unit and inputs of bench/exactness.cpp, from the draws that it left in FOLDER. PyTorch
 always; on a GPU also the Triton kernels of Liger (liger_kernel/) and mamba_ssm (mamba_layernorm_gated.py, with
@@ -15,7 +15,7 @@ sys.path.insert(0, os.environ.get("NORMA_PEERS", os.path.join(os.path.dirname(os
 import torch
 import torch.nn.functional as F
 
-COLS = [1, 2, 7, 64, 257, 1024, 4096, 65536, 131072]
+COLS = "1,2,7,64,257,1024,4096,65536,131072"
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
@@ -104,6 +104,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--draws", required=True)
+    parser.add_argument("--cols", default=COLS)
     a = parser.parse_args()
 
     def drawn(cols, what, dtype):
@@ -112,7 +113,7 @@ def main():
         return t.to(a.device)
 
     found = methods(a.device)
-    for cols in COLS:
+    for cols in map(int, a.cols.split(",")):
         noise = drawn(cols, "noise", torch.float64).reshape(-1, cols)
         i = torch.arange(noise.shape[0], device=a.device).unsqueeze(1)
         c = torch.arange(cols, device=a.device)
