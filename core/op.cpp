@@ -227,15 +227,24 @@ const TensorSpec& Context::output() const {
 
 namespace {
 
-bool any_requires_grad(const Call& call) {
-  for (const Tensor* t : call.inputs)
+using Inputs = std::span<const Tensor* const>;
+
+/// How many arguments there are up to the last that is not absent: ops with many mostly get few.
+size_t count_given(Inputs inputs) {
+  size_t n = inputs.size();
+  while (n > 0 && !inputs[n - 1]->defined()) --n;
+  return n;
+}
+
+bool any_requires_grad(Inputs inputs) {
+  for (const Tensor* t : inputs)
     if (t->defined() && t->requires_grad()) return true;
   return false;
 }
 
-void require_one_device(const OpInfo& op, const Call& call) {
+void require_one_device(const OpInfo& op, Inputs inputs) {
   const Tensor* first = nullptr;
-  for (const Tensor* t : call.inputs) {
+  for (const Tensor* t : inputs) {
     if (!t->defined()) continue;
     if (!first) first = t;
     if (t->device() != first->device())
@@ -328,22 +337,23 @@ void run_definition(const OpInfo& op, Call& call) {
 
 /// An output that is the very tensor of an argument gets a handle of its own before it gets a
 /// history.
-void separate_from_inputs(Call& call) {
-  for (Tensor& y : call.outputs) {
-    if (!y.defined() || y.impl().use_count() == 1)
+void separate_from_inputs(const OpInfo& op, Inputs inputs, Call& call) {
+  for (size_t i = 0; i < call.outputs.size(); ++i) {
+    Tensor& y = call.outputs[i];
+    if (!y.defined() || (op.constants >> i & 1) || y.impl().use_count() == 1)
       continue;  // the argument's own holder counts too
-    for (const Tensor* x : call.inputs)
+    for (const Tensor* x : inputs)
       if (x->defined() && y.is_same(*x)) y = without_history(y);
   }
 }
 
 /// The edges by which gradients leave; arguments behind the last that wants one need none.
-Node::Edges edges_of(const Call& call) {
+Node::Edges edges_of(Inputs inputs) {
   Node::Edges edges;
-  for (size_t i = 0; i < call.inputs.size(); ++i) {
-    const Tensor& x = *call.inputs[i];
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor& x = *inputs[i];
     if (!x.defined() || !x.requires_grad()) continue;
-    edges.resize(i);  // those between want none
+    if (edges.size() < i) edges.resize(i);  // those between want none
     edges.push_back(detail::edge_of(x));
   }
   return edges;
@@ -357,7 +367,7 @@ void attach(const OpInfo& op, Call& call, Ref<Node> node) {
     if (last) last->node = node;
     last = &y.impl();
     last->output_index = static_cast<uint32_t>(i);
-    node->outputs.resize(i);  // places of results without a gradient
+    if (node->outputs.size() < i) node->outputs.resize(i);  // places of results without a gradient
     node->outputs.emplace_back(y.shape(), y.dtype(), y.device());
   }
   if (last) last->node = std::move(node);
@@ -367,7 +377,8 @@ void attach(const OpInfo& op, Call& call, Ref<Node> node) {
 
 void apply_op(const OpInfo& op, Call& call) {
   const Running here(op);
-  require_one_device(op, call);
+  const size_t given = count_given(call.inputs);
+  require_one_device(op, call.inputs.first(given));
   if (detail::captured_call) [[unlikely]]
     detail::require_capturable(op.name, call.inputs);
   if constexpr (kBuiltWithCuda)
@@ -376,9 +387,10 @@ void apply_op(const OpInfo& op, Call& call) {
   std::optional<CastCall> cast;
   if (op.cast_rule != CastRule::keep && Autocast::current() != float32) cast.emplace(op, call);
   if (op.check) op.check(call);
+  const Inputs inputs = call.inputs.first(given);
   if (!has_kernel(op, call)) {
     run_definition(op, call);
-  } else if (!is_grad_enabled() || !any_requires_grad(call)) {
+  } else if (!is_grad_enabled() || !any_requires_grad(inputs)) {
     Context ctx(op, &call, nullptr, false);
     const detail::KernelScope kernels;
     op.forward(ctx, call);
@@ -389,8 +401,8 @@ void apply_op(const OpInfo& op, Call& call) {
       const detail::KernelScope kernels;
       op.forward(ctx, call);
     }
-    separate_from_inputs(call);
-    auto* node = new OpNode(op, call, edges_of(call));
+    separate_from_inputs(op, inputs, call);
+    auto* node = new OpNode(op, call, edges_of(inputs));
     auto owner = Ref<Node>::first(node);
     if (op.backward)
       node->save(ctx, call);

@@ -12,7 +12,8 @@ int64_t group_size(const Tensor& x, const NormOptions& o) {
 }
 Shape stats_shape(const Tensor& x, const NormOptions& o) {
   Shape shape = x.shape();
-  shape[shape.dim() - 1] /= group_size(x, o);
+  int64_t& last = shape[shape.dim() - 1];
+  last = o.group == 0 ? 1 : last / o.group;
   return shape;
 }
 Shape row_shape(const Tensor& x) {

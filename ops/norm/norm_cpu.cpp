@@ -76,6 +76,7 @@ class Affine {
 
 /// Rows a task; the buffers of a task are one scratch tensor, so that nothing is allocated twice.
 Split row_blocks(int64_t rows, int64_t cols) {
+  if (rows > 0 && rows * cols <= detail::kPieceGrain) return {.blocks = 1, .size = rows, .n = rows};
   return split(rows, std::max<int64_t>(1, detail::kPieceGrain / cols));
 }
 
@@ -190,7 +191,8 @@ template <class T>
 void forward(const NormForwardArgs& k) {
   using Acc = stats_t<T>;
   const NormOptions& o = k.options;
-  const int64_t cols = k.x.cols, group = o.group == 0 ? cols : o.group, groups = cols / group;
+  const int64_t cols = k.x.cols, group = o.group == 0 ? cols : o.group;
+  const int64_t groups = o.group == 0 ? 1 : cols / group;
   if (k.x.rows == 0) return;
   const Affine<Acc> affine(k.w, k.b, o, cols);
   const Split blocks = row_blocks(k.x.rows, cols);
@@ -203,7 +205,7 @@ void forward(const NormForwardArgs& k) {
   // at 80.
   constexpr int64_t kAhead = 8 << 10;  // bytes
   const int64_t later =
-      std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T))));
+      stream ? std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T)))) : 0;
   Tensor scratch;
   if (buffered) scratch = empty({blocks.blocks, kBuffers, group}, dtype_of<Acc>);
 
@@ -369,7 +371,8 @@ template <class T>
 void backward(const NormBackwardArgs& k) {
   using Acc = stats_t<T>;
   const NormOptions& o = k.options;
-  const int64_t cols = k.h.cols, group = o.group == 0 ? cols : o.group, groups = cols / group;
+  const int64_t cols = k.h.cols, group = o.group == 0 ? cols : o.group;
+  const int64_t groups = o.group == 0 ? 1 : cols / group;
   const Affine<Acc> affine(k.w, k.b, o, cols);
   const Split blocks = row_blocks(k.h.rows, cols);
   const int64_t parts = std::max<int64_t>(1, blocks.blocks);
