@@ -59,23 +59,45 @@ struct Unwatched {
   ~Unwatched() { StorageWatch::exchange(watch); }
 };
 
-/// One parallel_for; lives on its caller's stack.
+/// One parallel_for; lives on its caller's stack. Each thread begins with a share of its own, of
+/// the same part of every job: what it wrote in one op it then mostly finds in its own cache in the
+/// next. Who is done helps the others.
 struct Job {
+  static constexpr int64_t kMostShares = 16;  // beyond, threads have one together
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+
   int64_t blocks;
   detail::BlockBody call;
   const void* body;
-  alignas(64) std::atomic<int64_t> next{0};
+  int64_t shares = 0;
+  std::array<Share, kMostShares> share = {};
   std::atomic<bool> failed{false};
-  std::exception_ptr error;
+  std::exception_ptr error = nullptr;
 
-  void work() {
+  void divide(int64_t threads) {
+    shares = std::min(threads, kMostShares);
+    for (int64_t i = 0; i < shares; ++i) {
+      of(i).next.store(i * blocks / shares, std::memory_order_relaxed);
+      of(i).end = (i + 1) * blocks / shares;
+    }
+  }
+  void work(int64_t thread) {
     const Unwatched scratch;
-    for (int64_t block; (block = next.fetch_add(1, std::memory_order_relaxed)) < blocks;) {
+    for (int64_t i = 0; i < shares; ++i) work_on(of((thread + i) % shares));
+  }
+
+ private:
+  Share& of(int64_t i) { return share[static_cast<size_t>(i)]; }
+  void work_on(Share& part) {
+    for (int64_t block; (block = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) {
       try {
         call(body, block);
       } catch (...) {
         if (!failed.exchange(true)) error = std::current_exception();
-        next.store(blocks, std::memory_order_relaxed);
+        for (int64_t i = 0; i < shares; ++i) of(i).next.store(of(i).end, std::memory_order_relaxed);
       }
     }
   }
@@ -105,7 +127,7 @@ class Pool {
  private:
   static void* worker_main(void* pool);
   bool await_job(uint32_t last_job);
-  void help();
+  void help(int64_t number);
   void start();
   void stop();
   void wake(int64_t wanted);
@@ -114,6 +136,7 @@ class Pool {
   std::mutex mutex_;  // held by whoever runs a job or changes the pool
   std::atomic<int> threads_{0};
   int workers_ = 0;
+  std::atomic<int64_t> begun_{0};  // workers that have a number
   bool started_ = false;
   bool ended_ = false;
   std::array<pthread_t, kMaxThreads> handles_{};
@@ -143,17 +166,19 @@ void Pool::resize(int count) {
 }
 
 void Pool::run(Job& job) {
-  if (inside_body || threads() == 1) return job.work();
+  const auto run_alone = [&] { job.divide(1), job.work(0); };
+  if (inside_body || threads() == 1) return run_alone();
   const std::unique_lock lock(mutex_, std::try_to_lock);
-  if (!lock || ended_) return job.work();
+  if (!lock || ended_) return run_alone();
   if (!started_) start();
+  job.divide(workers_ + 1);
   job_ = &job;
   const uint32_t number = gate::job(gate_.load(std::memory_order_relaxed)) + 1;
   gate_.store(number * gate::kJob | gate::kOpen, std::memory_order_release);
   wake(std::min<int64_t>(job.blocks - 1, workers_));
   {
     const InsideBody inside;
-    job.work();
+    job.work(0);
   }
   await_workers();
 }
@@ -177,9 +202,10 @@ void Pool::await_workers() {
 void* Pool::worker_main(void* argument) {
   Pool& self = *static_cast<Pool*>(argument);
   inside_body = true;  // what a body calls in turn runs inline
+  const int64_t number = 1 + self.begun_.fetch_add(1);
   for (uint32_t last_job = 0; self.await_job(last_job);) {
     last_job = gate::job(self.gate_.load(std::memory_order_relaxed));
-    self.help();
+    self.help(number);
   }
   return nullptr;
 }
@@ -198,13 +224,13 @@ bool Pool::await_job(uint32_t last_job) {
 }
 
 /// Takes part in the present job, if it is still open.
-void Pool::help() {
+void Pool::help(int64_t number) {
   uint32_t word = gate_.load(std::memory_order_relaxed);
   do {
     if (!(word & gate::kOpen)) return;
   } while (!gate_.compare_exchange_weak(word, word + 1, std::memory_order_acquire,
                                         std::memory_order_relaxed));
-  job_->work();
+  job_->work(number);
   const uint32_t after = gate_.fetch_sub(1, std::memory_order_acq_rel) - 1;
   if ((after & (gate::kOpen | gate::kCount)) == 0) {
     left_.fetch_add(1);
@@ -225,6 +251,7 @@ void Pool::start() {
   pthread_sigmask(SIG_SETMASK, &all, &before);
   stopping_ = false;
   gate_ = 0;
+  begun_ = 0;
   const int wanted = threads() - 1;
   // Where the system gives fewer threads, work goes on with those.
   while (workers_ < wanted &&
@@ -302,7 +329,7 @@ int default_num_threads() {
 }
 
 void run_blocks(int64_t blocks, BlockBody call, const void* body) {
-  Job job{.blocks = blocks, .call = call, .body = body, .error = nullptr};
+  Job job{.blocks = blocks, .call = call, .body = body};
   pool.run(job);
   if (job.error) std::rethrow_exception(job.error);
 }

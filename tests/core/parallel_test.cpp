@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -51,6 +52,26 @@ TEST_F(Parallel, EachBlockRunsOnceAtEveryThreadCount) {
       parallel_for(blocks, [&](int64_t b) { ++runs[static_cast<size_t>(b)]; });
       EXPECT_EQ(runs, std::vector<int>(runs.size(), 1)) << threads << " threads";
     }
+  }
+}
+
+TEST_F(Parallel, AThreadBeginsWithItsOwnShareOfEveryJob) {
+  set_num_threads(2);
+  for (int job = 0; job < 3; ++job) {
+    std::array<int, 8> order = {};
+    std::array<std::thread::id, 8> thread;
+    std::atomic<int> begun = 0;
+    std::atomic<bool> other_half_begun = false;
+    parallel_for(8, [&](int64_t b) {
+      const auto block = static_cast<size_t>(b);
+      order[block] = begun++;
+      thread[block] = std::this_thread::get_id();
+      if (b == 4) other_half_begun = true;
+      while (b == 0 && !other_half_begun) std::this_thread::yield();
+    });
+    EXPECT_EQ(thread[0], std::this_thread::get_id());
+    EXPECT_NE(thread[4], std::this_thread::get_id());
+    EXPECT_LT(order[4], order[1]);
   }
 }
 
