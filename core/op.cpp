@@ -27,7 +27,7 @@ class Running {
 };
 }  // namespace
 
-std::string_view current_op() { return running ? running->name : "norma"; }
+std::string_view current_op() { return running ? running->name : kNoOp; }
 
 Observer::Observer() : outer_(current_observer) { current_observer = this; }
 Observer::~Observer() { current_observer = outer_; }
@@ -376,6 +376,7 @@ void attach(const OpInfo& op, Call& call, Ref<Node> node) {
 }  // namespace
 
 void apply_op(const OpInfo& op, Call& call) {
+  for (Observer* o = Observer::current(); o; o = o->outer()) o->applying(op);
   const Running here(op);
   const size_t given = count_given(call.inputs);
   require_one_device(op, call.inputs.first(given));

@@ -104,6 +104,8 @@ class Observer {
   Observer(const Observer&) = delete;
   Observer& operator=(const Observer&) = delete;
 
+  /// An op begins; `current_op()` is still the one around it.
+  virtual void applying(const OpInfo& /*op*/) {}
   virtual void applied(const OpInfo& op, const Call& call) = 0;
   virtual void differentiated(const Node& node, const Node::Gradients& gradients) = 0;
   /// A write in place (fill_(value), copy_(source), add_(source), an optimizer's), or values from
@@ -124,7 +126,8 @@ void notify_write(std::string_view name, const Tensor& target, const Tensor& sou
 
 /// Runs an op: the only place for checks, recording, tracing and the NaN watch.
 void apply_op(const OpInfo& op, Call& call);
-/// The op that this thread runs now, for errors from below; "norma" outside of one.
+/// The op that this thread runs now, for errors from below; `kNoOp` outside of one.
+inline constexpr std::string_view kNoOp = "norma";
 std::string_view current_op();
 
 /// What an op's forward and backward know of their call.

@@ -41,8 +41,8 @@ void Profiler::begin_step() {
     if (timer_) timer_->delay(1.2 * host_seconds_), timer_->mark();
 }
 
-void Profiler::mark(std::string_view name, double bytes) {
-  marks_.push_back({name, bytes});
+void Profiler::mark(std::string_view name, double bytes, double calls) {
+  marks_.push_back({name, calls, bytes});
   if constexpr (kBuiltWithCuda)
     if (timer_) return timer_->mark();
   const Clock::time_point now = Clock::now();
@@ -50,6 +50,10 @@ void Profiler::mark(std::string_view name, double bytes) {
   last_ = now;
 }
 
+void Profiler::applying(const OpInfo&) {
+  // What the op around this one has done up to here is its own.
+  if (current_op() != kNoOp) mark(current_op(), 0, 0);
+}
 void Profiler::applied(const OpInfo& op, const Call& call) {
   if (!is_view(op, call)) mark(op.name, bytes_of(call));
 }
@@ -66,7 +70,7 @@ void Profiler::end_step() {
   primed_ = true;
   for (size_t i = 0; counts && i < marks_.size(); ++i) {
     Row& row = rows_[std::string(marks_[i].name)];
-    row.calls += 1, row.seconds += seconds_[i], row.bytes += marks_[i].bytes;
+    row.calls += marks_[i].calls, row.seconds += seconds_[i], row.bytes += marks_[i].bytes;
   }
   marks_.clear();
   seconds_.clear();

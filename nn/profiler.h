@@ -25,8 +25,9 @@ class Profiler final : public Observer {
   void begin_step();
   void end_step();
   /// What has passed since the last op or mark was `name`.
-  void mark(std::string_view name, double bytes = 0);
+  void mark(std::string_view name, double bytes = 0, double calls = 1);
 
+  void applying(const OpInfo& op) override;
   void applied(const OpInfo& op, const Call& call) override;
   void differentiated(const Node& node, const Node::Gradients& gradients) override;
 
@@ -45,7 +46,7 @@ class Profiler final : public Observer {
   using Clock = std::chrono::steady_clock;
   struct Mark {
     std::string_view name;
-    double bytes;
+    double calls, bytes;
   };
   norma::detail::OneStream one_after_the_other_;
   Device device_;
