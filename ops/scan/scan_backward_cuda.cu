@@ -80,7 +80,7 @@ __device__ __forceinline__ void add_parts(const BackwardKernelArgs<T>& k,
   }
 }
 
-template <class T, class P>
+template <class T, class P, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     scan_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes, first = lane * kStates;
   const int warp = threadIdx.x / kWarpSize, lane_side = threadIdx.x / kLanes % kSide<P>;
   const int64_t channel = first_channel + own;
-  const bool exists = channel < s.channels;
+  const bool exists = kWhole || channel < s.channels;
   const int turn = turn_of<kStates, kSide<P>, kLanes>();  // register i is state first + (i ^ turn)
   const int copy = turn / (kStates / kCopies<kStates, kSide<P>>);
   Acc a[kStates], g[kStates], da[kStates];
@@ -123,42 +123,51 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   __syncthreads();
   Acc dd[kPer] = {}, ddt_bias[kPer] = {};
   Words<T, kPer> x, dt, dy, z;
-  States<P, T> b, c;
-  const auto fetch_tile = [&](int64_t t0) {
+  States<P, kWhole, T> b, c;
+  Acc earlier[kStates];  // states before the tile
+  const auto fetch_tile = [&](int64_t t0, bool wanted) {
+    const Acc* from = k.chunk_states + (batch * chunks + t0 / kSteps) * s.n * s.channels + channel;
+#pragma unroll
+    for (int i = 0; i < kStates; ++i) {
+      const int n = first + (i ^ turn);
+      earlier[i] = wanted && exists && n < s.n ? from[n * s.channels] : Acc(0);
+    }
     const int64_t at = first_channel + column;
-    const int n = t0 + row < s.length ? count : 0;
-    x = fetch<kPer>(k.x.row(batch, t0 + row) + at, n, s.aligned);
-    dt = fetch<kPer>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
-    dy = fetch<kPer>(k.dy.row(batch, t0 + row) + at, n, s.aligned);
-    if (k.z.data) z = fetch<kPer>(k.z.row(batch, t0 + row) + at, n, s.aligned);
-    b.read(k.b, s, batch, t0);
-    c.read(k.c, s, batch, t0);
+    const int n = wanted && t0 + row < s.length ? count : 0;
+    x = fetch<kPer, kWhole>(k.x.row(batch, t0 + row) + at, n, s.aligned);
+    dt = fetch<kPer, kWhole>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    dy = fetch<kPer, kWhole>(k.dy.row(batch, t0 + row) + at, n, s.aligned);
+    z = fetch<kPer, kWhole>(k.z.row(batch, t0 + row) + at, k.z.data ? n : 0, s.aligned);
+    b.read(k.b, s, batch, t0, wanted);
+    c.read(k.c, s, batch, t0, wanted);
   };
 
   const int64_t begin = s.begin(segment) / kSteps;
   const int64_t end = (s.end(segment) + kSteps - 1) / kSteps;
-  fetch_tile((end - 1) * kSteps);
+  fetch_tile((end - 1) * kSteps, true);
   for (int64_t chunk = end - 1; chunk >= begin; --chunk) {
     const int64_t t0 = chunk * kSteps;
     Acc h[kStates];
-    const Acc* from = k.chunk_states + (batch * chunks + chunk) * s.n * s.channels + channel;
 #pragma unroll
-    for (int i = 0; i < kStates; ++i)
-      h[i] = exists && first + (i ^ turn) < s.n ? from[(first + (i ^ turn)) * s.channels] : Acc(0);
+    for (int i = 0; i < kStates; ++i) h[i] = earlier[i];
     Acc gate_slopes[kPer], deltas[kPer], inputs[kPer], slopes[kPer], bias[kPer];
     get_run(&shared.bias[column], bias);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      const Acc raw = convert<Acc>(dt[i]) + bias[i];
+      deltas[i] = convert<Acc>(dt[i]) + bias[i];
       slopes[i] = convert<Acc>(dy[i]);
-      if (k.z.data) {
+    }
+    if (k.z.data) {
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
         const Acc gate = convert<Acc>(z[i]), open = sigmoid_fast(gate);
         gate_slopes[i] = slopes[i] * open * (1 + gate * (1 - open));
         slopes[i] *= gate * open;
       }
-      deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
-      inputs[i] = deltas[i] * convert<Acc>(x[i]);
     }
+    make_steps(deltas, k.dt_softplus, t0 + row < s.length);
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) inputs[i] = deltas[i] * convert<Acc>(x[i]);
     put_run(&shared.delta[row][column], deltas);
     put_run(&shared.input[row][column], inputs);
     x.store(&shared.x[row][column]);
@@ -166,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     b.put(k.b, s, batch, t0, shared.b.v);
     c.put(k.c, s, batch, t0, shared.c.v);
     __syncthreads();
-    if (chunk > begin) fetch_tile(t0 - kSteps);
+    fetch_tile(t0 - kSteps, chunk > begin);
 
 #pragma unroll 1
     for (int quad = 0; quad < kSteps / P::kQuad; ++quad) {
@@ -265,19 +274,25 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       get_run(&shared.y[row][column], y);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
-        const Acc value = convert<Acc>(xs[i]);
-        Acc raw = through[i] * value + fading[i] * kLn2;
-        if (k.dt_softplus) raw *= softplus_slope<T>(deltas[i]);
+        inputs[i] = convert<Acc>(xs[i]);
+        fading[i] = through[i] * inputs[i] + fading[i] * kLn2;
         dx[i] = through[i] * deltas[i] + slopes[i] * d[i];
-        fading[i] = raw;
-        if (k.z.data) y[i] = gate_slopes[i] * (y[i] + d[i] * value);
-        dd[i] += slopes[i] * value;
-        ddt_bias[i] += raw;
+        dd[i] += slopes[i] * inputs[i];
       }
+      if (k.dt_softplus) {
+#pragma unroll
+        for (int i = 0; i < kPer; ++i) fading[i] *= softplus_slope<T>(deltas[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) ddt_bias[i] += fading[i];
       const int64_t at = first_channel + column;
-      write(k.dx.row(batch, t0 + row) + at, rounded<T>(dx), count, s.aligned);
-      write(k.ddt.row(batch, t0 + row) + at, rounded<T>(fading), count, s.aligned);
-      if (k.z.data) write(k.dz.row(batch, t0 + row) + at, rounded<T>(y), count, s.aligned);
+      write<kWhole>(k.dx.row(batch, t0 + row) + at, rounded<T>(dx), count, s.aligned);
+      write<kWhole>(k.ddt.row(batch, t0 + row) + at, rounded<T>(fading), count, s.aligned);
+      if (k.z.data) {
+#pragma unroll
+        for (int i = 0; i < kPer; ++i) y[i] = gate_slopes[i] * (y[i] + d[i] * inputs[i]);
+        write<kWhole>(k.dz.row(batch, t0 + row) + at, rounded<T>(y), count, s.aligned);
+      }
     }
     __syncthreads();
   }
@@ -371,11 +386,17 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
   const DeviceScratch<Acc> over_channels(on, blocks * rows * 2 * P::kN + 1);
   const DeviceScratch<Acc> over_batch(on, batch * s.segments * (n + 2) * channels + 1);
   args.over_channels = over_channels.data(), args.over_batch = over_batch.data();
-  launch(on,
-         {.grid = dim3(unsigned(batch * blocks), unsigned(s.segments)),
-          .block = dim3(kThreads),
-          .shared = sizeof(BackwardShared<T, P>)},
-         scan_backward_kernel<T, P>, args);
+  const auto with = [&]<bool kWhole>() {
+    launch(on,
+           {.grid = dim3(unsigned(batch * blocks), unsigned(s.segments)),
+            .block = dim3(kThreads),
+            .shared = sizeof(BackwardShared<T, P>)},
+           scan_backward_kernel<T, P, kWhole>, args);
+  };
+  if constexpr (kHasWhole<T, P>)
+    s.whole<P>() ? with.template operator()<true>() : with.template operator()<false>();
+  else
+    with.template operator()<false>();
   launch(on, {.grid = grid_for(rows * 2 * P::kN, 256), .block = dim3(256)},
          scan_over_channels_kernel<T>, static_cast<const Acc*>(over_channels.data()), blocks, rows,
          n, P::kN, k.db.as<T>(), k.dc.as<T>());

@@ -37,14 +37,14 @@ __global__ void __launch_bounds__(kThreads) scan_carry_kernel(CarryArgs<T> k) {
   for (int i = 0; i < kPer; ++i)
     bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
   Words<T, kPer> rows, dt, z;
-  States<P, T> columns;
+  States<P, false, T> columns;
   const auto fetch_tile = [&](int64_t t0) {
     const int64_t at = first_channel + column;
     const int n = t0 + row < s.length ? count : 0;
-    rows = fetch<kPer>(k.rows.row(batch, t0 + row) + at, n, s.aligned);
-    dt = fetch<kPer>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
-    if (kBack && k.z.data) z = fetch<kPer>(k.z.row(batch, t0 + row) + at, n, s.aligned);
-    columns.read(k.columns, s, batch, t0);
+    rows = fetch<kPer, false>(k.rows.row(batch, t0 + row) + at, n, s.aligned);
+    dt = fetch<kPer, false>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    if (kBack && k.z.data) z = fetch<kPer, false>(k.z.row(batch, t0 + row) + at, n, s.aligned);
+    columns.read(k.columns, s, batch, t0, true);
   };
 
   const int64_t begin = s.begin(segment), tiles = ceil_div(s.end(segment) - begin, kSteps);
@@ -54,12 +54,16 @@ __global__ void __launch_bounds__(kThreads) scan_carry_kernel(CarryArgs<T> k) {
     const int64_t t0 = tile_at(tile);
     Acc deltas[kPer], inputs[kPer];
 #pragma unroll
+    for (int i = 0; i < kPer; ++i) deltas[i] = convert<Acc>(dt[i]) + bias[i];
+    make_steps(deltas, k.dt_softplus, t0 + row < s.length);
+#pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      const Acc raw = convert<Acc>(dt[i]) + bias[i];
-      deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
       inputs[i] = convert<Acc>(rows[i]);
       if (!kBack) inputs[i] *= deltas[i];
-      if (kBack && k.z.data) {
+    }
+    if (kBack && k.z.data) {
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
         const Acc gate = convert<Acc>(z[i]);
         inputs[i] *= gate * sigmoid_fast(gate);
       }

@@ -39,6 +39,10 @@ void visit_plan(int64_t n, const F& f) {
   return f.template operator()<Plan<32, 8>>();
 }
 
+/// Plans that have kernels of their own for sizes that fill them.
+template <class T, class P>
+inline constexpr bool kHasWhole = P::kN <= 16 && sizeof(T) < 8;
+
 /// A (B, T, ·) tensor as a kernel walks it; null where absent.
 template <class T>
 struct Sequence {
@@ -66,6 +70,12 @@ struct Sizes {
   bool aligned;         // every full run of kPer elements can be read and written at once
   bool states_aligned;  // and every four states of b and c
   int64_t segments = 1, tiles = 0;  // of time, and tiles each
+
+  /// Whether all runs of channels and states are read and written whole.
+  template <class P>
+  bool whole() const {
+    return aligned && states_aligned && channels % P::kChannels == 0 && n == P::kN;
+  }
 
   /// Where blocks are too few for the multiprocessors, which hold `at_once`, time is cut: a first,
   /// cheaper walk finds what each segment makes of its state, and the second begins there.
@@ -133,6 +143,18 @@ __device__ __forceinline__ Acc softplus_slope(Acc v) {
     return one_less_decay(v);
   }
 }
+/// Δ from dt + bias, side by side: one question for all, no branch an element. Steps beyond the end
+/// change nothing: Δ = 0.
+template <int kPer, class Acc>
+__device__ __forceinline__ void make_steps(Acc (&delta)[kPer], bool with_softplus, bool real) {
+  if (with_softplus) {
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) delta[i] = softplus(delta[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kPer; ++i) delta[i] = real ? delta[i] : Acc(0);
+}
+
 /// The sums of kValues values over kLanes lanes that are kStride apart: each lane keeps its share,
 /// kValues / kLanes of them, or one that several lanes share. v[0] … hold them then.
 template <int kValues, int kLanes, int kStride, class Acc>
@@ -195,11 +217,16 @@ __device__ __forceinline__ void sum_over_channels(Acc (&dc)[kStates], Acc (&db)[
   }
 }
 
-/// A thread's kPer elements of a row as they come; those beyond `count` are zeros.
-template <int kPer, class T>
+/// A thread's kPer elements of a row as they come; those beyond `count` are zeros. Where there are
+/// all or none, `kWhole`, nothing but the load is there: what a choice between loads leaves behind,
+/// moves of registers, waits for them at once.
+template <int kPer, bool kWhole, class T>
 __device__ __forceinline__ Words<T, kPer> fetch(const T* from, int count, bool aligned) {
-  return aligned && count >= kPer ? Words<T, kPer>::load(from)
-                                  : Words<T, kPer>::load_some(from, count);
+  if constexpr (kWhole)
+    return count > 0 ? Words<T, kPer>::load(from) : Words<T, kPer>::zero();
+  else
+    return aligned && count >= kPer ? Words<T, kPer>::load(from)
+                                    : Words<T, kPer>::load_some(from, count);
 }
 /// kPer values on their way to a row, as registers that are stored whole: half types one by one
 /// would be stored in eight pieces.
@@ -224,15 +251,17 @@ __device__ __forceinline__ Words<T, kPer> rounded(const Acc (&v)[kPer]) {
   return words;
 }
 /// The first `count` of them, or all.
-template <int kPer, class T>
+template <bool kWhole, int kPer, class T>
 __device__ __forceinline__ void write(T* to, const Words<T, kPer>& words, int count, bool aligned) {
-  if (aligned && count >= kPer) {
+  if constexpr (kWhole) {
     words.store_global(to);
-    return;
-  }
+  } else if (aligned && count >= kPer) {
+    words.store_global(to);
+  } else {
 #pragma unroll
-  for (int i = 0; i < kPer; ++i)
-    if (i < count) to[i] = words[i];
+    for (int i = 0; i < kPer; ++i)
+      if (i < count) to[i] = words[i];
+  }
 }
 
 /// kPer neighbouring numbers of shared memory.
@@ -266,7 +295,7 @@ template <class T, class P>
 inline constexpr bool kDirect = sizeof(T) == 8 && P::kN > 64;
 
 /// Rows of b or c of a tile, four states a load, read early and put into shared memory late.
-template <class P, class T>
+template <class P, bool kWhole, class T>
 struct States {
   static constexpr int kRun = 4, kRuns = kSteps * P::kN / (kThreads * kRun);
   static constexpr bool kEarly = kRuns <= 4;
@@ -274,24 +303,23 @@ struct States {
 
   __device__ __forceinline__ static Words<T, kRun> one(const Sequence<const T>& from,
                                                        const Sizes& s, int64_t batch, int64_t first,
-                                                       int i) {
+                                                       int i, bool wanted = true) {
     const int at = (i * kThreads + int(threadIdx.x)) * kRun, t = at / P::kN, n = at % P::kN;
-    return fetch<kRun>(from.row(batch, first + t) + n, first + t < s.length ? s.n - n : 0,
-                       s.states_aligned);
+    return fetch<kRun, kWhole>(from.row(batch, first + t) + n,
+                               wanted && first + t < s.length ? s.n - n : 0, s.states_aligned);
   }
   __device__ __forceinline__ void read(const Sequence<const T>& from, const Sizes& s, int64_t batch,
-                                       int64_t first) {
+                                       int64_t first, bool wanted) {
     if constexpr (kEarly) {
 #pragma unroll
-      for (int i = 0; i < kRuns; ++i) v[i] = one(from, s, batch, first, i);
+      for (int i = 0; i < kRuns; ++i) v[i] = one(from, s, batch, first, i, wanted);
     }
   }
   template <class Acc, int kCopies, int kRows>
   __device__ __forceinline__ void put(const Sequence<const T>& from, const Sizes& s, int64_t batch,
                                       int64_t first, Acc (&to)[kCopies][kRows][P::kN]) const {
-    if constexpr (kDirect<T, P>) return;
 #pragma unroll(kEarly ? kRuns : 4)
-    for (int i = 0; i < kRuns; ++i) {
+    for (int i = 0; i < (kDirect<T, P> ? 0 : kRuns); ++i) {
       Words<T, kRun> words;
       if constexpr (kEarly)
         words = v[i];

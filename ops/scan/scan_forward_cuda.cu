@@ -27,7 +27,7 @@ struct ForwardShared {
   Tile<P, stats_t<T>> delta, input, y;
 };
 
-template <class T, class P>
+template <class T, class P, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     scan_forward_kernel(ForwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   // As owner of states first … first + kStates − 1 of one channel.
   const int lane = threadIdx.x % kLanes, own = threadIdx.x / kLanes, first = lane * kStates;
   const int64_t channel = first_channel + own;
-  const bool exists = channel < s.channels;
+  const bool exists = kWhole || channel < s.channels;
   Acc a[kStates], h[kStates];
 #pragma unroll
   for (int i = 0; i < kStates; ++i) {
@@ -64,19 +64,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
   }
   Words<T, kPer> x, dt, z;
-  States<P, T> b, c;
-  const auto fetch_tile = [&](int64_t t0) {
+  States<P, kWhole, T> b, c;
+  const auto fetch_tile = [&](int64_t t0, bool wanted) {
     const int64_t at = first_channel + column;
-    const int n = t0 + row < s.length ? count : 0;
-    x = fetch<kPer>(k.x.row(batch, t0 + row) + at, n, s.aligned);
-    dt = fetch<kPer>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
-    if (k.z.data) z = fetch<kPer>(k.z.row(batch, t0 + row) + at, n, s.aligned);
-    b.read(k.b, s, batch, t0);
-    c.read(k.c, s, batch, t0);
+    const int n = wanted && t0 + row < s.length ? count : 0;
+    x = fetch<kPer, kWhole>(k.x.row(batch, t0 + row) + at, n, s.aligned);
+    dt = fetch<kPer, kWhole>(k.dt.row(batch, t0 + row) + at, n, s.aligned);
+    z = fetch<kPer, kWhole>(k.z.row(batch, t0 + row) + at, k.z.data ? n : 0, s.aligned);
+    b.read(k.b, s, batch, t0, wanted);
+    c.read(k.c, s, batch, t0, wanted);
   };
 
   const int64_t end = s.end(segment);
-  fetch_tile(s.begin(segment));
+  fetch_tile(s.begin(segment), true);
   for (int64_t t0 = s.begin(segment); t0 < end; t0 += kSteps) {
     if (k.chunk_states && exists) {
       const int64_t chunks = (s.length + kSteps - 1) / kSteps;
@@ -87,13 +87,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     }
     Acc inputs[kPer], gates[kPer], deltas[kPer], scaled[kPer];
 #pragma unroll
+    for (int i = 0; i < kPer; ++i) deltas[i] = convert<Acc>(dt[i]) + bias[i];
+    make_steps(deltas, k.dt_softplus, t0 + row < s.length);
+#pragma unroll
     for (int i = 0; i < kPer; ++i) {
-      const Acc raw = convert<Acc>(dt[i]) + bias[i];
-      // Steps beyond the end change nothing: Δ = 0.
-      deltas[i] = t0 + row >= s.length ? Acc(0) : k.dt_softplus ? softplus(raw) : raw;
       inputs[i] = convert<Acc>(x[i]);
       scaled[i] = deltas[i] * inputs[i];
-      if (k.z.data) {
+    }
+    if (k.z.data) {
+#pragma unroll
+      for (int i = 0; i < kPer; ++i) {
         const Acc gate = convert<Acc>(z[i]);
         gates[i] = gate * sigmoid_fast(gate);
       }
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     b.put(k.b, s, batch, t0, shared.b.v);
     c.put(k.c, s, batch, t0, shared.c.v);
     __syncthreads();
-    if (t0 + kSteps < end) fetch_tile(t0 + kSteps);
+    fetch_tile(t0 + kSteps, t0 + kSteps < end);
 
 #pragma unroll kUnroll < P>
     for (int t = 0; t < kSteps; t += P::kQuad) {
@@ -130,11 +133,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       Acc sums[kPer];
       get_run(&shared.y[row][column], sums);
 #pragma unroll
-      for (int i = 0; i < kPer; ++i) {
-        sums[i] += d[i] * inputs[i];
-        if (k.z.data) sums[i] *= gates[i];
+      for (int i = 0; i < kPer; ++i) sums[i] += d[i] * inputs[i];
+      if (k.z.data) {
+#pragma unroll
+        for (int i = 0; i < kPer; ++i) sums[i] *= gates[i];
       }
-      write(k.y.row(batch, t0 + row) + first_channel + column, rounded<T>(sums), count, s.aligned);
+      write<kWhole>(k.y.row(batch, t0 + row) + first_channel + column, rounded<T>(sums), count,
+                    s.aligned);
     }
   }
   if (k.last_state && exists && end == s.length) {
@@ -175,11 +180,17 @@ void forward(Cuda on, const ScanForwardArgs& k) {
     carry_along(on, carry);
     args.carried = carry.carried;
   }
-  launch(on,
-         {.grid = dim3(unsigned(s.batch * s.blocks), unsigned(s.segments)),
-          .block = dim3(kThreads),
-          .shared = sizeof(ForwardShared<T, P>)},
-         scan_forward_kernel<T, P>, args);
+  const auto with = [&]<bool kWhole>() {
+    launch(on,
+           {.grid = dim3(unsigned(s.batch * s.blocks), unsigned(s.segments)),
+            .block = dim3(kThreads),
+            .shared = sizeof(ForwardShared<T, P>)},
+           scan_forward_kernel<T, P, kWhole>, args);
+  };
+  if constexpr (kHasWhole<T, P>)
+    s.whole<P>() ? with.template operator()<true>() : with.template operator()<false>();
+  else
+    with.template operator()<false>();
 }
 
 }  // namespace
