@@ -41,16 +41,6 @@ template <class T>
 [[gnu::always_inline]] inline void store_lanes(T* to, const Lanes<T>& lanes) {
   *reinterpret_cast<Lanes<T>*>(to) = lanes;
 }
-/// Their sum, always in the same order.
-template <class T>
-T sum_of_lanes(const Lanes<T>& lanes) {
-  T part[kLaneCount<T>];
-  store_lanes(part, lanes);
-  for (int64_t half = kLaneCount<T> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) part[i] += part[i + half];
-  return part[0];
-}
-
 /// As many integers as a Vector<T> has elements.
 template <class T>
 struct IntegersOf {
@@ -103,12 +93,11 @@ Vector<T> exp2_vector(const Vector<T>& x) {
   constexpr bool wide = std::is_same_v<T, double>;
   constexpr T low = wide ? -1022 : -126, high = wide ? 1024 : 128;
   constexpr T ln2 = T(0.693147180559945309417232121458L);
-  const Vector<T> bounded = x < low ? low + Vector<T>{} : x > high ? high + Vector<T>{} : x;
+  // One less than the exponents of normal numbers is 0's, one more the infinite's.
+  const Vector<T> bounded = x < low ? low - 1 + Vector<T>{} : x > high ? high + Vector<T>{} : x;
   const Vector<T> whole = rounded<T>(bounded), series = exp_series<T>((bounded - whole) * ln2);
   const auto n = __builtin_convertvector(whole, typename IntegersOf<T>::type);
-  // One more than an exponent holds is infinite: chosen below.
-  const Vector<T> y = series * power_of_2<T>(n);
-  return x < low ? Vector<T>{} : x >= high ? std::numeric_limits<T>::infinity() + Vector<T>{} : y;
+  return series * power_of_2<T>(n);
 }
 /// eˣ to 2 ulp; 0 below e⁻⁸⁷ (e⁻⁷⁰⁸), infinite above e⁸⁸ (e⁷⁰⁹). NaN stays.
 template <class T>

@@ -10,16 +10,15 @@
 namespace norma {
 namespace {
 
-using detail::Lanes;
-using detail::load_lanes;
-using detail::store_lanes;
+using detail::Vector;
 
-// A task runs along time for a block of channels side by side in the lanes, so that the sum over N
+// A task runs along time for a block of channels side by side in vectors, so that the sum over N
 // needs no sum across lanes. Of the backward's sums over channels, only those of db and dc do.
 
-constexpr int kVectors = 2;  // of lanes a block: two channels' chains in flight for each n
+constexpr int kBlockBytes = 128;  // of channels: two cache lines of float32, whatever the processor
+constexpr int kVectors = kBlockBytes / detail::kVectorBytes;
 template <class Acc>
-constexpr int64_t kBlock = kVectors* detail::kLaneCount<Acc>;
+constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(Acc));
 
 struct Sizes {
   int64_t batch, length, channels, n, chunk;
@@ -83,6 +82,54 @@ class Memory {
   Acc* at_;
 };
 
+/// A block of one row.
+template <class Acc>
+struct Block {
+  using Part = Vector<Acc>;
+  static constexpr int64_t kWidth = detail::VectorOf<Acc>::kWidth;
+  Part v[kVectors];
+
+  static Block load(const Acc* from) {
+    return each([&](int i) { return *reinterpret_cast<const Part*>(from + i * kWidth); });
+  }
+  static Block zero() { return {}; }
+  void store(Acc* to) const {
+    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Part*>(to + i * kWidth) = v[i];
+  }
+  /// Halves of the block, then of the half, … added: the same order on every processor.
+  Acc sum() const {
+    Block all = *this;
+    for (int half = kVectors / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) all.v[i] += all.v[i + half];
+    return detail::sum_of_vector<Acc>(all.v[0]);
+  }
+  friend Block operator*(const Block& a, const Block& b) {
+    return each([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  friend Block operator*(const Block& a, Acc b) {
+    return each([&](int i) { return a.v[i] * b; });
+  }
+  friend Block operator+(const Block& a, const Block& b) {
+    return each([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  friend Block exp2(const Block& a) {
+    return each([&](int i) { return detail::exp2_vector<Acc>(a.v[i]); });
+  }
+  friend Block sigmoid_of(const Block& a) {
+    return each([&](int i) {
+      return Acc(1) / (Acc(1) + detail::exp2_vector<Acc>(a.v[i] * -detail::kLog2E<Acc>));
+    });
+  }
+
+ private:
+  template <class F>
+  static Block each(const F& f) {
+    Block block;
+    for (int i = 0; i < kVectors; ++i) block.v[i] = f(i);
+    return block;
+  }
+};
+
 /// Rows t … t + steps − 1 of what a chunk needs, converted.
 template <class T>
 struct Chunk {
@@ -130,53 +177,11 @@ struct Chunk {
  private:
   void read_gate(const T* z, const Channels<Acc>& channels, int64_t at) {
     channels.read(z, gate + at);
-    for (int64_t e = 0; e < kWidth; e += detail::kLaneCount<Acc>)
-      store_lanes(sigmoid + at + e, detail::sigmoid_lanes<Acc>(load_lanes(gate + at + e)));
+    sigmoid_of(Block<Acc>::load(gate + at)).store(sigmoid + at);
   }
   static void read_states(const ConstView& from, int64_t batch, int64_t t, int64_t n, Acc* to) {
     const T* row = from.as<T>() + batch * from.strides[0] + t * from.strides[1];
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<Acc>(row[i]);
-  }
-};
-
-/// A block's lanes of one row.
-template <class Acc>
-struct Block {
-  Lanes<Acc> v[kVectors];
-
-  static Block load(const Acc* from) {
-    Block block;
-    for (int i = 0; i < kVectors; ++i) block.v[i] = load_lanes(from + i * detail::kLaneCount<Acc>);
-    return block;
-  }
-  static Block zero() { return {}; }
-  void store(Acc* to) const {
-    for (int i = 0; i < kVectors; ++i) store_lanes(to + i * detail::kLaneCount<Acc>, v[i]);
-  }
-  Acc sum() const {
-    Lanes<Acc> all = v[0];
-    for (int i = 1; i < kVectors; ++i) all += v[i];
-    return detail::sum_of_lanes<Acc>(all);
-  }
-  friend Block operator*(const Block& a, const Block& b) {
-    Block r;
-    for (int i = 0; i < kVectors; ++i) r.v[i] = a.v[i] * b.v[i];
-    return r;
-  }
-  friend Block operator*(const Block& a, Acc b) {
-    Block r;
-    for (int i = 0; i < kVectors; ++i) r.v[i] = a.v[i] * b;
-    return r;
-  }
-  friend Block operator+(const Block& a, const Block& b) {
-    Block r;
-    for (int i = 0; i < kVectors; ++i) r.v[i] = a.v[i] + b.v[i];
-    return r;
-  }
-  friend Block exp2(const Block& a) {
-    Block r;
-    for (int i = 0; i < kVectors; ++i) r.v[i] = detail::exp2_lanes<Acc>(a.v[i]);
-    return r;
   }
 };
 
@@ -339,9 +344,7 @@ class BackwardTask {
     (dinput * delta + slope * Row::load(d)).store(row);
     channels.write(row, channels.template row<T>(k.dx, first + t));
     Row ddelta = dinput * x + fading;
-    if (k.dt_softplus)
-      for (int v = 0; v < kVectors; ++v)
-        ddelta.v[v] *= detail::sigmoid_lanes<Acc>(Row::load(chunk.raw + at).v[v]);
+    if (k.dt_softplus) ddelta = ddelta * sigmoid_of(Row::load(chunk.raw + at));
     (Row::load(partial.ddt_bias) + ddelta).store(partial.ddt_bias);
     ddelta.store(row);
     channels.write(row, channels.template row<T>(k.ddt, first + t));
