@@ -29,13 +29,16 @@ struct Ring {
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
+  __device__ void skip(int count) {
+    for (int i = 0; i < count; ++i) next();
+  }
 };
 
 template <int kStages>
 struct Barriers {
   SharedBarrier full[kStages], empty[kStages];
-  __device__ void init(int loaders) {
-    for (int s = 0; s < kStages; ++s) full[s].init(loaders), empty[s].init(kComputingWarps);
+  __device__ void init(int loaders, int readers = kComputingWarps) {
+    for (int s = 0; s < kStages; ++s) full[s].init(loaders), empty[s].init(readers);
   }
   /// The loader's side: until the stage is free.
   __device__ SharedBarrier& acquire(const Ring<kStages>& at) {

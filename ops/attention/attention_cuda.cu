@@ -34,7 +34,8 @@ void run(Cuda on, const AttentionForwardArgs& k) {
 void run(Cuda on, const AttentionBackwardArgs& k) {
   attention::require_head(k.q);
   if (!attention::only_portable() &&
-      (attention::backward_one_tile(on, k) || attention::backward_hopper(on, k)))
+      (attention::backward_one_tile(on, k) || attention::backward_short(on, k) ||
+       attention::backward_hopper(on, k)))
     return;
   if (attention::takes_tf32(k.q)) return attention::backward_portable<attention::Tf32>(on, k);
   visit_floating(k.q.dtype, [&]<class T>() { attention::backward_portable<T>(on, k); });

@@ -8,5 +8,8 @@ namespace norma::attention {
 // where the GPU is another one or the views do not fit; nothing has run then.
 bool forward_hopper(const Cuda& on, const AttentionForwardArgs& k);
 bool backward_hopper(const Cuda& on, const AttentionBackwardArgs& k);
+/// The same for causal rows of up to 256 with D at most 64 and no shared keys, each head by one
+/// block.
+bool backward_short(const Cuda& on, const AttentionBackwardArgs& k);
 
 }  // namespace norma::attention

@@ -43,6 +43,10 @@ constexpr Case kCases[] = {
     {1, 2, 2, 777, 777, 128, true},
     {3, 5, 5, 256, 256, 64, true},
     {40, 8, 8, 256, 256, 128, true},
+    {30, 8, 8, 200, 200, 64, true, 0,
+     true},  // several heads a block of the backward for short rows
+    {70, 4, 4, 96, 96, 48, true, 0.3},
+    {9, 20, 20, 129, 129, 64, true, 0.2},
     {1, 2, 2, 100, 100, 96, true},
     {1, 2, 2, 100, 100, 192, true},
     {1, 4, 2, 150, 150, 256, true},
