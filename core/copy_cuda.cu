@@ -121,6 +121,7 @@ __global__ void __launch_bounds__(kThreads)
     add_run_kernel(const T* __restrict__ source, T* __restrict__ target, int64_t n) {
   using Acc = compute_t<T>;
   const int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kWidth;
+  wait_for_previous_kernel();
   if (i + kWidth <= n) {
     const auto from = load<kWidth>(source + i);
     auto to = load<kWidth>(target + i);
@@ -252,7 +253,8 @@ void run(Cuda on, const AddIntoArgs& k) {
           is_aligned<kWidth>(target)) {
         launch(on,
                {.grid = grid_for(ceil_div(index.count, int64_t{kWidth}), kThreads),
-                .block = dim3(kThreads)},
+                .block = dim3(kThreads),
+                .overlap = true},
                add_run_kernel<T, kWidth>, source, target, index.count);
         return;
       }

@@ -70,10 +70,15 @@ __device__ __forceinline__ void mma(float& c0, float& c1, float& c2, float& c3,
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/// A float rounded to TensorFloat-32, ties away from zero.
+/// A float rounded to TensorFloat-32: ties to even by sm_90's one instruction, away from zero by
+/// the four of older GPUs.
 __device__ __forceinline__ uint32_t to_tf32(float v) {
   uint32_t rounded;
+#if __CUDA_ARCH__ >= 900
+  asm("cvt.rn.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(v));
+#else
   asm("cvt.rna.tf32.f32 %0, %1;\n" : "=r"(rounded) : "f"(v));
+#endif
   return rounded;
 }
 /// c += a b for a (16 × 8), b (8 × 8), c (16 × 8) of TensorFloat-32. a: row l / 4 in a0 and a2, row

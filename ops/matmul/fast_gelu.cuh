@@ -12,7 +12,7 @@ class FastGelu {
   __device__ __forceinline__ explicit FastGelu(float x) : x_(x), square_(x * x) {
     constexpr float kLog2E = 1.4426950408889634f;
     const float e = exp2_fast(x * (-kLog2E * kLinear - kLog2E * kCubic * square_));
-    sigma_ = __fdividef(1, 1 + e);
+    sigma_ = reciprocal_fast(1 + e);
   }
   __device__ __forceinline__ float value() const { return x_ * sigma_; }
   __device__ __forceinline__ float slope() const {

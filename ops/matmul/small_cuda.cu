@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "norma/core/cuda/async_copy.cuh"
 #include "norma/core/cuda/mma.cuh"
@@ -44,13 +45,18 @@ struct SmallProduct {
   int64_t pre_stride;
   int depth;
   MatmulEpilogue epilogue;
-  bool whole, wide_out;      ///< whole: nothing but aligned pieces of 4, and of 16 terms
-  int row_tiles, col_tiles;  ///< of a block; kWarps / (row_tiles col_tiles) warps share a tile
+  bool whole, wide_out;  ///< whole: nothing but aligned pieces of 4, and of 16 terms
+  /// Powers of two, since a division takes a tenth of a block's time: of a block's tiles down and
+  /// across, and of the warps that share a tile.
+  int row_bits, col_bits, slice_bits;
   int col_blocks, blocks;
 
-  __host__ __device__ int tiles() const { return row_tiles * col_tiles; }
-  __device__ int slices() const { return kWarps / tiles(); }
-  __host__ __device__ int quads() const { return tiles() * kQuads; }
+  __host__ __device__ int row_tiles() const { return 1 << row_bits; }
+  __host__ __device__ int col_tiles() const { return 1 << col_bits; }
+  __device__ int slices() const { return 1 << slice_bits; }
+  __host__ __device__ int quads() const { return kQuads << (row_bits + col_bits); }
+  __device__ int row_of_tile(int tile) const { return (tile & (row_tiles() - 1)) * kTile; }
+  __device__ int col_of_tile(int tile) const { return (tile >> row_bits) * kTile; }
   /// What is added to a sum, or what its gradient goes through.
   __host__ __device__ bool has_addend() const {
     return bias || epilogue == MatmulEpilogue::gelu_backward;
@@ -136,12 +142,16 @@ __device__ __forceinline__ void add_terms(Part& part, const Piece<kAlongA>& a,
 
 using Parts = float[kWarps][kTile][kPitch];
 
-/// This warp's part of the tile at (row, col), to shared memory.
-template <bool kAlongA, bool kAlongB, bool kWhole>
+/// This warp's part of the tile at (row, col), to shared memory. Places are worked out while the
+/// kernel before still runs; `begin` is called when it has ended.
+template <bool kAlongA, bool kAlongB, bool kWhole, class F>
 __device__ __forceinline__ void make_part(const SmallProduct& p, int row, int col, int slice,
-                                          bool with_sums, Parts& parts, float (&part_sums)[kTile]) {
+                                          bool with_sums, Parts& parts, float (&part_sums)[kTile],
+                                          const F& begin) {
   const Loader<kAlongA, kWhole> load_a(p.a, row, p.depth);
   const Loader<kAlongB, kWhole> load_b(p.b, col, p.depth);
+  wait_for_previous_kernel();
+  begin();
   Part part;
   const int step = p.slices() * kDepth;
 #pragma unroll 1
@@ -184,8 +194,8 @@ struct Quad {
       : tile(i / kQuads),
         tile_row(i % kQuads / (kTile / 4)),
         tile_col(i % (kTile / 4) * 4),
-        row(first_row + tile % p.row_tiles * kTile + tile_row),
-        col(first_col + tile / p.row_tiles * kTile + tile_col) {}
+        row(first_row + p.row_of_tile(tile) + tile_row),
+        col(first_col + p.col_of_tile(tile) + tile_col) {}
   __device__ bool inside(const SmallProduct& p) const { return row < p.a.count && col < p.b.count; }
   __device__ const float* addend(const SmallProduct& p) const {
     return p.bias ? p.bias + col : p.pre + row * p.pre_stride + col;
@@ -229,33 +239,23 @@ class Block {
   __device__ Block(const SmallProduct& p, Shared& shared, int block)
       : p_(p),
         shared_(shared),
-        first_row_(block / p.col_blocks * p.row_tiles * kTile),
-        first_col_(block % p.col_blocks * p.col_tiles * kTile),
+        first_row_(block / p.col_blocks * p.row_tiles() * kTile),
+        first_col_(block % p.col_blocks * p.col_tiles() * kTile),
         with_sums_(p.sums && first_col_ == 0) {}
 
-  /// What the end wants from memory comes while the product is made, each thread's own.
-  __device__ __forceinline__ void fetch_addends() {
-    if (!p_.has_addend()) return;
-    for (int i = threadIdx.x; i < p_.quads(); i += kThreads) {
-      const Quad at(p_, first_row_, first_col_, i);
-      if (!at.inside(p_)) continue;
-      if (p_.wide_out)
-        copy_16(&shared_.addends[i], at.addend(p_));
-      else
-        shared_.addends[i] = load_some<4>(at.addend(p_), p_.b.count - at.col, 0.f);
-    }
-  }
-
   __device__ __forceinline__ void multiply() {
-    const int warp = threadIdx.x / kWarpSize, tile = warp / p_.slices(), slice = warp % p_.slices();
-    const int row = first_row_ + tile % p_.row_tiles * kTile;
-    const int col = first_col_ + tile / p_.row_tiles * kTile;
+    const int warp = threadIdx.x / kWarpSize, tile = warp >> p_.slice_bits;
+    const int slice = warp & (p_.slices() - 1);
+    const int row = first_row_ + p_.row_of_tile(tile), col = first_col_ + p_.col_of_tile(tile);
+    const auto begin = [&] { fetch_addends(); };
     const auto go = [&]<bool kAlongA, bool kAlongB>() {
       auto& sums = shared_.part_sums[warp];
       if (p_.whole)
-        make_part<kAlongA, kAlongB, true>(p_, row, col, slice, with_sums_, shared_.parts, sums);
+        make_part<kAlongA, kAlongB, true>(p_, row, col, slice, with_sums_, shared_.parts, sums,
+                                          begin);
       else
-        make_part<kAlongA, kAlongB, false>(p_, row, col, slice, with_sums_, shared_.parts, sums);
+        make_part<kAlongA, kAlongB, false>(p_, row, col, slice, with_sums_, shared_.parts, sums,
+                                           begin);
     };
     if (p_.b.along)
       go.template operator()<true, true>();
@@ -280,7 +280,7 @@ class Block {
       if (at.inside(p_)) finish(p_, at, sum, shared_.addends[i]);
     }
     const int row = first_row_ + static_cast<int>(threadIdx.x);
-    if (!with_sums_ || threadIdx.x >= p_.row_tiles * kTile || row >= p_.a.count) return;
+    if (!with_sums_ || threadIdx.x >= p_.row_tiles() * kTile || row >= p_.a.count) return;
     float sum = 0;
 #pragma unroll 4
     for (int s = 0; s < slices; ++s)
@@ -289,6 +289,19 @@ class Block {
   }
 
  private:
+  /// What the end wants from memory comes while the product is made, each thread's own.
+  __device__ __forceinline__ void fetch_addends() {
+    if (!p_.has_addend()) return;
+    for (int i = threadIdx.x; i < p_.quads(); i += kThreads) {
+      const Quad at(p_, first_row_, first_col_, i);
+      if (!at.inside(p_)) continue;
+      if (p_.wide_out)
+        copy_16(&shared_.addends[i], at.addend(p_));
+      else
+        shared_.addends[i] = load_some<4>(at.addend(p_), p_.b.count - at.col, 0.f);
+    }
+  }
+
   const SmallProduct& p_;
   Shared& shared_;
   int first_row_, first_col_;
@@ -298,12 +311,10 @@ class Block {
 __global__ void __launch_bounds__(kThreads, 1)
     matmul_small_kernel(const __grid_constant__ SmallProducts k) {
   extern __shared__ __align__(16) unsigned char memory[];
-  wait_for_previous_kernel();
   const int first_blocks = k.products[0].blocks;
   const bool second = static_cast<int>(blockIdx.x) >= first_blocks;
   Block block(k.products[second], *reinterpret_cast<Shared*>(memory),
               static_cast<int>(blockIdx.x) - (second ? first_blocks : 0));
-  block.fetch_addends();
   block.multiply();
   wait_for_all_copies();
   __syncthreads();
@@ -349,7 +360,9 @@ bool describe(const MatmulArgs& k, SmallProduct& p) {
 }
 
 void share_out(SmallProduct& p, const SmallSize& size, const SmallShare& share) {
-  p.row_tiles = share.row_tiles, p.col_tiles = share.col_tiles;
+  const auto bits_of = [](int count) { return std::countr_zero(static_cast<unsigned>(count)); };
+  p.row_bits = bits_of(share.row_tiles), p.col_bits = bits_of(share.col_tiles);
+  p.slice_bits = bits_of(kWarps) - p.row_bits - p.col_bits;
   p.col_blocks = static_cast<int>(share.col_blocks(size));
   p.blocks = static_cast<int>(share.blocks(size));
 }

@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(kSmallThreads)
   constexpr int kWidth = kLaneWidth<T>;
   __shared__ __align__(16) Acc by_warp[kSmallWarps][2 * kWarpSize * kWidth];
   __shared__ bool is_last;
+  wait_for_previous_kernel();
   const NormOptions& o = k.options;
   const bool centred = o.kind == NormKind::layer;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -235,8 +236,10 @@ void backward_small(const Cuda& on, const NormBackwardArgs& k) {
   const bool sums_weights = k.dw || k.db;
   const DeviceScratch<float> sums(on, sums_weights ? blocks * 2 * plan.pitch : 1);
   unsigned* arrived = sums_weights && blocks > 1 ? detail::arrival_counter(on) : nullptr;
-  launch(on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kSmallThreads)},
-         norm_backward_small_kernel<T>, k, plan, sums.data(), arrived);
+  launch(
+      on,
+      {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kSmallThreads), .overlap = true},
+      norm_backward_small_kernel<T>, k, plan, sums.data(), arrived);
 }
 
 }  // namespace norma::norm_cuda

@@ -74,6 +74,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kHeldBlocks<T, kCentre
   using H = typename Group::H;
   constexpr int kWidth = Group::kWidth;
   __shared__ typename Meeting::Slots slots;
+  wait_for_previous_kernel();
   const int warp = threadIdx.x / kWarpSize;
   int item = static_cast<int>(blockIdx.x), chunk = 0;
   if constexpr (kHolder == Holder::block) chunk = warp;
@@ -143,7 +144,8 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
       launch(on,
              {.grid = dim3(static_cast<unsigned>(blocks)),
               .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
-              .cluster = static_cast<unsigned>(plan.cluster)},
+              .cluster = static_cast<unsigned>(plan.cluster),
+              .overlap = true},
              norm_forward_held_kernel<T, kCentred, kBeside, kHolder>, k, plan);
       return true;
     });
