@@ -56,12 +56,14 @@ TensorSpec PositionedEmbedding::check(const Tensor& indices, const Tensor& weigh
         "{}: indices must be (…, T) with first + T up to {}, the rows of positions, but first is "
         "{} and they are {}",
         name, positions.size(0), o.first, indices.shape());
+  spec.dtype = o.dtype.value_or(spec.dtype);
   return spec;
 }
 Tensor PositionedEmbedding::define(const Tensor& indices, const Tensor& weight,
                                    const Tensor& positions, const Options& o) {
-  return apply<Embedding>(indices, weight) +
-         positions.slice(0, o.first, o.first + indices.shape().back());
+  const Tensor y = apply<Embedding>(indices, weight) +
+                   positions.slice(0, o.first, o.first + indices.shape().back());
+  return y.to(o.dtype.value_or(y.dtype()));
 }
 namespace {
 PlaceRows places_of(const Tensor& indices, int64_t first) {
@@ -82,17 +84,20 @@ Tensor PositionedEmbedding::forward(Context& ctx, const Tensor& indices, const T
 }
 std::vector<Tensor> PositionedEmbedding::backward(Context& ctx, const Tensor& dy) {
   const PositionedEmbeddingOptions& o = ctx.options();
-  const auto grads = apply<PositionedEmbeddingBackward>(
-      ctx.saved(0), dy,
-      {.rows = ctx.input(1).shape[0], .position_rows = ctx.input(2).shape[0], .first = o.first});
+  const auto grads = apply<PositionedEmbeddingBackward>(ctx.saved(0), dy,
+                                                        {.rows = ctx.input(1).shape[0],
+                                                         .position_rows = ctx.input(2).shape[0],
+                                                         .first = o.first,
+                                                         .dtype = ctx.input(1).dtype});
   return {Tensor(), grads.dweight, grads.dpositions};
 }
 
 PositionedEmbeddingGrads PositionedEmbeddingBackward::forward(Context& ctx, const Tensor& indices,
                                                               const Tensor& dy, const Options& o) {
   const int64_t width = dy.shape().back();
-  const PositionedEmbeddingGrads grads{empty({o.rows, width}, dy.dtype(), dy.device()),
-                                       empty({o.position_rows, width}, dy.dtype(), dy.device())};
+  const DType dtype = o.dtype.value_or(dy.dtype());
+  const PositionedEmbeddingGrads grads{empty({o.rows, width}, dtype, dy.device()),
+                                       empty({o.position_rows, width}, dtype, dy.device())};
   const Tensor i = detail::dense(indices), rows = even_rows(dy);
   dispatch(dy.device(), EmbeddingBackwardArgs{.indices = i,
                                               .dy = rows,
@@ -108,25 +113,27 @@ std::vector<Tensor> PositionedEmbeddingBackward::backward(Context& ctx,
   const PositionedEmbeddingBackwardOptions& o = ctx.options();
   const TensorSpec dy = ctx.input(1);
   const auto whole = [&](const std::optional<Tensor>& t, int64_t rows) {
-    return t ? *t : zeros({rows, dy.shape.back()}, dy.dtype, dy.device);
+    return t ? *t : zeros({rows, dy.shape.back()}, o.dtype.value_or(dy.dtype), dy.device);
   };
-  return {Tensor(),
-          apply<PositionedEmbedding>(ctx.saved(0), whole(dweight, o.rows),
-                                     whole(dpositions, o.position_rows), {.first = o.first})};
+  return {Tensor(), apply<PositionedEmbedding>(ctx.saved(0), whole(dweight, o.rows),
+                                               whole(dpositions, o.position_rows),
+                                               {.first = o.first, .dtype = dy.dtype})};
 }
 
 namespace {
-Tensor in_scope(const Tensor& y) {
+/// The dtype in which a residual stream begins that comes from such a table.
+DType in_scope(DType dtype) {
   const DType low = Autocast::current();
-  return low == float32 || y.dtype() != float32 ? y : y.to(low);
+  return low == float32 || dtype != float32 ? dtype : low;
 }
 }  // namespace
 Tensor embedding(const Tensor& indices, const Tensor& weight) {
-  return in_scope(apply<Embedding>(indices, weight));
+  return apply<Embedding>(indices, weight).to(in_scope(weight.dtype()));
 }
 Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& positions,
                  int64_t first) {
-  return in_scope(apply<PositionedEmbedding>(indices, weight, positions, {.first = first}));
+  return apply<PositionedEmbedding>(indices, weight, positions,
+                                    {.first = first, .dtype = in_scope(weight.dtype())});
 }
 
 }  // namespace norma

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <optional>
+
 #include "norma/core/op.h"
 #include "norma/core/tensor.h"
 
@@ -13,7 +15,8 @@ namespace norma {
 Tensor embedding(const Tensor& indices, const Tensor& weight);
 
 /// The same with learned positions: y[…, t] = weight[indices[…, t]] + positions[first + t], indices
-/// (…, T), positions (P, D) of weight's floating dtype. The sum is rounded once.
+/// (…, T), positions (P, D) of weight's floating dtype. The sum is rounded once, under Autocast to
+/// the scope's dtype.
 ///   dpositions[first + t] = Σ of dy[…, t] over the leading dimensions
 /// ShapeError also where first + T > P.
 Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& positions,
@@ -39,6 +42,7 @@ struct EmbeddingBackward {
 
 struct PositionedEmbeddingOptions {
   int64_t first = 0;
+  std::optional<DType> dtype = std::nullopt;  ///< y's where it is not weight's
   bool operator==(const PositionedEmbeddingOptions&) const = default;
 };
 struct PositionedEmbedding {
@@ -54,6 +58,7 @@ struct PositionedEmbedding {
 };
 struct PositionedEmbeddingBackwardOptions {
   int64_t rows = 0, position_rows = 0, first = 0;
+  std::optional<DType> dtype = std::nullopt;  ///< the gradients' where it is not dy's
   bool operator==(const PositionedEmbeddingBackwardOptions&) const = default;
 };
 struct PositionedEmbeddingGrads {

@@ -20,12 +20,12 @@ void require_inside(const ConstVec& indices, int64_t rows) {
 
 template <class I>
 void add_positions(const EmbeddingForwardArgs& k, const Split& rows) {
-  visit_floating(k.y.dtype, [&]<class T>() {
-    using Acc = detail::compute_t<T>;
+  visit_rows(k.y.dtype, k.table.dtype, [&]<class T, class W>() {
+    using Acc = detail::compute_t<W>;
     parallel_for(rows.blocks, [&](int64_t b) {
       for (int64_t i = rows.begin(b); i < rows.end(b); ++i) {
-        const T* row = k.table.row<T>(k.indices.at<I>(i));
-        const T* place = k.positions.row<T>(k.places.first + i % k.places.length);
+        const W* row = k.table.row<W>(k.indices.at<I>(i));
+        const W* place = k.positions.row<W>(k.places.first + i % k.places.length);
         T* y = k.y.row<T>(i);
         for (int64_t c = 0; c < k.y.cols; ++c)
           y[c] = static_cast<T>(static_cast<Acc>(row[c]) + static_cast<Acc>(place[c]));
@@ -37,8 +37,8 @@ void add_positions(const EmbeddingForwardArgs& k, const Split& rows) {
 void sum_positions(const EmbeddingBackwardArgs& k) {
   const Rows& d = k.dpositions;
   const int64_t passes = k.indices.n / k.places.length;
-  visit_floating(d.dtype, [&]<class T>() {
-    using Acc = detail::compute_t<T>;
+  visit_rows(k.dy.dtype, d.dtype, [&]<class T, class W>() {
+    using Acc = detail::compute_t<W>;
     parallel_for(d.rows, [&](int64_t r) {
       const int64_t place = r - k.places.first;
       const bool touched = place >= 0 && place < k.places.length;
@@ -46,7 +46,7 @@ void sum_positions(const EmbeddingBackwardArgs& k) {
         Acc sum = 0;
         for (int64_t n = 0; touched && n < passes; ++n)
           sum += static_cast<Acc>(k.dy.row<T>(n * k.places.length + place)[c]);
-        d.row<T>(r)[c] = static_cast<T>(sum);
+        d.row<W>(r)[c] = static_cast<W>(sum);
       }
     });
   });
@@ -75,8 +75,8 @@ void run(Cpu, const EmbeddingBackwardArgs& k) {
   if (k.dpositions) sum_positions(k);
   if (width == 0 || k.dtable.rows == 0) return;
   visit_index(k.indices.dtype, [&]<class I>() {
-    visit_floating(k.dtable.dtype, [&]<class T>() {
-      using Acc = detail::compute_t<T>;
+    visit_rows(k.dy.dtype, k.dtable.dtype, [&]<class T, class W>() {
+      using Acc = detail::compute_t<W>;
       // Each task owns some columns and walks all places in order: no two write the same element.
       const Split tiles =
           split(width, std::max<int64_t>(16, detail::kPieceGrain / std::max<int64_t>(1, n)));
@@ -93,7 +93,7 @@ void run(Cpu, const EmbeddingBackwardArgs& k) {
         }
         for (int64_t v = 0; v < k.dtable.rows; ++v)
           for (int64_t c = 0; c < size; ++c)
-            k.dtable.row<T>(v)[first + c] = static_cast<T>(table[v * width + first + c]);
+            k.dtable.row<W>(v)[first + c] = static_cast<W>(table[v * width + first + c]);
       });
     });
   });

@@ -26,10 +26,11 @@ __global__ void embedding_forward_kernel(ConstVec indices, const B* __restrict__
     y[i * width + c] = table[from * table_stride + c];
 }
 
-template <class T>
+/// kWidth neighbouring columns a thread.
+template <class T, class W, int kWidth>
 __global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRows positions,
                                      PlaceRows places, Rows y, detail::FaultSlot fault) {
-  using Acc = compute_t<T>;
+  using Acc = compute_t<W>;
   wait_for_previous_kernel();
   const int64_t i = int64_t{blockIdx.x} * blockDim.y + threadIdx.y;
   if (i >= indices.n) return;
@@ -38,17 +39,22 @@ __global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRow
     fault.report(table.rows, i, from);
     from = 0;
   }
-  const T* row = table.template row<T>(from);
-  const T* place = positions.template row<T>(places.first + i % places.length);
-  for (int c = threadIdx.x; c < y.cols; c += blockDim.x)
-    y.template row<T>(i)[c] = convert<T>(convert<Acc>(row[c]) + convert<Acc>(place[c]));
+  const W* row = table.template row<W>(from);
+  const W* place = positions.template row<W>(places.first + i % places.length);
+  for (int c = threadIdx.x * kWidth; c < y.cols; c += blockDim.x * kWidth) {
+    const auto a = load<kWidth>(row + c), b = load<kWidth>(place + c);
+    Packed<T, kWidth> sum;
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) sum[e] = convert<T>(convert<Acc>(a[e]) + convert<Acc>(b[e]));
+    store(y.template row<T>(i) + c, sum);
+  }
 }
 
 /// Row r of dpositions.
-template <class T>
+template <class T, class W>
 __device__ void sum_positions(const ConstRows& dy, const PlaceRows& places, const Rows& d,
                               int64_t r) {
-  using Acc = compute_t<T>;
+  using Acc = compute_t<W>;
   const int c = blockIdx.y * kThreads + threadIdx.x;
   if (c >= d.cols) return;
   const int64_t place = r - places.first;
@@ -58,35 +64,41 @@ __device__ void sum_positions(const ConstRows& dy, const PlaceRows& places, cons
     for (int64_t i = place; i < dy.rows; i += places.length)
       sum += convert<Acc>(dy.template row<T>(i)[c]);
   }
-  d.template row<T>(r)[c] = convert<T>(sum);
+  d.template row<W>(r)[c] = convert<W>(sum);
 }
-template <class T>
+template <class T, class W>
 __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows dpositions) {
-  sum_positions<T>(dy, places, dpositions, blockIdx.x);
+  sum_positions<T, W>(dy, places, dpositions, blockIdx.x);
 }
 
-/// Few places and few rows: a block owns a row of the table, finds the places that took it, in
-/// order, and sums. The rows of dpositions come after the table's.
-template <class T>
+/// Few rows: a block owns a row of the table, finds the places that took it, in order, and sums.
+/// The rows of dpositions come after the table's. Many places are shared by the blocks of
+/// blockIdx.z, `share` (a multiple of 1024) to each, which leave their sums in `parts`.
+template <class T, class W>
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable, PlaceRows places,
-                                   Rows dpositions) {
-  using Acc = compute_t<T>;
+                                   Rows dpositions, int64_t share,
+                                   compute_t<W>* __restrict__ parts) {
+  using Acc = compute_t<W>;
   constexpr int kPlaces = 1024, kWords = kPlaces / kWarpSize, kWarps = kThreads / kWarpSize;
   __shared__ uint32_t here[kWords];
   __shared__ int list[kPlaces];
   wait_for_previous_kernel();
   const int64_t v = blockIdx.x;
-  if (v >= dtable.rows) return sum_positions<T>(dy, places, dpositions, v - dtable.rows);
+  if (v >= dtable.rows) {
+    if (blockIdx.z == 0) sum_positions<T, W>(dy, places, dpositions, v - dtable.rows);
+    return;
+  }
   const int c = blockIdx.y * kThreads + threadIdx.x;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
+  const int64_t begin = blockIdx.z * share, end = min(indices.n, begin + share);
   Acc sum = 0;
-  for (int64_t first = 0; first < indices.n; first += kPlaces) {
+  for (int64_t first = begin; first < end; first += kPlaces) {
     __syncthreads();
 #pragma unroll
     for (int word = warp; word < kWords; word += kWarps) {
       const int64_t i = first + word * kWarpSize + lane;
-      const uint32_t bits = __ballot_sync(~0u, i < indices.n && index_at(indices, i) == v);
+      const uint32_t bits = __ballot_sync(~0u, i < end && index_at(indices, i) == v);
       if (lane == 0) here[word] = bits;
     }
     __syncthreads();
@@ -103,7 +115,24 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < count; ++i) sum += convert<Acc>(dy.template row<T>(first + list[i])[c]);
     }
   }
-  if (c < dy.cols) dtable.template row<T>(v)[c] = convert<T>(sum);
+  if (c >= dy.cols) return;
+  if (parts)
+    parts[(blockIdx.z * dtable.rows + v) * dy.cols + c] = sum;
+  else
+    dtable.template row<W>(v)[c] = convert<W>(sum);
+}
+/// The shares' sums in order.
+template <class W>
+__global__ void embedding_fold_kernel(const compute_t<W>* __restrict__ parts, int64_t shares,
+                                      Rows dtable) {
+  wait_for_previous_kernel();
+  const int64_t size = dtable.rows * dtable.cols,
+                i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= size) return;
+  compute_t<W> sum = 0;
+#pragma unroll 8
+  for (int64_t s = 0; s < shares; ++s) sum += parts[s * size + i];
+  dtable.template row<W>(i / dtable.cols)[i % dtable.cols] = convert<W>(sum);
 }
 
 __global__ void embedding_keys_kernel(ConstVec indices, int64_t rows, uint32_t* keys,
@@ -120,12 +149,12 @@ __global__ void embedding_keys_kernel(ConstVec indices, int64_t rows, uint32_t* 
 // and the tile in which a run begins adds the parts up in order.
 constexpr int kTile = 32;
 
-template <class T>
+template <class T, class W>
 __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
                                        const int32_t* __restrict__ places, int64_t n, ConstRows dy,
-                                       Rows dtable, compute_t<T>* __restrict__ first_parts,
-                                       compute_t<T>* __restrict__ last_parts) {
-  using Acc = compute_t<T>;
+                                       Rows dtable, compute_t<W>* __restrict__ first_parts,
+                                       compute_t<W>* __restrict__ last_parts) {
+  using Acc = compute_t<W>;
   const int64_t begin = int64_t{blockIdx.x} * kTile, end = min(n, begin + kTile);
   const int c = blockIdx.y * kThreads + threadIdx.x;
   if (c >= dy.cols) return;
@@ -142,16 +171,16 @@ __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
     else if (goes_on)
       last_parts[blockIdx.x * dy.cols + c] = sum;
     else
-      dtable.template row<T>(key)[c] = convert<T>(sum);
+      dtable.template row<W>(key)[c] = convert<W>(sum);
     sum = 0;
     run = i + 1;
   }
 }
 
-template <class T>
+template <class W>
 __global__ void embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t n, int64_t tiles,
-                                      Rows dtable, const compute_t<T>* __restrict__ first_parts,
-                                      const compute_t<T>* __restrict__ last_parts) {
+                                      Rows dtable, const compute_t<W>* __restrict__ first_parts,
+                                      const compute_t<W>* __restrict__ last_parts) {
   const int64_t tile = blockIdx.x, begin = tile * kTile, end = begin + kTile;
   if (end >= n) return;
   const uint32_t key = keys[end - 1];
@@ -160,19 +189,63 @@ __global__ void embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t
   if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;
   const int c = blockIdx.y * kThreads + threadIdx.x;
   if (c >= dtable.cols) return;
-  compute_t<T> sum = last_parts[tile * dtable.cols + c];
+  compute_t<W> sum = last_parts[tile * dtable.cols + c];
   for (int64_t t = tile + 1; t < tiles && keys[t * kTile] == key; ++t)
     sum += first_parts[t * dtable.cols + c];
-  dtable.template row<T>(key)[c] = convert<T>(sum);
+  dtable.template row<W>(key)[c] = convert<W>(sum);
 }
 
-constexpr int64_t kScanPlaces = 4096, kScanRows = 512;
+// A block of the scan looks at every index: 2²¹ pairs of a row and a place are as fast as sorting.
+constexpr int64_t kScanPlaces = 4096, kScanRows = 512, kScanPairs = kScanPlaces * kScanRows;
+constexpr int64_t kScanShare = 1024;
 
 /// Threads along a row of `width` units, and the rows of a block.
 LaunchShape row_shape(int64_t rows, int64_t width) {
   const unsigned threads = width >= 128 ? 128 : 32;
   return {.grid = grid_for(rows, static_cast<int>(256 / threads)),
           .block = dim3(threads, 256 / threads)};
+}
+
+/// Blocks of kThreads columns of so many rows.
+dim3 row_blocks(int64_t rows, int64_t width) {
+  return dim3(static_cast<unsigned>(rows),
+              static_cast<unsigned>(ceil_div(width, int64_t{kThreads})));
+}
+
+void add_positions(Cuda on, const EmbeddingForwardArgs& k, const detail::FaultSlot& fault) {
+  visit_rows(k.y.dtype, k.table.dtype, [&]<class T, class W>() {
+    const auto start = [&]<int kWidth>() {
+      LaunchShape shape = row_shape(k.indices.n, k.y.cols / kWidth);
+      shape.overlap = true;
+      launch(on, shape, embedding_add_kernel<T, W, kWidth>, k.indices, k.table, k.positions,
+             k.places, k.y, fault);
+    };
+    constexpr int kWide = kWidest<W>;
+    const auto is_wide = [](const auto& rows) {
+      return rows.row_stride % kWide == 0 && is_aligned<kWide>(rows.template row<W>(0));
+    };
+    const bool wide = k.y.cols % kWide == 0 && is_wide(k.table) && is_wide(k.positions) &&
+                      k.y.row_stride % kWide == 0 && is_aligned<kWide>(k.y.row<T>(0));
+    wide ? start.template operator()<kWide>() : start.template operator()<1>();
+  });
+}
+
+template <class T, class W>
+void scan(Cuda on, const EmbeddingBackwardArgs& k) {
+  const int64_t n = k.indices.n, rows = k.dtable.rows, width = k.dy.cols;
+  const int64_t shares = n <= kScanPlaces ? 1 : ceil_div(n, kScanShare);
+  LaunchShape shape{.grid = row_blocks(rows + k.dpositions.rows, width), .block = dim3(kThreads)};
+  shape.grid.z = static_cast<unsigned>(shares);
+  shape.overlap = true;
+  using Acc = compute_t<W>;
+  const Tensor parts =
+      shares == 1 ? Tensor() : empty({shares, rows, width}, dtype_of<Acc>, current_device());
+  Acc* sums = shares == 1 ? nullptr : static_cast<Acc*>(parts.data());
+  launch(on, shape, embedding_backward_scan_kernel<T, W>, k.indices, k.dy, k.dtable, k.places,
+         k.dpositions, shares == 1 ? std::max<int64_t>(n, 1) : kScanShare, sums);
+  if (shares == 1) return;
+  launch(on, {.grid = grid_for(rows * width, 256), .block = dim3(256), .overlap = true},
+         embedding_fold_kernel<W>, sums, shares, k.dtable);
 }
 
 }  // namespace
@@ -182,14 +255,7 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
   if (bytes == 0) return;
   const detail::FaultSlot fault = detail::fault_slot(
       "embedding: indices must be below {}, the rows of weight, but index {} is {}");
-  if (k.positions) {
-    LaunchShape shape = row_shape(k.indices.n, k.y.cols);
-    shape.overlap = true;
-    return visit_floating(k.y.dtype, [&]<class T>() {
-      launch(on, shape, embedding_add_kernel<T>, k.indices, k.table, k.positions, k.places, k.y,
-             fault);
-    });
-  }
+  if (k.positions) return add_positions(on, k, fault);
   const bool wide = bytes % 16 == 0 && k.table.row_stride * size % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.table.data) % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.y.data) % 16 == 0;
@@ -205,20 +271,12 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
 void run(Cuda on, const EmbeddingBackwardArgs& k) {
   const int64_t n = k.indices.n, width = k.dy.cols, rows = k.dtable.rows;
   if (width == 0) return;
-  const auto columns = static_cast<unsigned>(ceil_div(width, int64_t{kThreads}));
   const auto rows_of = [&](int64_t count) {
-    return LaunchShape{.grid = dim3(static_cast<unsigned>(count), columns),
-                       .block = dim3(kThreads)};
+    return LaunchShape{.grid = row_blocks(count, width), .block = dim3(kThreads)};
   };
-  visit_floating(k.dy.dtype, [&]<class T>() {
-    if (n <= kScanPlaces && rows <= kScanRows) {
-      LaunchShape shape = rows_of(rows + k.dpositions.rows);
-      shape.overlap = true;
-      launch(on, shape, embedding_backward_scan_kernel<T>, k.indices, k.dy, k.dtable, k.places,
-             k.dpositions);
-      return;
-    }
-    launch(on, rows_of(k.dpositions.rows), embedding_positions_kernel<T>, k.dy, k.places,
+  visit_rows(k.dy.dtype, k.dtable.dtype, [&]<class T, class W>() {
+    if (rows <= kScanRows && n * rows <= kScanPairs) return scan<T, W>(on, k);
+    launch(on, rows_of(k.dpositions.rows), embedding_positions_kernel<T, W>, k.dy, k.places,
            k.dpositions);
     View table;
     table.data = k.dtable.data, table.dtype = k.dtable.dtype, table.shape = {rows, width};
@@ -232,13 +290,13 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
                                 launch(on, {.grid = grid_for(n, 256), .block = dim3(256)},
                                        embedding_keys_kernel, k.indices, rows, keys, places);
                               });
-    using Acc = compute_t<T>;
+    using Acc = compute_t<W>;
     const int64_t tiles = ceil_div(n, int64_t{kTile});
     const Tensor parts = empty({2, tiles, width}, dtype_of<Acc>, device);
     Acc* first = static_cast<Acc*>(parts.data());
-    launch(on, rows_of(tiles), embedding_tiles_kernel<T>, sorted.key(), sorted.place(), n, k.dy,
+    launch(on, rows_of(tiles), embedding_tiles_kernel<T, W>, sorted.key(), sorted.place(), n, k.dy,
            k.dtable, first, first + tiles * width);
-    launch(on, rows_of(tiles), embedding_runs_kernel<T>, sorted.key(), n, tiles, k.dtable, first,
+    launch(on, rows_of(tiles), embedding_runs_kernel<W>, sorted.key(), n, tiles, k.dtable, first,
            first + tiles * width);
   });
 }

@@ -1,5 +1,6 @@
 #include "norma/ops/embedding/embedding.h"
 
+#include "norma/core/autocast.h"
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
@@ -45,9 +46,9 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
     const char* why;
   };
   for (const auto& [rows, places, width, why] :
-       {Case{7, 3000, 65, "a few rows, often"}, Case{5000, 33, 4, "many rows, most untouched"},
-        Case{700, 5000, 130, "runs within a tile"}, Case{513, 40000, 3, "runs over several tiles"},
-        Case{600, 5000, 1, "one column"}}) {
+       {Case{7, 3000, 65, "a few rows, often"}, Case{7, 30001, 65, "so often that they are shared"},
+        Case{5000, 33, 4, "many rows, most untouched"}, Case{700, 5000, 130, "runs within a tile"},
+        Case{513, 40000, 3, "runs over several tiles"}, Case{600, 5000, 1, "one column"}}) {
     SCOPED_TRACE(why);
     const Tensor index = randint(0, rows, {places});
     const Tensor dy = randint(-3, 4, {places, width}).to(float64);
@@ -74,7 +75,8 @@ TEST(Embedding, WithPositionsIsItsDefinition) {
                                                {Shape{2, 2, 3}, 9, 4},
                                                {Shape{6}, 6, 0},
                                                {Shape{0, 4}, 4, 0},
-                                               {Shape{9, 300}, 300, 0}}) {
+                                               {Shape{9, 300}, 300, 0},
+                                               {Shape{30, 300}, 300, 0}}) {
       SCOPED_TRACE(to_string(shape));
       const auto whole = [](const Shape& s) { return randint(-9, 9, s, int32).to(float32); };
       const Tensor index = randint(0, rows, shape, int32), table = whole({rows, 130});
@@ -89,6 +91,23 @@ TEST(Embedding, WithPositionsIsItsDefinition) {
       EXPECT_CLOSE(kernel[0], expected[0], {});
       EXPECT_CLOSE(kernel[1], expected[1], {});
     }
+}
+
+TEST(Embedding, StreamOfAHalfTypeHasTheBitsOfARoundedOne) {
+  for (const DType dtype : {bfloat16, float16}) {
+    const Tensor index = randint(0, 7, {3, 5}, int32), dy = randn({3, 5, 24}).to(dtype);
+    const std::vector<Tensor> inputs{randn({7, 24}).requires_grad_(),
+                                     randn({6, 24}).requires_grad_()};
+    const Tensor wide = embedding(index, inputs[0], inputs[1], 1).to(dtype);
+    const Tensor y = [&] {
+      const Autocast scope(dtype);
+      return embedding(index, inputs[0], inputs[1], 1);
+    }();
+    EXPECT_SAME_BITS(y.detach(), wide.detach());
+    const auto grads = grad({y}, inputs, {dy}), expected = grad({wide}, inputs, {dy});
+    EXPECT_SAME_BITS(grads[0], expected[0]);
+    EXPECT_SAME_BITS(grads[1], expected[1]);
+  }
 }
 
 TEST(Embedding, GradientWithPositionsIsTheDerivative) {
