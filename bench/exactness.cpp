@@ -1,7 +1,7 @@
 // How exact norms are, ours beside the ways to find a variance and beside other libraries' kernels:
 //   ./dev bench exactness [--device cuda]
 // makes docs/exactness.md or docs/exactness-gpu.md, by bench/exactness.py, from this program's
-//   exactness [--elements LOG2] [--device D] [--peers FILE]... > PAGE
+//   exactness [--elements LOG2] [--device D] [--peers FILE]... > PAGE   (FILE is read last)
 // and bench/peers/exactness.py, which takes the draws that `--only-draw FOLDER` leaves. A peers'
 // file has lines `method;kind;dtype;case;cols;largest;mean;wrong`.
 #include <cmath>
@@ -520,7 +520,7 @@ int run_main(int argc, char** argv) {
     if (device.is_cuda()) name = "an " + detail::cuda_device_name(device);
   std::printf(kIntroduction, device.is_cpu() ? "" : " on a GPU", log2, on.c_str(), name.c_str(),
               log2);
-  if (!peers.empty()) {
+  if (!methods.empty()) {
     std::printf(
         "\nThe last columns are other libraries' kernels on the same machine, by\n"
         "bench/peers/exactness.py, of the same inputs.\n");

@@ -28,20 +28,28 @@ def program_for(gpu):
     sys.exit(1)
 
 
-def peers_of(folder, device):
-    """Their files in folder. On a GPU a process a D: Triton's compiler takes most of the time."""
+def start_peers(folder, device):
+    """Their processes and the files that they write. On a GPU a process a D: Triton's compiler takes most of the time."""
     script = [sys.executable, os.path.join(HERE, "peers", "exactness.py"), "--device", device, "--draws", folder]
     cols = sorted(name.removesuffix(".noise") for name in os.listdir(folder) if name.endswith(".noise"))
-    running = []
+    started = []
     for share in cols if device != "cpu" else [",".join(cols)]:
         path = os.path.join(folder, share + ".peers")
         with open(path, "w") as file:
-            running.append((path, subprocess.Popen([*script, "--cols", share], stdout=file)))
-    codes = [process.wait() for _, process in running]
+            started.append((subprocess.Popen([*script, "--cols", share], stdout=file), path))
+    return started
+
+
+def what_they_measured(started):
+    codes = [process.wait() for process, _ in started]
     if any(codes):
         print("exactness: no peers in the page: their programs ended with", *codes, file=sys.stderr)
-        return []
-    return [path for path, _ in running]
+        return ""
+    lines = []
+    for _, path in started:
+        with open(path) as file:
+            lines.append(file.read())
+    return "".join(lines)
 
 
 def main():
@@ -56,14 +64,14 @@ def main():
     program = program_for(gpu)
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([program, "--elements", elements, "--only-draw", folder], check=True)
-        ours = [program, "--elements", elements, "--device", a.device]
-        for file in peers_of(folder, a.device):
-            ours += ["--peers", file]
-        done = subprocess.run(ours, stdout=subprocess.PIPE, text=True)
-    if done.returncode == 0:
+        peers = start_peers(folder, a.device)
+        ours = subprocess.Popen([program, "--elements", elements, "--device", a.device, "--peers", "/dev/stdin"],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # which it reads last
+        text, _ = ours.communicate(what_they_measured(peers))
+    if ours.returncode == 0:
         with open(page, "w") as file:
-            file.write(done.stdout)
-    return done.returncode
+            file.write(text)
+    return ours.returncode
 
 
 if __name__ == "__main__":
