@@ -107,6 +107,7 @@ struct RingWarp {
   const NormBackwardArgs& k;
   const RingPlan& plan;
   const Pace& pace;
+  Acc* const aside;
   unsigned char* memory;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lanes, lane_in, team;  // of those that share a group: how many, which; their number
@@ -124,10 +125,12 @@ struct RingWarp {
   Acc db[kFull ? kVecs : 1][kWidth] = {};
 
   __device__ __forceinline__ RingWarp(const NormBackwardArgs& args, const RingPlan& p,
-                                      const Pace& together, unsigned char* shared, int rank)
+                                      const Pace& together, Acc* sums_aside, unsigned char* shared,
+                                      int rank)
       : k(args),
         plan(p),
         pace(together),
+        aside(sums_aside),
         memory(shared),
         lanes(kBlock ? kWarpSize : p.order.lanes),
         lane_in(lane & (lanes - 1)),
@@ -462,6 +465,42 @@ struct RingWarp {
 
   // ---- Turns
 
+  /// This lane's place among the sums put aside.
+  __device__ __forceinline__ Acc* aside_of(int which, int v) const {
+    const int of_block = static_cast<int>(blockIdx.x) * plan.warps + warp;
+    return aside + (int64_t{of_block} * (kFull ? 2 : 1) + which) * kChunk +
+           (v * kWarpSize + lane) * kWidth;
+  }
+  /// Adds what was put aside before turn n.
+  __device__ __forceinline__ void add_aside(int n) {
+    if (n <= plan.aside_turns) return;
+#pragma unroll
+    for (int which = 0; which < (kFull ? 2 : 1); ++which)
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        Acc(&sum)[kWidth] = which == 0 ? dw[v] : db[kFull ? v : 0];
+        Acc before[kWidth];
+        read_whole(static_cast<const Acc*>(aside_of(which, v)), before);
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) sum[e] = add(before[e], sum[e]);
+      }
+  }
+  /// Sums of very many terms lose digits: after every kAsideRows rows they are added to sums of
+  /// sums in memory, and start from 0 again.
+  __device__ __forceinline__ void put_aside(int n) {
+    if (!aside || n == 0 || (n & (plan.aside_turns - 1)) != 0) return;
+    add_aside(n);
+#pragma unroll
+    for (int which = 0; which < (kFull ? 2 : 1); ++which)
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        Acc(&sum)[kWidth] = which == 0 ? dw[v] : db[kFull ? v : 0];
+        write_whole(aside_of(which, v), sum);
+#pragma unroll
+        for (Acc& e : sum) e = 0;
+      }
+  }
+
   unsigned seen = 0;  // of progress
   int patience = 32;  // how often it looks again
   /// Its count is on its way for a turn before it is looked at.
@@ -494,6 +533,7 @@ struct RingWarp {
     Stats<Acc> next = stats_of(row);
     for (int n = 0; n < turns; ++n) {
       keep_pace(n);
+      put_aside(n);
       landed[stage].wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
       const int first = (place + n * units) * plan.tile_rows;
@@ -535,6 +575,7 @@ struct RingWarp {
         row += units;
         next = stats_of(row);  // on its way meanwhile
         keep_pace(n);
+        put_aside(n);
         landed[stage].wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
         if constexpr (kOdd) straighten(from, at, now.row, true);
@@ -587,7 +628,8 @@ struct RingWarp {
   /// own; others are added here, one unit after another, where the ring was. Not where the barriers
   /// are, which are the hardware's until the block ends: where the GPU was taken from a block for a
   /// time, for another program, it put them back over the sums.
-  __device__ __forceinline__ void leave_sums(const WeightSums<Acc>& sums, int rank) const {
+  __device__ __forceinline__ void leave_sums(const WeightSums<Acc>& sums, int rank) {
+    if (aside) add_aside(turns);
     const bool own = sums.n != plan.size, direct = own || (kBlock && plan.units == 1);
     const int worker = static_cast<int>(blockIdx.x) / plan.cluster;
     const int slice = kBlock ? plan.unit_warps * kChunk : plan.order.vecs * lanes * kWidth;
@@ -635,7 +677,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
                               const __grid_constant__ Pace pace,
-                              const __grid_constant__ WeightSums<float> sums) {
+                              const __grid_constant__ WeightSums<float> sums, float* aside) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
   auto* barriers = reinterpret_cast<SharedBarrier*>(memory);
@@ -644,7 +686,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
-  RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, memory, rank);
+  RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, aside, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int b = 0; b < plan.units * kSlots; ++b)
       arrived[b].init(clustered ? 1 : plan.order.chunks);
@@ -723,12 +765,17 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     const int64_t places = sums.n == size ? workers : units;
     const DeviceScratch<float> scratch(on, std::max<int64_t>(1, places * sums.worker_size()));
     sums.data = scratch.data();
+    const int64_t turns = tiles / plan.bound / units;  // of a unit, or one more
+    const bool many = sums.count > 0 && turns >= plan.aside_turns;
+    const int64_t lanes_sums = workers * plan.cluster * plan.warps * kChunk * (kFull ? 2 : 1);
+    const DeviceScratch<float> aside(on, many ? lanes_sums : 1);
     launch(on,
            {.grid = dim3(static_cast<unsigned>(workers * plan.cluster)),
             .block = dim3(static_cast<unsigned>(threads)),
             .shared = shared,
             .cluster = static_cast<unsigned>(plan.cluster)},
-           kernel, k, plan, Pace(on, plan, units * plan.bound, tiles / plan.bound / units), sums);
+           kernel, k, plan, Pace(on, plan, units * plan.bound, turns), sums,
+           many ? aside.data() : nullptr);
     fold(on, sums, places, k);
     return true;
   };

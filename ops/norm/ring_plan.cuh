@@ -10,6 +10,9 @@ namespace norma::norm_cuda {
 
 inline constexpr int kSlots = 4;  ///< sums on their way: see norm_backward_ring_kernel
 inline constexpr size_t kRingMemory = 224 << 10;
+/// Rows whose terms a lane adds to one sum for a weight. A sum of n random terms errs by some
+/// √n / 5 roundings of its size, and the largest of 4096 by four times that.
+inline constexpr int kAsideRows = 256;
 
 /// Rows that are read into a stage, or written.
 struct RingRows {
@@ -35,6 +38,7 @@ struct RingPlan {
   int tile_rows = 1, stages = 2;             ///< a stage holds a tile
   int pitch = 0;                             ///< elements from a row of a tile to the next
   int behind = 0;                            ///< 1: a row is finished once the next was begun
+  int aside_turns = kAsideRows;              ///< a power of two: RingWarp::put_aside
   /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
   /// than so many eighths of that: see Pace.
   int pace_turns = 0, pace_lead = 0;
@@ -152,6 +156,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     const auto a_tile =
         std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / 128), 1, 8);
     plan.tile_rows = static_cast<int>(a_tile) * plan.step_rows;
+    while (plan.aside_turns * a_tile > kAsideRows) plan.aside_turns /= 2;
     piece *= a_tile;
   }
   if (plan.in[1].element == 2 && k.b && k.options.gate == GateOrder::norm_then_gate)

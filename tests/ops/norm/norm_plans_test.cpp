@@ -71,6 +71,16 @@ class MostSmall {
   int64_t before_ = 0;
 };
 
+/// While it lives, kernels have as many blocks as on a GPU of so many multiprocessors.
+struct Pretended {
+  explicit Pretended(int count) {
+    if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = count;
+  }
+  ~Pretended() {
+    if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = 0;
+  }
+};
+
 bool only_general() {
   if constexpr (kBuiltWithCuda) return norm_cuda::only_general_plans;
   return true;
@@ -233,16 +243,32 @@ TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
   }
 }
 
+TEST_F(NormPlans, WeightGradientsOfVeryManyRowsKeepTheirDigits) {
+  // On one multiprocessor a lane has 3000 rows, or 1500 where a warp takes several at a time: plain
+  // sums of so many terms would be off by some 45 or 30 units, these by at most 15.
+  const NoGrad off;
+  const Pretended gpu(1);
+  struct Size {
+    int64_t rows, cols;
+  };
+  for (const Size& size : {Size{3000, 8192}, Size{48000, 512}, Size{96000, 64}})
+    for (DType dtype : {bfloat16, float32}) {
+      SCOPED_TRACE(format("cols {} {}", size.cols, to_string(dtype)));
+      Member m;
+      m.options.kind = NormKind::layer, m.w = m.b = true;
+      NormArguments a(m, {size.rows, size.cols}, dtype, float32);
+      const Tensor dy = randn({size.rows, size.cols}).to(dtype);
+      const Everything fast = run_on_gpu(a, dy, none);
+      a.x = a.x.to(float64), a.in.w = a.in.w->to(float64), a.in.b = a.in.b->to(float64);
+      const Everything exact = run_on_gpu(a, dy.to(float64), none);
+      const double unit = 0x1p-23 * std::sqrt(static_cast<double>(size.rows));  // terms of about 1
+      EXPECT_CLOSE(fast.backward.dw->to(float64), *exact.backward.dw, {.absolute = 20 * unit});
+      EXPECT_CLOSE(fast.backward.db->to(float64), *exact.backward.db, {.absolute = 20 * unit});
+    }
+}
+
 TEST_F(NormPlans, PortableWeightGradientsHaveTheBitsOfAnyGpu) {
   const NoGrad off;
-  struct Pretended {
-    explicit Pretended(int count) {
-      if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = count;
-    }
-    ~Pretended() {
-      if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = 0;
-    }
-  };
   const MostSmall none_is(0);  // that plan has as many blocks everywhere
   // Of the fast plans: rows of part of a warp, of a warp, a block and a cluster; and the general
   // one.
