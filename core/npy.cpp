@@ -113,7 +113,8 @@ class HeaderParser {
     if (quote == '\'') expect(quote, what);
     const size_t end = text_.find(quote, at_);
     if (end == std::string_view::npos) fail("the string's end");
-    return std::string(text_.substr(std::exchange(at_, end + 1), end - at_));
+    const size_t begin = std::exchange(at_, end + 1);
+    return std::string(text_.substr(begin, end - begin));
   }
   bool boolean() {
     const bool yes = accept_word("True");
