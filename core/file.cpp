@@ -96,6 +96,12 @@ void InputFile::read(int64_t offset, std::span<std::byte> out) const {
   }
 }
 
+std::string InputFile::read_text(int64_t offset, int64_t length) const {
+  std::string text(static_cast<size_t>(length), '\0');
+  read(offset, std::as_writable_bytes(std::span(text)));
+  return text;
+}
+
 AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   const size_t slash = path_.rfind('/');
   name_ = slash == std::string::npos ? path_ : path_.substr(slash + 1);
@@ -184,6 +190,12 @@ std::optional<int64_t> countable_bytes(const Shape& shape, DType dtype) {
 }
 
 }  // namespace
+
+uint64_t little_endian(std::string_view bytes) {
+  uint64_t value = 0;
+  for (size_t i = bytes.size(); i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[i]);
+  return value;
+}
 
 Tensor read_elements(const InputFile& file, std::string_view what, const Shape& shape, DType dtype,
                      int64_t begin, int64_t end) {

@@ -28,6 +28,7 @@ class InputFile {
   int64_t size() const { return size_; }  ///< in bytes, when it was opened
   /// Fills `out` with the bytes from `offset`; IOError where the file ends before.
   void read(int64_t offset, std::span<std::byte> out) const;
+  std::string read_text(int64_t offset, int64_t length) const;  ///< the same, as text
 
  private:
   std::string path_;
@@ -67,6 +68,8 @@ void write_file_atomically(const std::string& path, std::string_view bytes);
 
 // What the formats of tensors share; elements lie row-major and little-endian.
 namespace detail {
+/// The number that up to eight bytes are, the lowest first.
+uint64_t little_endian(std::string_view bytes);
 /// The tensor whose elements are the bytes from `begin` to `end`. IOError naming the path and
 /// `what` where these are not as many as the shape needs, or a bool is neither 0 nor 1.
 Tensor read_elements(const InputFile& file, std::string_view what, const Shape& shape, DType dtype,

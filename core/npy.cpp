@@ -157,24 +157,12 @@ class HeaderParser {
   std::optional<Shape> shape_;
 };
 
-std::string read_text(const InputFile& file, int64_t offset, int64_t length) {
-  std::string text(static_cast<size_t>(length), '\0');
-  file.read(offset, std::as_writable_bytes(std::span(text)));
-  return text;
-}
-
-int64_t little_endian(std::string_view bytes) {
-  int64_t value = 0;
-  for (size_t i = bytes.size(); i-- > 0;) value = value << 8 | static_cast<unsigned char>(bytes[i]);
-  return value;
-}
-
 struct Extent {
   int64_t begin, length;  // of the header's text
 };
 
 Extent find_header(const InputFile& file) {
-  const std::string start = read_text(file, 0, std::min<int64_t>(file.size(), 12));
+  const std::string start = file.read_text(0, std::min<int64_t>(file.size(), 12));
   if (start.size() < 10 || start.substr(0, 6) != kMagic)
     throw IOError("{}: must begin as an .npy file, with \\x93NUMPY and a version, but does not",
                   file.path());
@@ -184,7 +172,8 @@ Extent find_header(const InputFile& file) {
     throw IOError("{}: the .npy version must be 1.0, 2.0 or 3.0, but is {}.{}", file.path(), major,
                   minor);
   const int64_t width = major == 1 ? 2 : 4, begin = 8 + width;
-  const int64_t length = little_endian(std::string_view(start).substr(8, size_t(width)));
+  const auto length =  // of four bytes at most
+      static_cast<int64_t>(detail::little_endian(std::string_view(start).substr(8, size_t(width))));
   if (length > std::min(kMaxHeader, file.size() - begin))
     throw IOError("{}: the header must end within the file and have at most {} bytes, but has {}",
                   file.path(), kMaxHeader, length);
@@ -226,7 +215,7 @@ void save_npy(const std::string& path, const Tensor& t) {
 Tensor load_npy(const std::string& path) {
   const InputFile file(path);
   const Extent extent = find_header(file);
-  const std::string text = read_text(file, extent.begin, extent.length);
+  const std::string text = file.read_text(extent.begin, extent.length);
   const Header header = HeaderParser(path, text).parse();
   const DType dtype = dtype_of_description(path, header.description);
   const int64_t begin = extent.begin + extent.length;

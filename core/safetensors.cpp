@@ -87,24 +87,15 @@ std::string length_bytes(uint64_t length) {
   return bytes;
 }
 
-std::string read_text(const InputFile& file, int64_t offset, int64_t length) {
-  std::string text(static_cast<size_t>(length), '\0');
-  file.read(offset, std::as_writable_bytes(std::span(text)));
-  return text;
-}
-
 std::string read_header(const InputFile& file) {
   if (file.size() < kLengthBytes)
     throw IOError("{}: must begin with the 8 bytes of its header's length, but has {} bytes",
                   file.path(), file.size());
-  uint64_t length = 0;
-  const std::string bytes = read_text(file, 0, kLengthBytes);
-  for (size_t i = bytes.size(); i-- > 0;)
-    length = length << 8 | static_cast<unsigned char>(bytes[i]);
+  const uint64_t length = detail::little_endian(file.read_text(0, kLengthBytes));
   if (length > static_cast<uint64_t>(std::min(kMaxHeader, file.size() - kLengthBytes)))
     throw IOError("{}: the header must end within the file and have at most {} bytes, but has {}",
                   file.path(), kMaxHeader, length);
-  return read_text(file, kLengthBytes, static_cast<int64_t>(length));
+  return file.read_text(kLengthBytes, static_cast<int64_t>(length));
 }
 
 /// Takes a header's JSON apart: an object of flat objects, whose values are texts, numbers and
