@@ -149,19 +149,30 @@ const Tensor& Tensor::add_(const Tensor& other) const {
   return *this;
 }
 
-// Written in place, in one pass over the sizes: a tiny op makes two or three tensors.
+namespace {
+/// The bytes of a dense tensor, whose strides are written: in one pass over the sizes, since a tiny
+/// op makes two or three tensors.
+int64_t lay_out(const Shape& shape, DType dtype, Shape& strides) {
+  strides = shape;
+  int64_t elements = 1, bytes = 0;
+  bool countable = true;
+  for (int i = shape.dim() - 1; i >= 0; --i) {
+    if (shape[i] < 0)
+      throw ShapeError("empty: sizes must be 0 or more, but the shape is {}", shape);
+    strides[i] = elements;
+    countable &= !__builtin_mul_overflow(elements, shape[i], &elements);
+  }
+  if (!countable || __builtin_mul_overflow(elements, size_of(dtype), &bytes))
+    throw ShapeError("empty: a tensor must have less than 2^63 bytes, but the shape is {} of {}",
+                     shape, to_string(dtype));
+  return bytes;
+}
+}  // namespace
+
 Tensor empty(const TensorSpec& spec) {
   auto impl = Ref<TensorImpl>::first(new TensorImpl);
-  impl->shape = impl->strides = spec.shape;
-  int64_t elements = 1;
-  for (int i = spec.shape.dim() - 1; i >= 0; --i) {
-    const int64_t size = spec.shape[i];
-    if (size < 0)
-      throw ShapeError("empty: sizes must be 0 or more, but the shape is {}", spec.shape);
-    impl->strides[i] = elements;
-    elements *= size;
-  }
-  impl->storage = Storage::allocate(elements * size_of(spec.dtype), spec.device);
+  impl->shape = spec.shape;
+  impl->storage = Storage::allocate(lay_out(spec.shape, spec.dtype, impl->strides), spec.device);
   impl->dtype = spec.dtype;
   return Tensor(std::move(impl));
 }
@@ -170,8 +181,9 @@ Tensor empty(const Shape& shape, DType dtype, Device device) {
 }
 Tensor empty_like(const Tensor& t) { return empty(t.spec()); }
 Tensor empty_pinned(const Shape& shape, DType dtype) {
-  return make(Storage::allocate_pinned(shape.numel() * size_of(dtype)), shape, dense_strides(shape),
-              0, dtype);
+  Shape strides;
+  const int64_t bytes = lay_out(shape, dtype, strides);
+  return make(Storage::allocate_pinned(bytes), shape, strides, 0, dtype);
 }
 Tensor full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);

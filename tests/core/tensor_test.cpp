@@ -131,6 +131,15 @@ TEST(Tensor, MistakesAreNamed) {
               empty({2, -1});
             }),
             "empty: sizes must be 0 or more, but the shape is (2, -1)");
+  const int64_t large = int64_t{1} << 32;  // squared, no 64 bits hold it
+  EXPECT_EQ(message_of([&] {
+              empty({large, large});
+            }),
+            "empty: a tensor must have less than 2^63 bytes, but the shape is (4294967296, "
+            "4294967296) of float32");
+  EXPECT_EQ(message_of([&] { empty({int64_t{1} << 60}, float64); }),
+            "empty: a tensor must have less than 2^63 bytes, but the shape is "
+            "(1152921504606846976,) of float64");
   EXPECT_EQ(message_of([] { (void)Tensor().shape(); }),
             "tensor: must hold values, but is empty (default-constructed or moved from)");
 }
