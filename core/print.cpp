@@ -1,7 +1,12 @@
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "norma/core/captured_call.h"
+#include "norma/core/format.h"
 #include "norma/core/tensor.h"
 
 namespace norma {
@@ -10,11 +15,9 @@ namespace {
 constexpr int64_t kSummarizeAbove = 1000;  // elements, as NumPy
 constexpr int64_t kEdge = 3;               // rows and columns shown at each end of a summary
 
-/// One element as NumPy would write it: integers plainly, whole floats as "2.", else 4 digits.
-std::string element_text(double value, DType dtype, std::string_view spec) {
-  if (dtype == bool_) return value != 0 ? "True" : "False";
+/// One element as NumPy would write it: whole floats as "2.", else 4 digits.
+std::string element_text(double value, std::string_view spec) {
   if (!spec.empty()) return format("{:" + std::string(spec) + "}", value);
-  if (!is_floating(dtype)) return format("{:.0f}", value);
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value < 0 ? "-inf" : "inf";
   if (value == std::trunc(value) && std::abs(value) < 1e8) return format("{:.0f}.", value);
@@ -22,18 +25,29 @@ std::string element_text(double value, DType dtype, std::string_view spec) {
   return size >= 1e-4 && size < 1e8 ? format("{:.4f}", value) : format("{:.4e}", value);
 }
 
-/// The elements that are shown, in order, and how to lay them out in nested brackets.
+/// Plainly, and all digits of them: not every int64 is a double.
+std::string element_text(int64_t value, std::string_view spec) {
+  return spec.empty() ? std::to_string(value) : element_text(static_cast<double>(value), spec);
+}
+
+/// The elements that are shown, in order, and how to lay them out in nested brackets. The others
+/// get no text: a large tensor would take longer, and more memory, than its own.
 class Printer {
  public:
   Printer(const Tensor& tensor, std::string_view spec)
       : shape_(tensor.shape()), summarize_(tensor.numel() > kSummarizeAbove) {
-    const std::vector<double> values = tensor.to_vector<double>();
-    texts_.reserve(values.size());
-    for (double value : values) texts_.push_back(element_text(value, tensor.dtype(), spec));
-    measure(0, 0);
+    if (is_floating(tensor.dtype()))
+      write<double>(tensor, [=](double v) { return element_text(v, spec); });
+    else if (tensor.dtype() == bool_)
+      write<int32_t>(tensor, [](int32_t v) { return std::string(v != 0 ? "True" : "False"); });
+    else
+      write<int64_t>(tensor, [=](int64_t v) { return element_text(v, spec); });
   }
 
-  std::string text() { return block(0, 0); }
+  std::string text() {
+    size_t next = 0;
+    return block(0, next);
+  }
 
  private:
   template <class F>
@@ -47,19 +61,27 @@ class Printer {
     }
   }
 
-  void measure(int dim, int64_t offset) {
-    if (dim == shape_.dim()) {
-      width_ = std::max(width_, texts_[static_cast<size_t>(offset)].size());
-      return;
-    }
+  template <class F>
+  void for_elements(int dim, int64_t offset, const F& f) const {
+    if (dim == shape_.dim()) return f(static_cast<size_t>(offset));
     for_shown(shape_[dim], [&](int64_t i) {
-      if (i >= 0) measure(dim + 1, offset * shape_[dim] + i);
+      if (i >= 0) for_elements(dim + 1, offset * shape_[dim] + i, f);
     });
   }
 
-  std::string block(int dim, int64_t offset) const {
+  template <class T, class F>
+  void write(const Tensor& tensor, const F& text_of) {
+    const std::vector<T> values = tensor.to_vector<T>();
+    for_elements(0, 0, [&](size_t i) {
+      texts_.push_back(text_of(values[i]));
+      width_ = std::max(width_, texts_.back().size());
+    });
+  }
+
+  /// `next`: which text comes next.
+  std::string block(int dim, size_t& next) const {
     if (dim == shape_.dim()) {
-      const std::string& text = texts_[static_cast<size_t>(offset)];
+      const std::string& text = texts_[next++];
       return shape_.dim() == 0 ? text : std::string(width_ - text.size(), ' ') + text;
     }
     const bool innermost = dim + 1 == shape_.dim();
@@ -70,14 +92,14 @@ class Printer {
     std::string text = "[";
     for_shown(shape_[dim], [&](int64_t i) {
       if (text.size() > 1) text += gap;
-      text += i < 0 ? "..." : block(dim + 1, offset * shape_[dim] + i);
+      text += i < 0 ? "..." : block(dim + 1, next);
     });
     return text + "]";
   }
 
   Shape shape_;
   bool summarize_;
-  std::vector<std::string> texts_;
+  std::vector<std::string> texts_;  // of those that are shown
   size_t width_ = 0;
 };
 

@@ -110,6 +110,15 @@ TEST(Tensor, PrintsLikeNumPy) {
   EXPECT_EQ(to_string(scalar(7)), "7.");
   EXPECT_EQ(to_string(tensor({0, 1}, bool_)), "[False  True]");
   EXPECT_EQ(to_string(arange(1001)), "[   0    1    2 ...  998  999 1000]");
+  EXPECT_EQ(to_string(arange(1001).reshape({7, 143})),
+            "[[   0    1    2 ...  140  141  142]\n [ 143  144  145 ...  283  284  285]\n"
+            " [ 286  287  288 ...  426  427  428]\n ...\n [ 572  573  574 ...  712  713  714]\n"
+            " [ 715  716  717 ...  855  856  857]\n [ 858  859  860 ...  998  999 1000]]");
+}
+
+TEST(Tensor, PrintsAllDigitsOfIntegersThatNoDoubleHolds) {
+  const int64_t value = (int64_t{1} << 53) + 1;
+  EXPECT_EQ(to_string(from_span(std::span<const int64_t>(&value, 1))), "[9007199254740993]");
 }
 
 TEST(Tensor, MistakesAreNamed) {
