@@ -160,7 +160,6 @@ struct CaptureEngine::Entry {
 
   void fill_slots(const std::vector<Tensor*>& arguments) {
     const NoGrad plain;
-    const bool fresh = slots.empty();
     for (size_t i = 0; i < arguments.size(); ++i) {
       const Tensor& argument = *arguments[i];
       if (!argument.is_leaf())
@@ -168,7 +167,7 @@ struct CaptureEngine::Entry {
             "capture: {} must be without history, but {} made it under recording; "
             "detach() it first",
             paths[i], argument.impl().node->name());
-      if (fresh) {
+      if (i == slots.size()) {  // also where an earlier call threw at this argument
         slots.push_back(empty(argument.spec()));
         if (argument.device().is_cuda()) device = argument.device();
       }

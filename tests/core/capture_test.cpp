@@ -367,6 +367,13 @@ TEST(Capture, ArgumentWithHistoryIsNamed) {
                    "detach() it first");
 }
 
+TEST(Capture, ArgumentsThatWereRefusedAreTakenOnceTheyFit) {
+  auto f = capture([](const Tensor& a, const Tensor& b) { return a + b; });
+  const Tensor a = ones({2}), b = ones({2}).requires_grad_();
+  EXPECT_THROW(f(a, b * 2), GraphError);  // of the same kind as b, but with a history
+  EXPECT_SAME_BITS(f(a, b), full({2}, 2));
+}
+
 TEST(Capture, NestedCallIsNamed) {
   auto inner = capture([](const Tensor& x) { return x * 2; });
   auto outer = capture([&](const Tensor& x) { return inner(x); });
