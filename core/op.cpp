@@ -249,8 +249,7 @@ void require_one_device(const OpInfo& op, Inputs inputs) {
     if (!first) first = t;
     if (t->device() != first->device())
       throw DeviceError(
-          "{}: arguments must be on one device, but are on {} and {}; move one with "
-          ".to(device)",
+          "{}: arguments must be on one device, but are on {} and {}; move one with .to(device)",
           op.name, first->device(), t->device());
   }
 }
@@ -322,6 +321,10 @@ class CastCall {
   SmallVector<const Tensor*, 8> pointers_;
 };
 
+/// Whether result i carries no gradient. Only structs hold constants, and those have few fields: a
+/// vector of results may be longer than the mask.
+bool is_constant(const OpInfo& op, size_t i) { return i < 32 && (op.constants >> i & 1); }
+
 Tensor without_history(const Tensor& t) {
   return detail::raw_view(t, t.shape(), t.strides(), t.offset());
 }
@@ -331,7 +334,7 @@ void run_definition(const OpInfo& op, Call& call) {
   op.define(call);
   for (size_t i = 0; i < call.outputs.size(); ++i) {
     Tensor& y = call.outputs[i];
-    if ((op.constants >> i & 1) && y.defined() && y.requires_grad()) y = without_history(y);
+    if (is_constant(op, i) && y.defined() && y.requires_grad()) y = without_history(y);
   }
 }
 
@@ -340,7 +343,7 @@ void run_definition(const OpInfo& op, Call& call) {
 void separate_from_inputs(const OpInfo& op, Inputs inputs, Call& call) {
   for (size_t i = 0; i < call.outputs.size(); ++i) {
     Tensor& y = call.outputs[i];
-    if (!y.defined() || (op.constants >> i & 1) || y.impl().use_count() == 1)
+    if (!y.defined() || is_constant(op, i) || y.impl().use_count() == 1)
       continue;  // the argument's own holder counts too
     for (const Tensor* x : inputs)
       if (x->defined() && y.is_same(*x)) y = without_history(y);
@@ -363,7 +366,7 @@ void attach(const OpInfo& op, Call& call, Ref<Node> node) {
   TensorImpl* last = nullptr;
   for (size_t i = 0; i < call.outputs.size(); ++i) {
     Tensor& y = call.outputs[i];
-    if (!y.defined() || (op.constants >> i & 1) || !is_floating(y.dtype())) continue;
+    if (!y.defined() || is_constant(op, i) || !is_floating(y.dtype())) continue;
     if (last) last->node = node;
     last = &y.impl();
     last->output_index = static_cast<uint32_t>(i);

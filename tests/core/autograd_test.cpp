@@ -94,6 +94,14 @@ TEST(Autograd, HooksSeeAndReplaceGradients) {
   EXPECT_EQ(calls, 1);
 }
 
+TEST(Autograd, ManyResultsOfOneOpGetTheirGradients) {
+  const Tensor x = arange(40, float32).requires_grad_();
+  const auto parts = chunk(x, 40, 0);
+  (parts[39] * 3 + parts[1]).sum().backward();
+  EXPECT_EQ(x.grad().select(0, 39).item(), 3);
+  EXPECT_EQ(x.grad().select(0, 1).item(), 1);
+}
+
 TEST(Autograd, SecondSweepOverAFreedGraphIsNamed) {
   const Tensor x = leaf({2});
   const Tensor y = (x * x).sum();
