@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <queue>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "norma/core/allocator.h"
 #include "norma/core/autocast.h"
@@ -155,6 +158,10 @@ class Pool {
   size_t size_ = 0;
 };
 
+std::string described(const TensorSpec& spec) {
+  return format("{} {} on {}", to_string(spec.dtype), spec.shape, spec.device);
+}
+
 /// Before someone reads a gradient that a second stream may still be at work on.
 void join_side_stream() {
   if constexpr (kBuiltWithCuda)
@@ -169,9 +176,8 @@ void join_side_stream_for(const Tensor& a, const Tensor& b) {
 
 void Leaf::accumulate(Tensor value) {
   if (value.spec() != outputs[0])
-    throw GraphError("grad: must be {} {} on {}, like its tensor, but is {} {} on {}",
-                     to_string(outputs[0].dtype), outputs[0].shape, outputs[0].device,
-                     to_string(value.dtype()), value.shape(), value.device());
+    throw GraphError("grad: must be {}, like its tensor, but is {}", described(outputs[0]),
+                     described(value.spec()));
   if (!value.requires_grad() && detail::gradient_stays(*this)) {
     join_side_stream();
     const NoGrad plain;
@@ -398,7 +404,13 @@ class Sweep {
     for (auto& [index, hook] : node->hooks) {
       if (!grads[index].defined()) continue;
       join_side_stream();
-      if (std::optional<Tensor> replaced = hook(grads[index])) grads[index] = *replaced;
+      std::optional<Tensor> replaced = hook(grads[index]);
+      if (!replaced) continue;
+      if (replaced->spec() != grads[index].spec())
+        throw GraphError(
+            "register_hook: a hook must return a gradient like its own, {}, but gave {}",
+            described(grads[index].spec()), described(replaced->spec()));
+      grads[index] = *std::move(replaced);
     }
     if (wanted_here) {
       for (const Wanted& wanted : wanted_)
@@ -447,16 +459,15 @@ void seed(Sweep& sweep, const std::vector<Tensor>& outputs,
           i);
     if (!grad_outputs.empty() && grad_outputs[i]) {
       if (grad_outputs[i]->spec() != y.spec())
-        throw ShapeError("backward: the gradient of output {} must be {} {}, but is {} {}", i,
-                         to_string(y.dtype()), y.shape(), to_string(grad_outputs[i]->dtype()),
-                         grad_outputs[i]->shape());
+        throw ShapeError("backward: the gradient of output {} must be {}, but is {}", i,
+                         described(y.spec()), described(grad_outputs[i]->spec()));
       sweep.add(detail::edge_of(y), *grad_outputs[i]);
     } else if (y.numel() == 1) {
       sweep.add(detail::edge_of(y), ones_like(y));
     } else {
       throw GraphError(
-          "backward: output {} must have one element where no gradient is given, but has shape "
-          "{}; pass one, or reduce it with sum()",
+          "backward: output {} must have one element where no gradient is given, but has shape {}; "
+          "pass one, or reduce it with sum()",
           i, y.shape());
     }
   }
@@ -471,8 +482,8 @@ std::vector<Tensor> grad(const std::vector<Tensor>& outputs, const std::vector<T
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].requires_grad())
       throw GraphError(
-          "grad: input {} must require a gradient, but does not; call "
-          "requires_grad_() before it is used",
+          "grad: input {} must require a gradient, but does not; call requires_grad_() before it "
+          "is used",
           i);
     sweep.want(detail::edge_of(inputs[i]), i);
   }
@@ -535,8 +546,8 @@ bool Tensor::has_grad() const {
 Tensor Tensor::grad() const {
   if (!has_grad())
     throw GraphError(
-        "grad: there must have been a backward() that reaches this {} tensor, but "
-        "its grad is empty",
+        "grad: there must have been a backward() that reaches this {} tensor, but its grad is "
+        "empty",
         is_leaf() ? "leaf" : "intermediate");
   auto* leaf = static_cast<Leaf*>(impl().node.get());
   detail::gradient_stays(*leaf);
@@ -548,6 +559,9 @@ void Tensor::clear_grad() const {
 void Tensor::set_grad(const Tensor& value) const {
   if (!is_leaf() || !requires_grad())
     throw GraphError("set_grad: the tensor must be a leaf that requires a gradient");
+  if (value.spec() != spec())  // before the old one goes
+    throw GraphError("set_grad: the gradient must be {}, like its tensor, but is {}",
+                     described(spec()), described(value.spec()));
   const Edge edge = detail::edge_of(*this);
   clear_grad();
   static_cast<Leaf*>(edge.node.get())->accumulate(value);

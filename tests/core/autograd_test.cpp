@@ -94,6 +94,28 @@ TEST(Autograd, HooksSeeAndReplaceGradients) {
   EXPECT_EQ(calls, 1);
 }
 
+TEST(Autograd, HookThatReturnsAnotherShapeIsNamed) {
+  const Tensor x = leaf({1, 2});
+  const Tensor y = x * 2;
+  y.register_hook([](const Tensor&) { return std::optional<Tensor>(ones({3})); });
+  EXPECT_THROW_MSG(
+      (y * 3).sum().backward(), GraphError,
+      format("register_hook: a hook must return a gradient like its own, float32 (2,) on {}, but "
+             "gave float32 (3,) on {}",
+             x.device(), x.device()));
+}
+
+TEST(Autograd, RefusedGradientLeavesTheOldOne) {
+  const Tensor x = leaf({1, 2});
+  x.set_grad(tensor({3, 4}));
+  EXPECT_THROW_MSG(
+      x.set_grad(ones({3})), GraphError,
+      format("set_grad: the gradient must be float32 (2,) on {}, like its tensor, but is float32 "
+             "(3,) on {}",
+             x.device(), x.device()));
+  EXPECT_SAME_BITS(x.grad(), tensor({3, 4}));
+}
+
 TEST(Autograd, ManyResultsOfOneOpGetTheirGradients) {
   const Tensor x = arange(40, float32).requires_grad_();
   const auto parts = chunk(x, 40, 0);
