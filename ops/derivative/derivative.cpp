@@ -57,6 +57,7 @@ Tensor hvp(const UnaryTensorFunction& f, const Tensor& x, const Tensor& v) {
   const EnableGrad recording;
   const Tensor at = variable(x);
   const Tensor gradient = grad({f(at)}, {at}, {}, {.create_graph = true})[0];
+  if (!gradient.requires_grad()) return zeros_like(x);  // f is linear
   return grad({gradient}, {at}, {v}, {.create_graph = create_graph})[0];
 }
 

@@ -84,6 +84,12 @@ TEST(Derivative, HvpIsTheHessianTimesV) {
   EXPECT_CLOSE(h, x * v * 6, {.relative = 8 * unit_roundoff(float64)});
 }
 
+TEST(Derivative, HvpOfALinearFunctionIsZero) {
+  const Tensor x = randn({5}, float64);
+  const Tensor h = hvp([](const Tensor& t) { return (t * 3).sum(); }, x, randn({5}, float64));
+  EXPECT_SAME_BITS(h, zeros_like(x));
+}
+
 TEST(Derivative, CanBeDifferentiatedAgain) {
   const TensorFunction f = [](const auto& in) {
     return std::vector{jvp([](const Tensor& t) { return tanh(t); }, in[0], in[1])};
