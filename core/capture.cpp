@@ -164,8 +164,8 @@ struct CaptureEngine::Entry {
       const Tensor& argument = *arguments[i];
       if (!argument.is_leaf())
         throw GraphError(
-            "capture: {} must be without history, but {} made it under recording; "
-            "detach() it first",
+            "capture: {} must be without history, but {} made it under recording; detach() it "
+            "first",
             paths[i], argument.impl().node->name());
       if (i == slots.size()) {  // also where an earlier call threw at this argument
         slots.push_back(empty(argument.spec()));
@@ -189,8 +189,8 @@ struct CaptureEngine::Entry {
       if (slot.impl().use_count() == 1 && slot.storage()->use_count() == 1) continue;
       slots.clear();  // whoever keeps it may have it
       throw GraphError(
-          "capture: {} must not be kept after the call, but a tensor or a graph still "
-          "refers to it; clone() what is to stay",
+          "capture: {} must not be kept after the call, but a tensor or a graph still refers to "
+          "it; clone() what is to stay",
           paths[i]);
     }
   }
@@ -286,8 +286,7 @@ class CapturedCall final : public StorageWatch {
     if (entry_.on_device.defined())
       throw GraphError(
           "{}: a function captured on {} must work there alone, but random tensors are made on "
-          "cpu; "
-          "draw before the call and pass the tensor, or use dropout()",
+          "cpu; draw before the call and pass the tensor, or use dropout()",
           where, entry_.device);
   }
   void wrote(std::string_view name, const Tensor& target, const Tensor& source, double value) {
@@ -337,8 +336,7 @@ class CapturedCall final : public StorageWatch {
             storages()[i]->bytes());
       throw GraphError(
           "capture: a tensor made in the captured function must not outlive the call, but a {} "
-          "made "
-          "by {} does; return it, or copy_() it into a tensor from outside",
+          "made by {} does; return it, or copy_() it into a tensor from outside",
           described(label.spec), label.maker);
     }
   }
@@ -362,8 +360,7 @@ class CapturedCall final : public StorageWatch {
     if (is_replayed() && entry_.device.is_cuda())
       throw GraphError(
           "{}: a function captured on {} must work there alone, but this is on cpu and would not "
-          "be "
-          "replayed; move what it needs to {} before the call",
+          "be replayed; move what it needs to {} before the call",
           name, entry_.device, entry_.device);
   }
 
@@ -422,8 +419,7 @@ class CapturedCall final : public StorageWatch {
     if (position_ >= entry_.trace.size())
       throw GraphError(
           "capture: every call must do what the captured one did, but this one goes on with {} "
-          "where "
-          "that ended; make what decides it an argument",
+          "where that ended; make what decides it an argument",
           now.name);
     const Event& was = entry_.trace[position_];
     if (was.op != now.op || was.name != now.name || was.seen.size() != now.seen.size())
@@ -449,8 +445,7 @@ class CapturedCall final : public StorageWatch {
     if (was.spec != now.spec)
       throw GraphError(
           "capture: {} must see the same shapes at every call, but its input {} is {}, and was {} "
-          "in "
-          "the captured call",
+          "in the captured call",
           name, i, described(now.spec), described(was.spec));
     if (was.requires_grad != now.requires_grad)
       throw GraphError(
@@ -479,8 +474,7 @@ void forbid_host_read_slow(std::string_view where, const Tensor& t) {
   const std::string_view maker = captured_call->maker(t);
   throw GraphError(
       "{}: a captured function must leave values on the device, but this reads a {} {}{}; return "
-      "it "
-      "and read the copy",
+      "it and read the copy",
       where, described(t.spec()), maker.empty() ? "from outside" : "made by ", maker);
 }
 

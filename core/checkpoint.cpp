@@ -76,8 +76,7 @@ class CheckpointNode final : public Node {
     if (!f_)
       throw GraphError(
           "backward: the graph must still be there, but what checkpoint saved was freed by an "
-          "earlier "
-          "sweep; pass .retain_graph = true to that one");
+          "earlier sweep; pass .retain_graph = true to that one");
     const bool create_graph = is_grad_enabled();
     const EnableGrad recording;
     const RandomReplay replay(random_);
@@ -87,8 +86,7 @@ class CheckpointNode final : public Node {
     for (size_t i = 0; i < arguments_.size(); ++i) {
       if (arguments_[i].storage()->version() != versions_[i])
         throw GraphError(
-            "backward: input {} of checkpoint, of shape {}, was changed in place; clone it "
-            "first",
+            "backward: input {} of checkpoint, of shape {}, was changed in place; clone it first",
             i, arguments_[i].shape());
       stand_ins.push_back(detail::stand_in(arguments_[i], inputs[i], create_graph));
       wanted.push_back(inputs[i].node ? stand_ins.back() : Tensor());

@@ -12,7 +12,7 @@ namespace norma::detail {
 
 int cuda_device_count();                      ///< 0 where there is no GPU or no driver
 std::string cuda_device_name(Device device);  ///< "NVIDIA H100 80GB HBM3"
-std::string cuda_devices_found();             ///< "it has 1 GPU", "no driver was found"
+std::string cuda_devices_found();             ///< "it has 1 GPU", "no GPU was found"
 void cuda_synchronize(Device device);
 
 /// Copies dense bytes between two devices on the stream of the one that is a GPU. A copy to the

@@ -28,10 +28,10 @@ class OneStream {
 extern constinit thread_local bool side_pending;
 
 /// Runs `work`, which may read `reads` and returns what it makes; outside of sweeps as if called
-/// here. Its kernels may start when all
-/// that the thread's stream was given so far is done, and run at the same time as what comes next.
-/// What was given before is joined first. `reads` are held until the join, so that nobody writes to
-/// them in place. The engine joins before an op reads a result and at the end of a sweep.
+/// here. Its kernels may start when all that the thread's stream was given so far is done, and run
+/// at the same time as what comes next. What was given before is joined first. `reads` are held
+/// until the join, so that nobody writes to them in place. The engine joins before an op reads a
+/// result and at the end of a sweep.
 std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work);
 /// The thread's stream waits for the side.
