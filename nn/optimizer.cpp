@@ -33,7 +33,14 @@ Optimizer::Optimizer(const std::vector<ParameterGroup>& groups,
                      std::vector<std::string> state_names)
     : state_names_(std::move(state_names)) {
   for (const ParameterGroup& group : groups)
-    for (const NamedTensor& p : group.parameters) slots_.push_back({p, group.weight_decay, {}});
+    for (const NamedTensor& p : group.parameters) {
+      if (!p.tensor.is_dense())
+        throw ShapeError(
+            "optimizer: {} must be dense, but has shape {} and strides {}; make it a parameter of "
+            "its values' .contiguous()",
+            p.name, p.tensor.shape(), p.tensor.strides());
+      slots_.push_back({p, group.weight_decay, {}});
+    }
 }
 
 Tensor Optimizer::zero_state(const Tensor& p) {

@@ -20,6 +20,7 @@ std::vector<ParameterGroup> decay_groups(const std::vector<NamedTensor>& paramet
                                          double weight_decay, bool decay_gains = false);
 
 /// Changes parameters by their gradients. A parameter without a gradient, or frozen, stays.
+/// ShapeError for one that is not dense.
 class Optimizer {
  public:
   virtual ~Optimizer() = default;

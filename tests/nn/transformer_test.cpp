@@ -220,6 +220,14 @@ TEST(Generate, TemperatureZeroIsTheLikeliestAndTopOneToo) {
                    "generate: the prompt needs a token or more, but is empty");
 }
 
+TEST(Optimizer, ParameterThatIsNotDenseIsNamed) {
+  // Its gradient is dense: element by element the two are in different orders.
+  const Tensor p = arange(6, float32).reshape({2, 3}).t().requires_grad_();
+  EXPECT_THROW_MSG(Sgd({{{{"p", p}}, 0}}), ShapeError,
+                   "optimizer: p must be dense, but has shape (3, 2) and strides (1, 3); make it a "
+                   "parameter of its values' .contiguous()");
+}
+
 TEST(AdamW, FollowsItsFormula) {
   const Tensor p = tensor({1, -2}, float64).requires_grad_();
   AdamW adam({{{{"p", p}}, 0.1}}, {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8});
