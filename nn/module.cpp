@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "norma/core/autograd.h"
 #include "norma/core/format.h"
@@ -65,8 +66,8 @@ void load_state_dict(const Visit& visit, const std::vector<std::pair<std::string
                      std::string_view where) {
   std::map<std::string, const Tensor*> given;
   for (const auto& [name, tensor] : tensors) given[name] = &tensor;
-  const std::vector<NamedTensor> wanted = state_dict(visit);
-  for (const NamedTensor& t : wanted) {
+  std::vector<std::pair<Tensor, const Tensor*>> copies;
+  for (const NamedTensor& t : state_dict(visit)) {
     const auto found = given.find(t.name);
     if (found == given.end())
       throw IOError("{}: {} of shape {} must be there, but is not", where, t.name,
@@ -74,15 +75,14 @@ void load_state_dict(const Visit& visit, const std::vector<std::pair<std::string
     if (found->second->shape() != t.tensor.shape())
       throw IOError("{}: {} is {}, but the model has {}", where, t.name, found->second->shape(),
                     t.tensor.shape());
+    copies.emplace_back(t.tensor, found->second);
     given.erase(found);
   }
   if (!given.empty())
     throw IOError("{}: {} is not in the model, nor {} others", where, given.begin()->first,
                   given.size() - 1);
   const NoGrad plain;
-  for (const NamedTensor& t : wanted)
-    for (const auto& [name, tensor] : tensors)
-      if (name == t.name) t.tensor.copy_(tensor.to(t.tensor.device()));
+  for (const auto& [target, values] : copies) target.copy_(values->to(target.device()));
 }
 
 void set_training(const Visit& visit, bool on) {
