@@ -68,7 +68,7 @@ std::vector<int32_t> generate(LanguageModel& model, const std::vector<int32_t>& 
     throw ValueError("generate: temperature must be 0 or more, but is {}", o.temperature);
   if (o.top_k < 0) throw ValueError("generate: top_k must be 0 or more, but is {}", o.top_k);
   const NoGrad plain;
-  eval(model);
+  const EvalScope without_dropout(model);
   Generator generator(o.seed, "sample");
   Decoder decoder(model, prompt);
   const std::vector<int32_t>& tokens = decoder.tokens();
@@ -77,7 +77,6 @@ std::vector<int32_t> generate(LanguageModel& model, const std::vector<int32_t>& 
     if (seen) seen(tokens.back());
     if (o.end && tokens.back() == *o.end) break;
   }
-  train(model);
   return {tokens.begin() + static_cast<ptrdiff_t>(prompt.size()), tokens.end()};
 }
 

@@ -28,10 +28,13 @@ class Collector final : public Visitor {
 class ModeSetter final : public Visitor {
  public:
   explicit ModeSetter(bool on) : on_(on) {}
+  std::vector<std::pair<bool*, bool>> before;
 
  private:
   void parameter(const std::string&, Parameter&) override {}
-  void mode(bool& training) override { training = on_; }
+  void mode(bool& training) override {
+    before.emplace_back(&training, std::exchange(training, on_));
+  }
   bool on_;
 };
 
@@ -102,6 +105,15 @@ void convert(const Visit& visit, const std::function<Tensor(const Tensor&)>& to)
 }
 
 }  // namespace detail
+
+EvalScope::EvalScope(const Visit& visit) {
+  ModeSetter setter(false);
+  visit(setter);
+  before_ = std::move(setter.before);
+}
+EvalScope::~EvalScope() {
+  for (const auto& [mode, before] : before_) *mode = before;
+}
 
 std::string parameter_table(const std::vector<NamedTensor>& parameters) {
   size_t width = 4;

@@ -131,6 +131,20 @@ template <class M>
 void eval(M& module) {
   train(module, false);
 }
+/// While one lives, the module is as eval() makes it; afterwards each sub-module is as it was. The
+/// module must not move meanwhile.
+class EvalScope {
+ public:
+  template <class M>
+  explicit EvalScope(M& module) : EvalScope(visit_of(module)) {}
+  explicit EvalScope(const Visit& visit);
+  ~EvalScope();
+  EvalScope(const EvalScope&) = delete;
+  EvalScope& operator=(const EvalScope&) = delete;
+
+ private:
+  std::vector<std::pair<bool*, bool>> before_;
+};
 /// Converts all floating parameters and buffers, whoever else holds a handle to them included.
 template <class M>
 void to(M& module, DType dtype) {

@@ -166,7 +166,7 @@ LanguageModelOptions model_options(const TrainOptions& o, int64_t vocab_size, in
 
 Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) {
   const NoGrad plain;
-  eval(model);
+  const EvalScope without_dropout(model);
   const Device device = parameters(model).front().device();
   const int64_t all = dataset.validation_rows(), n = rows == 0 ? all : std::min(rows, all);
   std::vector<double> losses, counts;
@@ -191,7 +191,6 @@ Evaluation evaluate(LanguageModel& model, const Dataset& dataset, int64_t rows) 
       right += right_tokens(batch, predicted);
     }
   }
-  train(model);
   Evaluation e;
   double total = 0, tokens = 0, squares = 0;
   for (size_t i = 0; i < losses.size(); ++i) total += losses[i], tokens += counts[i];

@@ -116,6 +116,15 @@ TEST_F(TrainerTest, LoadedModelPredictsWhatWasTrained) {
             evaluate(trainer.model(), trainer.dataset(), 64).loss);
 }
 
+TEST_F(TrainerTest, EvaluationLeavesTheModelInTheModeItFound) {
+  Trainer trainer(tiny());
+  for (const bool training : {false, true}) {
+    train(trainer.model(), training);
+    trainer.validate(8);
+    EXPECT_EQ(trainer.model().dropout.training, training);
+  }
+}
+
 TEST_F(TrainerTest, OtherFilesAreNoCheckpoints) {
   save_safetensors(path + "/x.safetensors", {{"a", ones({2}, float32, cpu)}});
   EXPECT_THROW_MSG(load_model(path + "/x.safetensors"), IOError,

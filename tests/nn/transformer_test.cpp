@@ -220,6 +220,19 @@ TEST(Generate, TemperatureZeroIsTheLikeliestAndTopOneToo) {
                    "generate: the prompt needs a token or more, but is empty");
 }
 
+TEST(Generate, LeavesTheModelInTheModeItFound) {
+  Transformer model(tiny());
+  eval(model);
+  generate(model, {1}, {.length = 2});
+  EXPECT_FALSE(model.dropout.training);
+  EXPECT_FALSE(model.h[0].attn->dropout.training);
+  train(model);
+  const auto stop = [](int32_t) { throw ValueError("enough"); };
+  EXPECT_THROW(generate(model, {1}, {.length = 2}, stop), ValueError);
+  EXPECT_TRUE(model.dropout.training);
+  EXPECT_TRUE(model.h[0].attn->dropout.training);
+}
+
 TEST(Optimizer, ParameterThatIsNotDenseIsNamed) {
   // Its gradient is dense: element by element the two are in different orders.
   const Tensor p = arange(6, float32).reshape({2, 3}).t().requires_grad_();
