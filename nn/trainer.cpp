@@ -70,13 +70,16 @@ Positions positions_of(const std::string& name) {
 
 // Metadata is text; numbers go through these, exactly.
 std::string to_text(double value) { return format("{:.17g}", value); }
-template <class T>
-T number(const Safetensors& file, const std::string& key) {
+const std::string& text_of(const Safetensors& file, const std::string& key) {
   const auto found = file.metadata.find(key);
   if (found == file.metadata.end())
     throw IOError("{}: must be a checkpoint of norma, but has no {}", file.path, key);
+  return found->second;
+}
+template <class T>
+T number(const Safetensors& file, const std::string& key) {
   T value{};
-  const std::string& text = found->second;
+  const std::string& text = text_of(file, key);
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size())
     throw IOError("{}: {} must be a number, but is {}", file.path, key, text);
@@ -86,9 +89,9 @@ T number(const Safetensors& file, const std::string& key) {
 CheckpointInfo info_of(const Safetensors& file) {
   CheckpointInfo info;
   info.step = number<int64_t>(file, "step");
-  set_from_json(info.options, file.metadata.at("options"), file.path);
-  info.vocabulary = file.metadata.at("vocabulary");
-  info.made_by = file.metadata.at("made_by");
+  set_from_json(info.options, text_of(file, "options"), file.path);
+  info.vocabulary = text_of(file, "vocabulary");
+  info.made_by = text_of(file, "made_by");
   if (file.metadata.contains("best_step")) {
     info.best_step = number<int64_t>(file, "best_step");
     info.best_loss = number<double>(file, "best_loss");

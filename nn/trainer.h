@@ -76,6 +76,8 @@ class Trainer {
  public:
   /// A fresh run. Throws ValueError for options that no run can have.
   explicit Trainer(const TrainOptions& options);
+  Trainer(const Trainer&) = delete;  // nor does it move: its captured functions hold its address
+  Trainer& operator=(const Trainer&) = delete;
   /// Goes on from a checkpoint: IOError where it does not fit.
   static std::unique_ptr<Trainer> resume(const std::string& checkpoint);
 

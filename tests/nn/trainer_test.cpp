@@ -125,10 +125,15 @@ TEST_F(TrainerTest, EvaluationLeavesTheModelInTheModeItFound) {
   }
 }
 
+static_assert(!std::is_move_constructible_v<Trainer>, "its captured functions hold its address");
+
 TEST_F(TrainerTest, OtherFilesAreNoCheckpoints) {
   save_safetensors(path + "/x.safetensors", {{"a", ones({2}, float32, cpu)}});
   EXPECT_THROW_MSG(load_model(path + "/x.safetensors"), IOError,
                    path + "/x.safetensors: must be a checkpoint of norma, but has no step");
+  save_safetensors(path + "/y.safetensors", {}, {{"step", "1"}});
+  EXPECT_THROW_MSG(load_model(path + "/y.safetensors"), IOError,
+                   path + "/y.safetensors: must be a checkpoint of norma, but has no options");
   EXPECT_THROW_MSG(
       Trainer({.task = "copying", .context = 7}), ValueError,
       "context: the task copying takes 32 tokens a row, but context is 7; leave it out");
