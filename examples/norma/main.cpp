@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
     return app.exit(error);
   } catch (const CLI::ParseError& error) {
     return app.exit(error);
-  } catch (const norma::Error& error) {
+  } catch (const std::exception& error) {  // the library's own, and what memory and files throw
     std::fprintf(stderr, "norma: %s\n", error.what());
     return 1;
   }

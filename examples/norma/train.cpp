@@ -190,7 +190,7 @@ void draw(const Trainer& trainer, const RunFolder& run) {
                 {.best_loss = trainer.dataset().best_loss(),
                  .levels = {{"knowing single tokens", b.unigram}, {"knowing pairs", b.bigram}}});
     std::printf("curves: %s\n", run.curves_path().c_str());
-  } catch (const IOError& error) {
+  } catch (const Error& error) {  // gnuplot is missing, or no loss is finite
     std::printf("no picture of the curves: %s\n", error.what());
   }
 }
