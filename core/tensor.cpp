@@ -44,6 +44,12 @@ void require_constant(std::string_view where, const Tensor& value) {
         where);
 }
 
+bool repeats_elements(const Tensor& t) {
+  for (int i = 0; i < t.dim(); ++i)
+    if (t.strides()[i] == 0 && t.shape()[i] > 1) return t.numel() > 0;
+  return false;
+}
+
 /// Tells observers of values that come from the host.
 void wrote_values(std::string_view name, const Tensor& t) {
   if (!Observer::current()) return;
@@ -135,6 +141,11 @@ const Tensor& Tensor::copy_(const Tensor& source) const {
 const Tensor& Tensor::add_(const Tensor& other) const {
   require_writable("add_", *this);
   require_constant("add_", other);
+  if (repeats_elements(*this))
+    throw ShapeError(
+        "add_: the elements of the target must lie apart, but with shape {} it has strides {}; "
+        "clone() it first",
+        shape(), strides());
   if (other.shape() != shape())
     throw ShapeError("add_: other must be {}, but is {}", shape(), other.shape());
   if (other.dtype() != dtype())

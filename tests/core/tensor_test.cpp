@@ -78,6 +78,7 @@ TEST(Tensor, AddIntoSumsThroughStrides) {
 }
 
 TEST(Tensor, EmptyTensorsHaveNoElementsAndNoTrouble) {
+  zeros({3, 0}).add_(zeros({3, 0}));
   Tensor none_at_all = zeros({0, 3});
   none_at_all.add_(ones({0, 3}));
   EXPECT_EQ(none_at_all.numel(), 0);
@@ -136,6 +137,9 @@ TEST(Tensor, MistakesAreNamed) {
             "copy_: source must broadcast to (3,), but is (2, 3)");
   EXPECT_EQ(message_of([] { ones({2}).add_(ones({2}, float64)); }),
             "add_: other must be float32, but is float64; convert it first");
+  EXPECT_EQ(message_of([] { zeros({1}).expand({3}).add_(ones({3})); }),
+            "add_: the elements of the target must lie apart, but with shape (3,) it has strides "
+            "(0,); clone() it first");
   EXPECT_EQ(message_of([] {
               empty({2, -1});
             }),
