@@ -1,11 +1,11 @@
 #include "norma/nn/language_model.h"
 
 #include <algorithm>
-#include <charconv>
 #include <map>
 
 #include "norma/core/format.h"
 #include "norma/nn/init.h"
+#include "norma/nn/layer_runs.h"
 #include "norma/ops/embedding/embedding.h"
 #include "norma/ops/view/view.h"
 
@@ -53,14 +53,6 @@ std::vector<SublayerKind> layer_from_string(std::string_view text) {
   return kinds;
 }
 
-int64_t count_from(std::string_view run, std::string_view digits) {
-  int64_t count = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
-  if (error != std::errc() || end != digits.data() + digits.size() || count < 0)
-    throw ValueError("layers: a run must be sub-layers:layers, but is {}", run);
-  return count;
-}
-
 MakeNorm norms_of(const LanguageModelOptions& o) {
   return [spec = NormSpec{.kind = o.norm, .dim = o.d_model, .bias = o.bias}] { return Norm(spec); };
 }
@@ -74,17 +66,8 @@ std::vector<std::vector<SublayerKind>> layers_from_string(std::string_view text,
       layers.push_back(layer_from_string(i % 4 == 3 ? "transformer" : "mamba2"));
     return layers;
   }
-  for (std::string_view rest = text; !rest.empty();) {
-    const std::string_view run = rest.substr(0, rest.find(','));
-    rest.remove_prefix(std::min(run.size() + 1, rest.size()));
-    const size_t colon = run.find(':');
-    const int64_t count = colon == run.npos ? n_layers : count_from(run, run.substr(colon + 1));
-    const auto kinds = layer_from_string(run.substr(0, colon));
-    for (int64_t i = 0; i < count && std::ssize(layers) <= n_layers; ++i) layers.push_back(kinds);
-  }
-  if (std::ssize(layers) != n_layers)
-    throw ValueError("layers: the runs of {} must add up to n_layers = {}, but do not", text,
-                     n_layers);
+  for (const LayerRun& run : layer_runs("layers", "sub-layers", text, n_layers))
+    layers.insert(layers.end(), static_cast<size_t>(run.layers), layer_from_string(run.name));
   return layers;
 }
 

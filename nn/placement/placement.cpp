@@ -1,8 +1,7 @@
 #include "norma/nn/placement/placement.h"
 
-#include <charconv>
-
 #include "norma/core/format.h"
+#include "norma/nn/layer_runs.h"
 #include "norma/ops/elementwise/binary.h"
 
 namespace norma::nn {
@@ -117,26 +116,8 @@ std::vector<std::string> placement_names() {
 
 std::vector<const Placement*> placements(std::string_view text, int64_t n_layers) {
   std::vector<const Placement*> layers;
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const size_t comma = std::min(rest.find(','), rest.size());
-    const std::string_view run = rest.substr(0, comma);
-    rest.remove_prefix(std::min(comma + 1, rest.size()));
-    const size_t colon = run.find(':');
-    int64_t count = n_layers;
-    if (colon != run.npos) {
-      const std::string_view digits = run.substr(colon + 1);
-      const auto [end, error] =
-          std::from_chars(digits.data(), digits.data() + digits.size(), count);
-      if (error != std::errc() || end != digits.data() + digits.size() || count < 0)
-        throw ValueError("placement: a run must be name:layers, but is {}", run);
-    }
-    const Placement& p = placement(run.substr(0, colon));
-    for (int64_t i = 0; i < count && std::ssize(layers) <= n_layers; ++i) layers.push_back(&p);
-  }
-  if (std::ssize(layers) != n_layers)
-    throw ValueError("placement: the runs of {} must add up to n_layers = {}, but do not", text,
-                     n_layers);
+  for (const LayerRun& run : layer_runs("placement", "name", text, n_layers))
+    layers.insert(layers.end(), static_cast<size_t>(run.layers), &placement(run.name));
   for (const Placement* p : layers)
     if (p->more_streams != layers[0]->more_streams)
       throw ValueError("placement: all layers must carry the same streams, but those of {} do not",
