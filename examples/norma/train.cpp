@@ -258,7 +258,7 @@ void profile(Trainer& trainer) {
 }
 
 void run_train(Settings& s) {
-  if (s.threads > 0) set_num_threads(s.threads);
+  if (s.threads != 0) set_num_threads(s.threads);
   std::signal(SIGINT, on_interrupt);
   std::unique_ptr<Trainer> trainer;
   if (!s.resume.empty()) {
@@ -311,7 +311,7 @@ void add_train(CLI::App& app) {
   train.option("--resume", settings->resume, "go on with the run in this folder");
   train.option("--config", settings->config,
                "settings from a JSON file such as a run's config.json; flags override it");
-  train.option("--threads", settings->threads, "threads; default: all processors");
+  train.option("--threads", settings->threads, "threads; 0: all processors");
   train.flag("--profile", settings->profile,
              "time, bytes and share of each op in ten steps, and no run");
   // Flags go into options of their own, so that a configuration file does not override them.

@@ -17,5 +17,6 @@ says() {
 }
 
 says "the folder must hold a run" sample "$folder"
+says "count must be from 1 to 1024, but is -1" train --threads -1
 says "but has no such block left" train --task copying --n-heads 1 --d-model 10000000000000 \
   --out "$folder/run"
