@@ -90,7 +90,6 @@ int main() {
   draw(network, moons);
   print(
       "\nThe border between ' ' and '#' bends around both moons: without the hidden layer it would "
-      "be "
-      "a line.\nThe plane's values are in two_moons.csv (x, y, probability of x).\n");
+      "be a line.\nThe plane's values are in two_moons.csv (x, y, probability of x).\n");
   return accuracy(network(moons.points), moons.labels) > 0.97 ? 0 : 1;
 }

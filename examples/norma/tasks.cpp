@@ -1,11 +1,11 @@
 // norma tasks: which model learns which task, beside what the papers report.
 #include "norma/nn/data/tasks.h"
 
+#include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>

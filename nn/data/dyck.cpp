@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <utility>
 
 #include "norma/core/error.h"
 #include "norma/nn/data/draws.h"
