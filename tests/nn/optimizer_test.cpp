@@ -1,0 +1,79 @@
+#include "norma/nn/optimizer.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "norma/ops/elementwise/binary.h"
+#include "norma/ops/reduce/reduce.h"
+#include "testing/compare.h"
+
+namespace norma::nn {
+namespace {
+
+TEST(Optimizer, ParameterThatIsNotDenseIsNamed) {
+  // Its gradient is dense: element by element the two are in different orders.
+  const Tensor p = arange(6, float32).reshape({2, 3}).t().requires_grad_();
+  EXPECT_THROW_MSG(Sgd({{{{"p", p}}, 0}}), ShapeError,
+                   "optimizer: p must be dense, but has shape (3, 2) and strides (1, 3); make it a "
+                   "parameter of its values' .contiguous()");
+}
+
+TEST(AdamW, FollowsItsFormula) {
+  const Tensor p = tensor({1, -2}, float64).requires_grad_();
+  AdamW adam({{{{"p", p}}, 0.1}}, {.beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8});
+  double m[2] = {}, v[2] = {}, x[2] = {1, -2};
+  for (int t = 1; t <= 3; ++t) {
+    adam.zero_grad();
+    (p * p * p).sum().backward();
+    adam.step(0.05);
+    for (int i = 0; i < 2; ++i) {
+      const double g = 3 * x[i] * x[i];
+      m[i] = 0.9 * m[i] + 0.1 * g, v[i] = 0.99 * v[i] + 0.01 * g * g;
+      const double mh = m[i] / (1 - std::pow(0.9, t)), vh = v[i] / (1 - std::pow(0.99, t));
+      x[i] = x[i] * (1 - 0.05 * 0.1) - 0.05 * mh / (std::sqrt(vh) + 1e-8);
+    }
+    EXPECT_CLOSE(p.detach(), tensor({x[0], x[1]}, float64), {.relative = 1e-13});
+  }
+}
+
+TEST(Sgd, MomentumAndNesterovFollowTheirFormula) {
+  for (bool nesterov : {false, true}) {
+    const Tensor p = tensor({2}, float64).requires_grad_();
+    Sgd sgd({{{{"p", p}}, 0}}, {.momentum = 0.5, .nesterov = nesterov});
+    double x = 2, b = 0;
+    for (int t = 0; t < 3; ++t) {
+      sgd.zero_grad();
+      (p * p).sum().backward();
+      sgd.step(0.1);
+      const double g = 2 * x;
+      b = 0.5 * b + g;
+      x -= 0.1 * (nesterov ? g + 0.5 * b : b);
+      EXPECT_CLOSE(p.detach(), tensor({x}, float64), {.relative = 1e-14});
+    }
+  }
+}
+
+TEST(ClipGradNorm, ScalesToTheLimitAndReportsTheNormBefore) {
+  const Tensor a = zeros({2}).requires_grad_(), b = zeros({1}).requires_grad_();
+  a.set_grad(tensor({3, 0}));
+  b.set_grad(tensor({4}));
+  EXPECT_EQ(clip_grad_norm({a, b}, 10).item(), 5);
+  EXPECT_SAME_BITS(a.grad(), tensor({3, 0}));
+  EXPECT_EQ(clip_grad_norm({a, b}, 1).item(), 5);
+  EXPECT_CLOSE(a.grad(), tensor({0.6, 0}), {.relative = 1e-6});
+  EXPECT_CLOSE(b.grad(), tensor({0.8}), {.relative = 1e-6});
+}
+
+TEST(Schedule, RisesThenFallsToItsEnd) {
+  const Schedule s{.lr = 1, .min_lr = 0.1, .warmup = 9, .steps = 109};
+  EXPECT_DOUBLE_EQ(s.at(0), 0.1);
+  EXPECT_DOUBLE_EQ(s.at(8), 0.9);
+  EXPECT_DOUBLE_EQ(s.at(9), 1);
+  EXPECT_DOUBLE_EQ(s.at(59), 0.55);
+  EXPECT_DOUBLE_EQ(s.at(108), 0.1 + 0.45 * (1 + std::cos(0.99 * std::numbers::pi)));
+  EXPECT_DOUBLE_EQ((Schedule{.kind = ScheduleKind::linear, .lr = 1, .min_lr = 0, .steps = 4}.at(3)),
+                   0.25);
+}
+
+}  // namespace
+}  // namespace norma::nn
