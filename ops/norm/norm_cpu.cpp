@@ -76,8 +76,9 @@ class Affine {
 
 /// Rows a task; the buffers of a task are one scratch tensor, so that nothing is allocated twice.
 Split row_blocks(int64_t rows, int64_t cols) {
-  if (rows > 0 && rows * cols <= detail::kPieceGrain) return {.blocks = 1, .size = rows, .n = rows};
-  return split(rows, std::max<int64_t>(1, detail::kPieceGrain / cols));
+  constexpr int64_t kGrain = 1 << 14;  // elements: the 768 × 128 of a toy model in six, not three
+  if (rows > 0 && rows * cols <= kGrain) return {.blocks = 1, .size = rows, .n = rows};
+  return split(rows, std::max<int64_t>(1, kGrain / cols));
 }
 
 /// Whether results should go past the caches: all that the op moves is more than those hold, and

@@ -73,6 +73,16 @@ TEST(Matmul, TransposedAndStridedOperandsGiveTheSameProduct) {
   close_to(matmul(gaps, b));
 }
 
+/// A weight's gradient: its sums are long enough to be taken in halves, whose sizes differ here.
+TEST(Matmul, LongSumsOverDenseRowsGiveTheSameProduct) {
+  for (int64_t k : {511, 512, 515, 1031}) {
+    SCOPED_TRACE(k);
+    const Tensor a = randn({k, 37}, float64), b = randn({k, 41}, float64);
+    EXPECT_CLOSE(matmul(a.t(), b), by_broadcasting(a.t(), b),
+                 {.absolute = static_cast<double>(k * k) * unit_roundoff(float64)});
+  }
+}
+
 TEST(Matmul, HeadsReadWhereTheyLie) {
   // (B, T, H, D) seen as (B, H, T, D), as attention does.
   const Tensor x = randn({2, 5, 3, 4}, float64);
@@ -84,11 +94,13 @@ TEST(Matmul, HeadsReadWhereTheyLie) {
 TEST(Matmul, BitsDoNotDependOnThreads) {
   const int before = num_threads();
   const Tensor a = randn({130, 70}), b = randn({70, 90}), c = randn({9, 33, 17});
-  const Tensor ab = matmul(a, b), cc = matmul(c, c.t());
+  const Tensor x = randn({600, 50}), dy = randn({600, 130});
+  const Tensor ab = matmul(a, b), cc = matmul(c, c.t()), dw = matmul(dy.t(), x);
   for (int threads : {1, 3}) {
     set_num_threads(threads);
     EXPECT_SAME_BITS(matmul(a, b), ab);
     EXPECT_SAME_BITS(matmul(c, c.t()), cc);
+    EXPECT_SAME_BITS(matmul(dy.t(), x), dw);
   }
   set_num_threads(before);
 }
