@@ -15,6 +15,13 @@ std::vector<std::string> names_of(const std::vector<NamedTensor>& tensors) {
   return names;
 }
 
+/// Other tests may have added names of their own.
+std::string listed(const std::vector<std::string>& names) {
+  std::string all;
+  for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+  return all;
+}
+
 TEST(Transformer, NamesAreThoseOfGpt2) {
   Transformer model({.vocab_size = 7, .context = 5, .n_layers = 1, .n_heads = 2, .d_model = 8});
   EXPECT_THAT(
@@ -77,8 +84,7 @@ TEST(Transformer, TiedWeightIsOneParameterUnderItsFirstName) {
 TEST(Transformer, MistakesAreNamed) {
   TransformerOptions o = tiny("pre:1,postt:1");
   EXPECT_THROW_MSG(Transformer{o}, ValueError,
-                   "placement: must be one of parallel, post, pre, residual-dual, sandwich, but is "
-                   "postt");
+                   "placement: must be one of " + listed(placement_names()) + ", but is postt");
   o.placement = "pre:3";
   EXPECT_THROW_MSG(Transformer{o}, ValueError,
                    "placement: the runs of pre:3 must add up to n_layers = 2, but do not");
@@ -89,7 +95,7 @@ TEST(Transformer, MistakesAreNamed) {
   o = tiny();
   o.norm = "batch";
   EXPECT_THROW_MSG(Transformer{o}, ValueError,
-                   "norm: must be one of layer, none, rms, but is batch");
+                   "norm: must be one of " + listed(norm_kinds()) + ", but is batch");
   Transformer model(tiny());
   EXPECT_THROW_MSG(
       model(zeros({1, 6}, int32)), ShapeError,
