@@ -3,10 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "testing/compare.h"
+
 namespace norma {
 namespace {
 
-using testing::ElementsAre;
+using ::testing::ElementsAre;
 
 /// A (rows, cols) tensor of 0, 1, 2, … in that dtype.
 Tensor counting(int64_t rows, int64_t cols, DType dtype = float32) {
@@ -115,6 +117,13 @@ TEST(Tensor, PrintsLikeNumPy) {
             "[[   0    1    2 ...  140  141  142]\n [ 143  144  145 ...  283  284  285]\n"
             " [ 286  287  288 ...  426  427  428]\n ...\n [ 572  573  574 ...  712  713  714]\n"
             " [ 715  716  717 ...  855  856  857]\n [ 858  859  860 ...  998  999 1000]]");
+}
+
+TEST(SameBits, TellsIntegersApartThatAreOneDouble) {
+  const int64_t values[] = {(int64_t{1} << 53) + 1, int64_t{1} << 53};
+  const Tensor t = from_span(std::span<const int64_t>(values));
+  EXPECT_FALSE(testing::same_bits(t.select(0, 0), t.select(0, 1)));
+  EXPECT_TRUE(testing::same_bits(t, t.clone()));
 }
 
 TEST(Tensor, PrintsAllDigitsOfIntegersThatNoDoubleHolds) {

@@ -12,6 +12,19 @@ namespace {
          << "shapes " << to_string(a.shape()) << " and " << to_string(b.shape());
 }
 
+/// Every float is a double, every integer and bool an int64_t.
+template <class Wide>
+::testing::AssertionResult same_elements(const Tensor& a, const Tensor& b) {
+  const auto u = a.to_vector<Wide>(), v = b.to_vector<Wide>();
+  for (size_t i = 0; i < u.size(); ++i) {
+    if (u[i] != u[i] && v[i] != v[i]) continue;
+    if (std::memcmp(&u[i], &v[i], sizeof(Wide)) != 0)
+      return ::testing::AssertionFailure() << "element " << i << " of " << to_string(a.shape())
+                                           << ": " << u[i] << " and " << v[i];
+  }
+  return ::testing::AssertionSuccess();
+}
+
 }  // namespace
 
 ::testing::AssertionResult close(const Tensor& actual, const Tensor& expected, const Closeness& c) {
@@ -35,14 +48,7 @@ namespace {
   if (a.dtype() != b.dtype())
     return ::testing::AssertionFailure()
            << "dtypes " << to_string(a.dtype()) << " and " << to_string(b.dtype());
-  const auto u = a.to_vector<double>(), v = b.to_vector<double>();
-  for (size_t i = 0; i < u.size(); ++i) {
-    if (std::isnan(u[i]) && std::isnan(v[i])) continue;
-    if (std::memcmp(&u[i], &v[i], sizeof(double)) != 0)
-      return ::testing::AssertionFailure() << "element " << i << " of " << to_string(a.shape())
-                                           << ": " << u[i] << " and " << v[i];
-  }
-  return ::testing::AssertionSuccess();
+  return is_floating(a.dtype()) ? same_elements<double>(a, b) : same_elements<int64_t>(a, b);
 }
 
 ::testing::AssertionResult passed(const GradcheckReport& report) {
