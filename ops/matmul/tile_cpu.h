@@ -38,7 +38,7 @@ struct Slab {
   int64_t rows, cols, row_stride, col_stride;
 };
 
-/// kTileRows of A at depth p: packed, k × kTileRows, or as they lie where k is dense.
+/// kTileRows of A at depth p: packed, k × kTileRows, or as they lie where k is dense, or the rows.
 template <class T>
 struct PackedRows {
   const T* data;
@@ -50,6 +50,13 @@ struct PlainRows {
   int64_t stride;
   // Three rows a pointer: the processor adds one index to an address, and has few registers.
   T at(int i, int64_t p) const { return (data + i / 3 * 3 * stride)[i % 3 * stride + p]; }
+};
+
+template <class T>
+struct BesideRows {
+  const T* data;
+  int64_t stride;
+  T at(int i, int64_t p) const { return data[p * stride + i]; }
 };
 
 /// Where a product goes.
@@ -276,11 +283,14 @@ void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, in
       return a.col_stride == 1 && spread && last - i >= kTileRows;
     };
     const bool beside = a.row_stride == 1 && a.col_stride != 1;
-    if (beside)
+    // All of it stays in the first cache: attention's scores.
+    const bool small = depth * a.col_stride * static_cast<int64_t>(sizeof(T)) <= 16 << 10;
+    const auto is_beside = [&](int64_t i) { return beside && small && last - i >= kTileRows; };
+    if (beside && !small)
       pack_beside<kTileRows>(a.data + first + p * a.col_stride, a.col_stride, last - first, depth,
                              packed, kTileRows * depth);
     for (int64_t i = first; i < last; i += kTileRows)
-      if (!beside && !is_plain(i))
+      if (!(beside && !small) && !is_plain(i) && !is_beside(i))
         pack<kTileRows>(a.data + i * a.row_stride + p * a.col_stride, a.row_stride, a.col_stride,
                         std::min<int64_t>(kTileRows, last - i), depth,
                         packed + (i - first) * depth);
@@ -306,6 +316,8 @@ void multiply_rows(const Slab<T>& a, const PackedB<T>& b, const Target<T>& c, in
         };
         if (is_plain(i))
           multiply(PlainRows<T>{a.data + i * a.row_stride + from, a.row_stride});
+        else if (is_beside(i))
+          multiply(BesideRows<T>{a.data + i + from * a.col_stride, a.col_stride});
         else
           multiply(PackedRows<T>{packed + (i - first) * depth + (from - p) * kTileRows});
       }
