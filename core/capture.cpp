@@ -91,7 +91,7 @@ class ResultReader final : public PartVisitor {
 /// One tensor that an operation of the trace saw.
 struct Seen {
   const Storage* outside = nullptr;  // made before the call
-  uint32_t birth = kAbsent;          // the how manyth storage of the call
+  uint32_t number = kAbsent;         // the how manyth storage of the call that the trace saw
   TensorSpec spec = {};
   bool requires_grad = false;
   bool operator==(const Seen&) const = default;
@@ -267,7 +267,9 @@ class CapturedCall final : public StorageWatch {
       if (!y.defined()) continue;
       if (y.device().is_cuda() && !is_replayed()) entry_.device = y.device();
       on_cpu = on_cpu || y.device().is_cpu();
-      if (made(*y.storage()) && !shares_storage(y, call)) label(y, op.name);
+      if (!made(*y.storage())) continue;
+      number_of(*y.storage());
+      if (!shares_storage(y, call)) label(y, op.name);
     }
     if (on_cpu) require_no_gpu(op.name);
     Event event{.op = &op, .name = op.name};
@@ -370,12 +372,20 @@ class CapturedCall final : public StorageWatch {
     if (!t.defined()) return {};
     Seen s{.spec = t.spec(), .requires_grad = t.requires_grad()};
     if (made(*t.storage())) {
-      s.birth = t.storage()->birth();
+      s.number = number_of(*t.storage());
     } else {
       s.outside = t.storage().get();
       if (entry_.calls == 1 && !is_slot(t)) hold(t);
     }
     return s;
+  }
+  /// Storages of the call are told apart in the order in which the trace sees them. Not by birth:
+  /// what a kernel on the processor allocates for itself may depend on the values.
+  uint32_t number_of(const Storage& storage) {
+    const uint32_t birth = storage.birth();
+    if (numbers_.size() <= birth) numbers_.resize(birth + 1, kAbsent);
+    if (numbers_[birth] == kAbsent) numbers_[birth] = numbered_++;
+    return numbers_[birth];
   }
   bool is_slot(const Tensor& t) const {
     for (const Tensor& slot : entry_.slots)
@@ -460,8 +470,10 @@ class CapturedCall final : public StorageWatch {
   }
 
   CaptureEngine::Entry& entry_;
-  std::vector<Label> labels_;  // by birth
-  size_t position_ = 0;        // in the trace that this one is compared with
+  std::vector<Label> labels_;      // by birth
+  std::vector<uint32_t> numbers_;  // by birth
+  uint32_t numbered_ = 0;
+  size_t position_ = 0;  // in the trace that this one is compared with
 };
 
 bool is_replayed() { return captured_call && captured_call->is_replayed(); }

@@ -12,6 +12,7 @@
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/matmul.h"
+#include "norma/ops/norm/rms_norm.h"
 #include "norma/ops/reduce/reduce.h"
 #include "testing/compare.h"
 #include "testing/on_gpu.h"
@@ -74,6 +75,14 @@ TEST(Capture, ScratchOfParallelWorkIsNoTensorOfTheCall) {
   const Tensor x = randn({3});
   for (int i = 0; i < 4; ++i) EXPECT_SAME_BITS(captured(x), tanh(x) * x);
   set_num_threads(before);
+}
+
+TEST(Capture, ScratchThatDependsOnValuesIsNoTensorOfTheCall) {
+  auto f = capture([](const Tensor& x) { return rms_norm(x) * 2 * 2; });
+  for (double value : {1., 1., 1e30, 1.}) {  // the squares of 1e30 overflow: another kernel
+    const Tensor x = full({2, 8}, value);
+    EXPECT_SAME_BITS(f(x), rms_norm(x) * 2 * 2);
+  }
 }
 
 TEST(Capture, RunsOnceACall) {
