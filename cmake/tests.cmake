@@ -46,6 +46,8 @@ if(TARGET norma_program)
     COMMAND ${PROJECT_SOURCE_DIR}/tests/program/interrupt.sh $<TARGET_FILE:norma_program>)
   add_test(NAME program.errors
     COMMAND ${PROJECT_SOURCE_DIR}/tests/program/errors.sh $<TARGET_FILE:norma_program>)
+  add_test(NAME program.best
+    COMMAND ${PROJECT_SOURCE_DIR}/tests/program/best.sh $<TARGET_FILE:norma_program>)
   # Its checkpoints and the Python package safetensors; skipped, and shown so, without the package.
   find_program(NORMA_PYTHON python3)
   if(NORMA_PYTHON)

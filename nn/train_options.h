@@ -129,7 +129,8 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("device", o.device, "cpu, cuda, cuda:N, or best: a GPU where there is one");
   visit("precision", o.precision, "fp32, tf32, bf16 or fp16: what products are rounded to");
   visit("eval_every", o.eval_every, "steps between validations");
-  visit("checkpoint_every", o.checkpoint_every, "steps between checkpoints");
+  visit("checkpoint_every", o.checkpoint_every,
+        "steps between checkpoints; the best validation so far has one too");
 }
 
 /// The options as JSON, one key a line, in their order.

@@ -223,13 +223,15 @@ void train_until_done(Trainer& trainer, const RunFolder& run) {
     const int64_t step = trainer.steps_done();
     progress.step(report);
     Metrics line{.step = step, .lr = report.lr, .tokens_per_second = progress.tokens_per_second()};
+    bool best = false;
     if (step % o.eval_every == 0 || trainer.finished()) {
       const Evaluation e = trainer.validate(trainer.finished() ? 0 : kValidationRows);
       line.validation = e.loss;
+      best = trainer.best_step() == step;
       progress.validated(e);
     }
     lines.push_back({report, line});
-    if (step % o.checkpoint_every == 0 || trainer.finished()) save(trainer, run, lines);
+    if (step % o.checkpoint_every == 0 || best || trainer.finished()) save(trainer, run, lines);
   }
   progress.clear();
   if (!trainer.finished()) {
