@@ -72,26 +72,24 @@ __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows 
 }
 
 /// Few rows: a block owns a row of the table, finds the places that took it, in order, and sums.
-/// The rows of dpositions come after the table's. Many places are shared by the blocks of
-/// blockIdx.z, `share` (a multiple of 1024) to each, which leave their sums in `parts`.
+/// Many places are shared by `shares` blocks, `share` (a multiple of 1024) to each, which leave
+/// their sums in `parts`. The rows of dpositions come after the table's.
 template <class T, class W>
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable, PlaceRows places,
-                                   Rows dpositions, int64_t share,
+                                   Rows dpositions, int shares, int64_t share,
                                    compute_t<W>* __restrict__ parts) {
   using Acc = compute_t<W>;
   constexpr int kPlaces = 1024, kWords = kPlaces / kWarpSize, kWarps = kThreads / kWarpSize;
   __shared__ uint32_t here[kWords];
   __shared__ int list[kPlaces];
   wait_for_previous_kernel();
-  const int64_t v = blockIdx.x;
-  if (v >= dtable.rows) {
-    if (blockIdx.z == 0) sum_positions<T, W>(dy, places, dpositions, v - dtable.rows);
-    return;
-  }
+  const int table_blocks = static_cast<int>(dtable.rows) * shares;
+  const int item = blockIdx.x, v = item / shares, part = item % shares;
+  if (item >= table_blocks) return sum_positions<T, W>(dy, places, dpositions, item - table_blocks);
   const int c = blockIdx.y * kThreads + threadIdx.x;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
-  const int64_t begin = blockIdx.z * share, end = min(indices.n, begin + share);
+  const int64_t begin = part * share, end = min(indices.n, begin + share);
   Acc sum = 0;
   for (int64_t first = begin; first < end; first += kPlaces) {
     __syncthreads();
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (c >= dy.cols) return;
   if (parts)
-    parts[(blockIdx.z * dtable.rows + v) * dy.cols + c] = sum;
+    parts[(part * dtable.rows + v) * dy.cols + c] = sum;
   else
     dtable.template row<W>(v)[c] = convert<W>(sum);
 }
@@ -234,15 +232,16 @@ template <class T, class W>
 void scan(Cuda on, const EmbeddingBackwardArgs& k) {
   const int64_t n = k.indices.n, rows = k.dtable.rows, width = k.dy.cols;
   const int64_t shares = n <= kScanPlaces ? 1 : ceil_div(n, kScanShare);
-  LaunchShape shape{.grid = row_blocks(rows + k.dpositions.rows, width), .block = dim3(kThreads)};
-  shape.grid.z = static_cast<unsigned>(shares);
-  shape.overlap = true;
+  const LaunchShape shape{.grid = row_blocks(rows * shares + k.dpositions.rows, width),
+                          .block = dim3(kThreads),
+                          .overlap = true};
   using Acc = compute_t<W>;
   const Tensor parts =
       shares == 1 ? Tensor() : empty({shares, rows, width}, dtype_of<Acc>, current_device());
   Acc* sums = shares == 1 ? nullptr : static_cast<Acc*>(parts.data());
   launch(on, shape, embedding_backward_scan_kernel<T, W>, k.indices, k.dy, k.dtable, k.places,
-         k.dpositions, shares == 1 ? std::max<int64_t>(n, 1) : kScanShare, sums);
+         k.dpositions, static_cast<int>(shares), shares == 1 ? std::max<int64_t>(n, 1) : kScanShare,
+         sums);
   if (shares == 1) return;
   launch(on, {.grid = grid_for(rows * width, 256), .block = dim3(256), .overlap = true},
          embedding_fold_kernel<W>, sums, shares, k.dtable);
