@@ -13,9 +13,13 @@ struct Smoothing {
   int64_t ignore_index;
 };
 
+/// Rows of few classes, a model of characters', have packets of two: else a few lanes have all the
+/// exponentials.
+constexpr int kFewCols = 128, kFewWidth = 2;
+
 /// Losses and lse: each logit is read once.
 ///   bytes  rows · cols · sizeof(T)
-template <class T, int kThreads, bool kAligned>
+template <class T, int kThreads, bool kAligned, int kWidth>
 __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets, Smoothing o,
                                              Vec losses, Vec lse, detail::FaultSlot fault) {
   wait_for_previous_kernel();
@@ -29,11 +33,11 @@ __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets,
   const Acc share = static_cast<Acc>(o.share);
   OnlineSum<Acc> online;
   Acc sum = 0;
-  for_packets<kThreads, kAligned>(row, cols, thread, [&](int, const auto& packet, int n) {
+  for_packets<kThreads, kAligned, kWidth>(row, cols, thread, [&](int, const auto& packet, int n) {
     online.add(packet, n);
     if (share > 0)
 #pragma unroll
-      for (int e = 0; e < kWidest<T>; ++e) sum += e < n ? convert<Acc>(packet[e]) : Acc(0);
+      for (int e = 0; e < kWidth; ++e) sum += e < n ? convert<Acc>(packet[e]) : Acc(0);
   });
   online.template meet<kThreads>(slots);
   if (share > 0) sum = row_sum<kThreads>(sum, slots);
@@ -73,7 +77,7 @@ __global__ void __launch_bounds__(kMeanThreads)
 }
 
 /// dlogits, which may be the logits' own memory: each is read and written by one thread.
-template <class T, int kThreads, bool kAligned>
+template <class T, int kThreads, bool kAligned, int kWidth>
 __global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstVec share, ConstRows logits,
                                               ConstVec targets, ConstVec lses, Smoothing o,
                                               Rows dlogits) {
@@ -91,7 +95,6 @@ __global__ void cross_entropy_backward_kernel(ConstVec dlosses, ConstVec share, 
   const Acc lse = lses.template at<Acc>(i);
   const Acc scale =
       share ? dlosses.template at<Acc>(0) * share.template at<Acc>(0) : dlosses.template at<Acc>(i);
-  constexpr int kWidth = kWidest<T>;
   // Not for_packets: its row is __restrict__, and `out` may be the same memory.
 #pragma unroll 2
   for (int c = thread * kWidth; c < cols; c += kThreads * kWidth) {
@@ -112,19 +115,21 @@ bool aligned(const void* data, int64_t stride, DType dtype) {
   return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
 }
 
-/// start<T, kThreads, kAligned>(shape)
+/// start<T, kThreads, kAligned, kWidth>(shape)
 template <class F>
 void plan(const ConstRows& logits, bool wide, const F& start) {
   visit_floating(logits.dtype, [&]<class T>() {
-    const auto go = [&]<int kThreads, bool kAligned>() {
+    const auto go = [&]<int kThreads, bool kAligned, int kWidth = kWidest<T>>() {
       const bool warp = kThreads == kWarpSize;
-      start.template operator()<T, kThreads, kAligned>(LaunchShape{
+      start.template operator()<T, kThreads, kAligned, kWidth>(LaunchShape{
           .grid = dim3(static_cast<unsigned>(warp ? ceil_div(logits.rows, int64_t{kRowsOfABlock})
                                                   : logits.rows)),
           .block = dim3(kThreads, warp ? kRowsOfABlock : 1),
           .overlap = true});
     };
-    if (logits.cols <= kWarpCols)
+    if (logits.cols <= kFewCols)
+      go.template operator()<kWarpSize, false, kFewWidth>();
+    else if (logits.cols <= kWarpCols)
       wide ? go.template operator()<kWarpSize, true>() : go.template operator()<kWarpSize, false>();
     else
       wide ? go.template operator()<kBlock, true>() : go.template operator()<kBlock, false>();
@@ -136,12 +141,13 @@ void plan(const ConstRows& logits, bool wide, const F& start) {
 void run(Cuda on, const CrossEntropyForwardArgs& k) {
   const Smoothing o{k.label_smoothing, k.ignore_index};
   const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype);
-  plan(k.logits, wide, [&]<class T, int kThreads, bool kAligned>(const LaunchShape& shape) {
-    launch(on, shape, cross_entropy_forward_kernel<T, kThreads, kAligned>, k.logits, k.targets, o,
-           k.losses, k.lse,
-           detail::fault_slot("cross_entropy: targets must be below {}, the number of "
-                              "classes, or {} to be ignored, but target {} is {}"));
-  });
+  plan(k.logits, wide,
+       [&]<class T, int kThreads, bool kAligned, int kWidth>(const LaunchShape& shape) {
+         launch(on, shape, cross_entropy_forward_kernel<T, kThreads, kAligned, kWidth>, k.logits,
+                k.targets, o, k.losses, k.lse,
+                detail::fault_slot("cross_entropy: targets must be below {}, the number of "
+                                   "classes, or {} to be ignored, but target {} is {}"));
+       });
 }
 
 void run(Cuda on, const CrossEntropyMeanArgs& k) {
@@ -155,10 +161,11 @@ void run(Cuda on, const CrossEntropyBackwardArgs& k) {
   const Smoothing o{k.label_smoothing, k.ignore_index};
   const bool wide = aligned(k.logits.data, k.logits.row_stride, k.logits.dtype) &&
                     aligned(k.dlogits.data, k.dlogits.row_stride, k.dlogits.dtype);
-  plan(k.logits, wide, [&]<class T, int kThreads, bool kAligned>(const LaunchShape& shape) {
-    launch(on, shape, cross_entropy_backward_kernel<T, kThreads, kAligned>, k.dlosses, k.share,
-           k.logits, k.targets, k.lse, o, k.dlogits);
-  });
+  plan(k.logits, wide,
+       [&]<class T, int kThreads, bool kAligned, int kWidth>(const LaunchShape& shape) {
+         launch(on, shape, cross_entropy_backward_kernel<T, kThreads, kAligned, kWidth>, k.dlosses,
+                k.share, k.logits, k.targets, k.lse, o, k.dlogits);
+       });
 }
 
 }  // namespace norma

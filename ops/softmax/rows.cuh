@@ -16,10 +16,10 @@ inline constexpr int kWarpCols = 1024;
 inline constexpr int kRowsOfABlock = 4;
 
 /// f(first column, packet, how many of its elements are in the row)
-template <int kThreads, bool kAligned, class T, class F>
+template <int kThreads, bool kAligned, int kPacket = 0, class T, class F>
 __device__ __forceinline__ void for_packets(const T* __restrict__ row, int cols, int thread,
                                             const F& f) {
-  constexpr int kWidth = kWidest<T>;
+  constexpr int kWidth = kPacket > 0 ? kPacket : kWidest<T>;
 #pragma unroll 4
   for (int c = thread * kWidth; c < cols; c += kThreads * kWidth) {
     if (c + kWidth <= cols)
