@@ -363,6 +363,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       publish_barriers();
     }
     __syncthreads();
+    wait_for_previous_kernel();
     if (threadIdx.x < kGroup) {
       give_registers<kLoaderRegisters>();
       if (threadIdx.x == 0) load_for_dq<T, kHead>(m, maps, k.sizes, work);
@@ -387,6 +388,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       publish_barriers();
     }
     __syncthreads();
+    wait_for_previous_kernel();
     if (threadIdx.x < kGroup) {
       give_registers<kLoaderRegisters>();
       if (threadIdx.x == 0) load_for_dkv<T, kHead>(m, maps, k.sizes, work);
@@ -410,7 +412,8 @@ void launch_backward(const Cuda& on, const AttentionBackwardArgs& a) {
     launch(on,
            {.grid = dim3(static_cast<unsigned>(blocks)),
             .block = dim3(kHopperThreads),
-            .shared = kSharedBytes<Shared>},
+            .shared = kSharedBytes<Shared>,
+            .overlap = true},
            kernel, maps, k, work);
   };
   start.template operator()<SharedOfDq<T, kHead>>(

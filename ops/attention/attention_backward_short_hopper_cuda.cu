@@ -312,6 +312,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       publish_barriers();
     }
     __syncthreads();
+    wait_for_previous_kernel();
     if (threadIdx.x < kGroup) {
       give_registers<kLoaderRegisters>();
       if (threadIdx.x == 0) load_heads(m, maps, k.sizes, blocks);
@@ -335,7 +336,8 @@ void launch_backward(const Cuda& on, const AttentionBackwardArgs& a) {
          {.grid = dim3(
               static_cast<unsigned>(std::min(heads, detail::properties().multiProcessorCount))),
           .block = dim3(kHopperThreads),
-          .shared = kSharedBytes<ShortShared<T>>},
+          .shared = kSharedBytes<ShortShared<T>>,
+          .overlap = true},
          k.dropout ? attention_backward_short_kernel<T, true>
                    : attention_backward_short_kernel<T, false>,
          maps, k, ceil_div(k.sizes.queries, kBlock));

@@ -206,6 +206,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       publish_barriers();
     }
     __syncthreads();
+    wait_for_previous_kernel();
     if (threadIdx.x < kGroup) {
       give_registers<kLoaderRegisters>();
       if (threadIdx.x == 0) load<T, kHead>(m, maps, k.sizes, work);
@@ -229,7 +230,8 @@ void launch_forward(const Cuda& on, const AttentionForwardArgs& a) {
   launch(on,
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kHopperThreads),
-          .shared = kSharedBytes<Shared<T, kHead>>},
+          .shared = kSharedBytes<Shared<T, kHead>>,
+          .overlap = true},
          k.dropout ? attention_forward_hopper_kernel<T, kHead, true>
                    : attention_forward_hopper_kernel<T, kHead, false>,
          maps, k, work);

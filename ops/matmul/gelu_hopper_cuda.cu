@@ -212,6 +212,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       publish_barriers();
     }
     __syncthreads();
+    wait_for_previous_kernel();
     if (threadIdx.x < kGroup) {
       give_registers<kLoaderRegisters>();
       if (threadIdx.x == 0) load_factors<T, kBackward>(m, maps, k);
@@ -258,7 +259,8 @@ void launch_gelu(const Cuda& on, const MatmulArgs& k, int64_t a_stride, int64_t 
          {.grid = dim3(static_cast<unsigned>(row_blocks),
                        static_cast<unsigned>(ceil_div(tiles, tiles_each))),
           .block = dim3(kHopperThreads),
-          .shared = kSharedBytes<GeluShared<T>>},
+          .shared = kSharedBytes<GeluShared<T>>,
+          .overlap = true},
          matmul_gelu_hopper_kernel<T, kBackward>, maps, problem);
 }
 
