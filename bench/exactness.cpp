@@ -477,7 +477,7 @@ reference is float64 on the same rounded inputs; w and b are normal, of x's dtyp
 largest D are of few rows, each of whose rstd is rounded one way: they vary by a third from draw to draw.
 
 Norma's LayerNorm sums in a tree, corrects the mean by what its rounding left over and keeps both, and
-scales rows whose squares leave float32's range. The other columns are float32 in 128 lanes, as a block of
+scales rows whose squares leave float32's range; on a GPU rstd is rounded once. The other columns are float32 in 128 lanes, as a block of
 GPU threads does it: two passes, Welford's one pass (Chan's merge), a pairwise tree, and E[x²]−E[x]².
 )page";
 

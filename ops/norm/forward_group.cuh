@@ -37,7 +37,8 @@ struct ForwardPlan {
   int size = 0, items = 0, groups = 1;  ///< items: groups of all rows
   float share = 1;                      ///< 1 / what a mean is divided by
   float terms = 1;                      ///< what that is
-  float eps = 0, beta = 1;              ///< beta: of the gate
+  Epsilon<float> eps;                   ///< inside the root
+  float beta = 1;                       ///< of the gate
   bool tiny_eps = false;                ///< so that a vanishing sum of squares counts
   bool narrow_weights = true;           ///< T, else float
   bool own_weights = false;             ///< each group of a row has its own
@@ -232,7 +233,7 @@ struct ForwardGroup {
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
       const Acc sum_of_squares = squares(s, has, meet, ends);
-      s.rstd = s.scale == 1 ? 1 / sqrtf(add(sum_of_squares / plan.terms, plan.eps))
+      s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, plan.terms, plan.share, plan.eps)
                             : scaled_rstd(sum_of_squares, plan.terms, s.scale, k.options.eps);
       // All warps of a group agree; groups of one warp need not, and a scale of 1 changes nothing.
       const bool redo =
@@ -290,7 +291,7 @@ ForwardPlan forward_plan(const NormForwardArgs& k, const RowOrder& order) {
   plan.items = static_cast<int>(k.x.rows) * plan.groups;
   plan.terms = k.options.kind == NormKind::l2 ? 1.0f : static_cast<float>(order.n);
   plan.share = 1 / plan.terms;
-  plan.eps = static_cast<float>(k.options.eps);
+  plan.eps = Epsilon<float>(k.options.eps);
   plan.tiny_eps = k.options.eps < 1e-20;
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
   const auto rows_of = [&](const auto& t) {

@@ -238,7 +238,7 @@ struct RingGroup {
       const Acc sum_of_squares = squares(s, terms, [&] {
         if (pass == 0) at_first_meeting();
       });
-      s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, terms, eps)
+      s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, terms, plan.share, Epsilon<Acc>(eps))
                             : scaled_rstd(sum_of_squares, terms, s.scale, eps);
       // All threads of a block agree; rows of one warp need not, and a scale of 1 changes nothing.
       const bool redo = out_of_range(sum_of_squares, eps);

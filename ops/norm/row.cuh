@@ -359,10 +359,29 @@ __device__ __forceinline__ Acc mean_of(Acc total, Acc size, Acc share) {
   const Acc m = mul(total, share);
   return fused(fused(-m, size, total), share, m);
 }
+/// eps to twice the digits of Acc.
 template <class Acc>
-__device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, double eps) {
-  // rsqrtf may be 2 ulp off; once a row, an exact root and division are free.
-  return 1 / sqrt(add(squares / size, static_cast<Acc>(eps)));
+struct Epsilon {
+  Acc value = 0, rest = 0;
+  Epsilon() = default;
+  __host__ __device__ explicit Epsilon(double eps)
+      : value(static_cast<Acc>(eps)), rest(static_cast<Acc>(eps - static_cast<double>(value))) {}
+};
+/// 1/√(squares / size + eps), rounded once in float32: an error of rstd goes to all of a row the
+/// same way. A step of Newton's from the hardware's root, with what the quotient and the sum lost.
+/// share = 1 / size.
+template <class Acc>
+__device__ __forceinline__ Acc rstd_of(Acc squares, Acc size, Acc share, const Epsilon<Acc>& eps) {
+  if constexpr (std::is_same_v<Acc, double>) {
+    return 1 / sqrt(add(squares / size, eps.value));
+  } else {
+    const Acc mean = mul(squares, share), t = add(mean, eps.value), added = sub(t, mean);
+    const Acc lost = add(sub(mean, sub(t, added)), sub(eps.value, added));
+    const Acc rest = add(lost, fused(fused(-mean, size, squares), share, eps.rest));
+    const Acc r = rsqrtf(t), tr = mul(t, r);
+    const Acc error = fused(-mul(rest, r), r, fused(-fused(t, r, -tr), r, fused(-tr, r, Acc(1))));
+    return error == error ? fused(mul(Acc(0.5), r), error, r) : r;  // t = 0, infinite or NaN
+  }
 }
 
 /// Of a row that was scaled.
@@ -484,7 +503,7 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
       scale = range_scale(most.v);
       if (scale != 1) continue;
     }
-    return {m.mean, m.mean_rest, rstd_of(m.squares, size, o.eps), Acc(1)};
+    return {m.mean, m.mean_rest, rstd_of(m.squares, size, share, Epsilon<Acc>(o.eps)), Acc(1)};
   }
 }
 

@@ -35,6 +35,31 @@ TEST(NoPeersGrid, MeanOverDeviation) {
       EXPECT_CLOSE(ours.second, exact.second, {.relative = 4e-6, .absolute = 4e-6});
     }
 }
+TEST(NoPeersGrid, RstdIsRoundedOnce) {
+  // Rows of ±v, of so few bits that sums of squares are exact: what is left is √, 1/ and eps.
+  struct Size {
+    int64_t cols, values;
+  };
+  const double roundings = default_device().is_cpu() ? 3 : 0.5001;  // a processor's are plain ones
+  for (auto [cols, values] : {Size{64, 128}, {4096, 16}, {131072, 4}})
+    for (DType dtype : {float32, bfloat16})
+      for (NormKind kind : {NormKind::rms, NormKind::layer})
+        for (double eps : {1e-5, 1e-3, 0.7}) {
+          SCOPED_TRACE(
+              format("cols {} {} kind {} eps {}", cols, dtype, static_cast<int>(kind), eps));
+          const Tensor v = arange(values, float32) / static_cast<double>(values) + 1.0;
+          Tensor signs = ones({cols});
+          signs.slice(0, 1, cols, 2).fill_(-1);
+          const Tensor x = (v.unsqueeze(-1) * signs).to(dtype);
+          const auto rstd =
+              fused_norm(x, {}, {.kind = kind, .eps = eps}).rstd.value.to_vector<double>();
+          const auto value = v.to_vector<double>();
+          for (size_t i = 0; i < rstd.size(); ++i) {
+            const double exact = 1 / std::sqrt(value[i] * value[i] + eps);
+            EXPECT_NEAR(rstd[i], exact, roundings * std::exp2(std::ilogb(exact) - 23)) << value[i];
+          }
+        }
+}
 TEST(NoPeersGrid, WeightsWithZerosAndSigns) {
   Tensor w = randn({64});
   w.slice(0, 0, 64, 3).fill_(0);
