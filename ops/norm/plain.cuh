@@ -3,7 +3,7 @@
 #include "norma/ops/norm/row.cuh"
 
 // What the fast kernels share: those of the plain members, whose weights are T or float and whose
-// activation is short.
+// activation is short (short_gate_of).
 
 namespace norma::norm_cuda {
 
@@ -36,10 +36,8 @@ struct Vector {
     Vector r;
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      if constexpr (std::is_same_v<T, BFloat16>)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r.words[i]) : "f"(v[2 * i + 1]), "f"(v[2 * i]));
-      else if constexpr (std::is_same_v<T, Float16>)
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r.words[i]) : "f"(v[2 * i + 1]), "f"(v[2 * i]));
+      if constexpr (sizeof(T) == 2)
+        r.words[i] = pack_pair<T>(v[2 * i], v[2 * i + 1]);
       else
         r.words[i] = __float_as_uint(v[i]);
     }
@@ -130,16 +128,6 @@ __device__ __forceinline__ void take_16_bytes(uint32_t (&words)[8], uint32_t fro
   for (int i = 0; i < 5; ++i) words[i] = from & 4 ? words[i + 1] : words[i];
 #pragma unroll
   for (int i = 0; i < 4; ++i) taken[i] = __funnelshift_r(words[i], words[i + 1], 8 * (from & 3));
-}
-
-/// The activations short enough for a fast kernel.
-template <bool kShort = false, class Acc>
-__device__ __forceinline__ Gate<Acc> short_gate_of(const NormOptions& o, Acc z) {
-  if (o.activation == GateActivation::identity) return {z, Acc(1)};
-  const Acc v = o.activation == GateActivation::swish ? mul(static_cast<Acc>(o.beta), z) : z;
-  const Acc s = kShort ? short_sigmoid(v) : sigmoid(v);
-  if (o.activation == GateActivation::sigmoid) return {s, mul(s, sub(Acc(1), s))};
-  return swish_of(z, v, s);
 }
 
 /// Weights of T or float: a vector of them.

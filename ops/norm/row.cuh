@@ -514,19 +514,13 @@ __device__ __forceinline__ float sigmoid(float v) {
   constexpr float kLog2E = 1.44269502f, kLog2ERest = 1.92596299e-8f, kLn2 = 0.693147182f;
   const float t = mul(v, -kLog2E);
   const float rest = fused(v, -kLog2ERest, fused(v, -kLog2E, -t));
-  float e;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t));
+  float e = exp2_fast(t);
   e = fabsf(t) <= 126 ? fused(e, mul(rest, kLn2), e) : e;  // else rest may be NaN beside e = ∞
-  float s;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(add(1.0f, e)));
-  return s;
+  return reciprocal_fast(add(1.0f, e));
 }
 /// The same within 2^-18, enough for 16 bits.
 __device__ __forceinline__ float short_sigmoid(float v) {
-  float e, s;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(mul(v, -1.44269502f)));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(add(1.0f, e)));
-  return s;
+  return reciprocal_fast(add(1.0f, exp2_fast(mul(v, -1.44269502f))));
 }
 __device__ __forceinline__ double sigmoid(double v) { return 1 / (1 + ::exp(-v)); }
 
@@ -547,32 +541,18 @@ __device__ __noinline__ Gate<Acc> gelu_of(Acc z) {
   const Acc density = mul(exp_of(mul(mul(z, z), Acc(-0.5))), Acc(0.39894228040143267794));
   return {mul(z, cdf), fused(z, density, cdf)};
 }
-/// kShort: by the short sigmoid.
+/// The activations short enough for a fast kernel: all but gelu. kShort: by the short sigmoid.
+template <bool kShort = false, class Acc>
+__device__ __forceinline__ Gate<Acc> short_gate_of(const NormOptions& o, Acc z) {
+  if (o.activation == GateActivation::identity) return {z, Acc(1)};
+  const Acc v = o.activation == GateActivation::swish ? mul(static_cast<Acc>(o.beta), z) : z;
+  const Acc s = kShort ? short_sigmoid(v) : sigmoid(v);
+  if (o.activation == GateActivation::sigmoid) return {s, mul(s, sub(Acc(1), s))};
+  return swish_of(z, v, s);
+}
 template <bool kShort = false, class Acc>
 __device__ __forceinline__ Gate<Acc> gate_of(const NormOptions& o, Acc z) {
-  const auto sigmoid_of = [](Acc v) {
-    if constexpr (kShort)
-      return short_sigmoid(v);
-    else
-      return sigmoid(v);
-  };
-  switch (o.activation) {
-    case GateActivation::silu:
-      return swish_of(z, z, sigmoid_of(z));
-    case GateActivation::swish: {
-      const Acc v = mul(static_cast<Acc>(o.beta), z);
-      return swish_of(z, v, sigmoid_of(v));
-    }
-    case GateActivation::sigmoid: {
-      const Acc s = sigmoid_of(z);
-      return {s, mul(s, sub(Acc(1), s))};
-    }
-    case GateActivation::gelu:
-      return gelu_of(z);
-    case GateActivation::identity:
-      break;
-  }
-  return {z, Acc(1)};
+  return o.activation == GateActivation::gelu ? gelu_of(z) : short_gate_of<kShort>(o, z);
 }
 
 /// 1 / (1 − p), or 0 where an element is dropped, of the elements first … first + n − 1.
