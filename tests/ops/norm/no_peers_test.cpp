@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "norma/core/allocator.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/products.h"
@@ -197,7 +198,12 @@ TEST(NoPeersGrid, RowsMoreThan2To32ElementsApart) {
   for (GateOrder order : kOrders) {
     SCOPED_TRACE(static_cast<int>(order));
     const auto dense = row_results(NormKind::layer, x, z, w, dy, order);
-    const auto far = row_results(NormKind::layer, spread(x), z, w, spread(dy), order);
+    std::vector<Tensor> far;
+    try {
+      far = row_results(NormKind::layer, spread(x), z, w, spread(dy), order);
+    } catch (const OutOfMemory&) {
+      GTEST_SKIP() << "needs 17 GB of addresses, and a system that gives them";
+    }
     for (size_t i = 0; i < dense.size(); ++i) EXPECT_SAME_BITS(far[i], dense[i]);
   }
 }
