@@ -17,6 +17,13 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, bool real) {
                "r"(real ? 16 : 0)
                : "memory");
 }
+__device__ __forceinline__ void copy_4(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+/// Arrives once all that this thread asked for has come, without making it wait.
+__device__ __forceinline__ void arrive_with_copies(BarrierAt there) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(there.at) : "memory");
+}
 /// What this thread asked for since the last call is a group, be it empty.
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

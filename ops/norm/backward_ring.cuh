@@ -1,77 +1,15 @@
 #pragma once
 
 #include "norma/core/cuda/arrivals.h"
+#include "norma/core/cuda/async_copy.cuh"
 #include "norma/core/cuda/scratch.h"
+#include "norma/ops/norm/backward_terms.cuh"
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/odd_rows.cuh"
-#include "norma/ops/norm/plain.cuh"
 #include "norma/ops/norm/ring_plan.cuh"
 #include "norma/ops/norm/weight_sums.cuh"
 
 namespace norma::norm_cuda {
-
-/// 16 bytes of T on their way between memory and registers, two of 16 bits an instruction.
-template <class T>
-__device__ __forceinline__ void unpack(const void* from, float (&v)[kLaneWidth<T>]) {
-  const uint4 words = *static_cast<const uint4*>(from);
-  const uint32_t w[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      v[2 * i] = __uint_as_float(w[i] << 16);
-      v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    } else if constexpr (std::is_same_v<T, Float16>) {
-      const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&w[i]));
-      v[2 * i] = both.x, v[2 * i + 1] = both.y;
-    } else {
-      v[i] = __uint_as_float(w[i]);
-    }
-  }
-}
-template <class T>
-__device__ __forceinline__ void pack(void* to, const float (&v)[kLaneWidth<T>]) {
-  uint32_t w[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      const __nv_bfloat162 both = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-      w[i] = *reinterpret_cast<const uint32_t*>(&both);
-    } else if constexpr (std::is_same_v<T, Float16>) {
-      const __half2 both = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-      w[i] = *reinterpret_cast<const uint32_t*>(&both);
-    } else {
-      w[i] = __float_as_uint(v[i]);
-    }
-  }
-  *static_cast<uint4*>(to) = uint4{w[0], w[1], w[2], w[3]};
-}
-
-/// s(z) and its slope of the activations short enough for a fast kernel.
-template <bool kShort, int kWidth>
-__device__ __forceinline__ void short_gates_of(GateActivation activation, float beta,
-                                               const float (&z)[kWidth],
-                                               Gate<float> (&gate)[kWidth]) {
-  const auto sigmoid_of = [](float v) { return kShort ? short_sigmoid(v) : sigmoid(v); };
-  if (activation == GateActivation::identity) {
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) gate[e] = {z[e], 1.0f};
-  } else if (activation == GateActivation::sigmoid) {
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      const float s = sigmoid_of(z[e]);
-      gate[e] = {s, mul(s, sub(1.0f, s))};
-    }
-  } else if (activation == GateActivation::silu) {
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) gate[e] = swish_of(z[e], z[e], sigmoid_of(z[e]));
-  } else {
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      const float v = mul(beta, z[e]);
-      gate[e] = swish_of(z[e], v, sigmoid_of(v));
-    }
-  }
-}
 
 /// By which units keep together (choose_pace). A unit's first warp counts its turns, all in one
 /// word, and waits where it is ahead of the mean. What it waits for may not run at all, where
@@ -80,15 +18,35 @@ struct Pace {
   unsigned* progress = nullptr;  ///< arrival_counter()
   int units = 0, times = 0;      ///< that count, and how often each does
   int lead = 0;                  ///< counts of all by which one may be ahead
+  int log_turns = 0;             ///< of the plan's pace_turns
 
   Pace() = default;
   /// For so many units that have at least so many turns.
   Pace(const Cuda& on, const RingPlan& plan, int64_t all, int64_t turns)
       : units(static_cast<int>(all)), lead(static_cast<int>(all * plan.pace_lead / 8)) {
     if (plan.pace_turns > 0 && turns > 0) times = static_cast<int>((turns - 1) / plan.pace_turns);
+    while (plan.pace_turns >> (log_turns + 1) > 0) ++log_turns;
     if (times > 0) progress = detail::arrival_counter(on);
   }
 };
+
+template <int kWidth>
+__device__ __forceinline__ void read_floats(uint32_t at, float (&v)[kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kWidth; i += 4) {
+    const uint4 words = read_shared(at + 4u * static_cast<uint32_t>(i));
+    v[i] = __uint_as_float(words.x), v[i + 1] = __uint_as_float(words.y);
+    v[i + 2] = __uint_as_float(words.z), v[i + 3] = __uint_as_float(words.w);
+  }
+}
+template <int kWidth>
+__device__ __forceinline__ void write_floats(uint32_t at, const float (&v)[kWidth]) {
+#pragma unroll
+  for (int i = 0; i < kWidth; i += 4)
+    write_shared(at + 4u * static_cast<uint32_t>(i),
+                 uint4{__float_as_uint(v[i]), __float_as_uint(v[i + 1]), __float_as_uint(v[i + 2]),
+                       __float_as_uint(v[i + 3])});
+}
 
 /// A warp of norm_backward_ring_kernel: its ring, its columns and their sums for the weights.
 ///   kFull  LayerNorm, or a bias's gradient; else neither
@@ -102,6 +60,10 @@ struct RingWarp {
   static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
   static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
   static constexpr bool kGated = kGateFirst || kGateLast;
+  // Missing vectors are zeros and take part in sums, so that no branch parts a warp's two vectors.
+  // With a gate and a mean, registers do not suffice for two at a time.
+  static constexpr bool kDense = kBlock && !kOdd && !(kGated && kFull);
+  static constexpr int kStatsLanes = kBlock ? 1 : kWarpSize;       // that fetch a tile's statistics
   static constexpr bool kKeepsBias = kGateLast && sizeof(T) == 2;  // float has no room, nor need
 
   const NormBackwardArgs& k;
@@ -109,18 +71,13 @@ struct RingWarp {
   const Pace& pace;
   Acc* const aside;
   unsigned char* memory;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const int lanes, lane_in, team;  // of those that share a group: how many, which; their number
-  const int unit, chunk;           // the unit's number in the block; the warp's chunk of a group
-  int column, group;               // of this lane's first vector
-  int place, units, turns;         // among the units of a set, and tiles for it
-  SharedBarrier* landed;           // a stage's bytes
-  uint32_t ring;
-  // Lane i < 4 sends for plan.in[i].
-  const unsigned char* source = nullptr;
-  int64_t source_step = 0;
-  uint32_t sent_bytes = 0, sent_to = 0;  // a row's
-  int unsent;
+  const int lane = threadIdx.x % kWarpSize;
+  const int warp = threadIdx.x / kWarpSize;
+  const int lanes, lane_in, team;   // of those that share a group: how many, which; their number
+  const int unit, chunk;            // the unit's number in the block; the warp's chunk of a group
+  int column, group;                // of this lane's first vector
+  int place, units, turns;          // among the units of a set, and tiles for it
+  uint32_t control, meeting, ring;  // in shared memory: what it keeps, its unit's slots, its stages
   Acc gain[kVecs][kWidth], dw[kVecs][kWidth] = {};
   Acc db[kFull ? kVecs : 1][kWidth] = {};
 
@@ -145,35 +102,60 @@ struct RingWarp {
     units = static_cast<int>(gridDim.x) / plan.cluster * plan.units / plan.bound;
     const int left = ceil_div(plan.rows, plan.tile_rows) - place;
     const bool works = place < units && left > 0 && chunk < plan.order.chunks;
-    turns = unsent = works ? ceil_div(left, units) : 0;
-    landed = reinterpret_cast<SharedBarrier*>(memory) + warp * plan.stages;
-    ring = plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes;
+    turns = works ? ceil_div(left, units) : 0;
+    const uint32_t base = shared_address(memory);
+    control = kept(base + static_cast<uint32_t>(warp) * plan.warp_bytes);
+    meeting =
+        kBlock ? kept(base + plan.units_at + static_cast<uint32_t>(unit) * plan.unit_bytes) : 0;
+    ring = kept(base + plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes);
     if (lane < 4) {
       const RingRows& t = plan.in[lane];
       const int piece = kBlock
                             ? min(plan.size - chunk * kChunk, kChunk)
                             : plan.size * min(plan.groups - set * plan.set_groups, plan.set_groups);
       const int first = set * plan.set_groups * plan.size + chunk * kChunk;
-      source = t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element;
-      source_step = int64_t{units} * plan.tile_rows * t.row_bytes;
-      sent_bytes = static_cast<uint32_t>(piece * t.element);
-      sent_to = ring + t.at;
+      sender() = {
+          t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element,
+          int64_t{units} * plan.tile_rows * t.row_bytes, static_cast<uint32_t>(piece * t.element),
+          static_cast<uint32_t>(piece) * plan.element_bytes, ring + t.at};
     }
   }
 
+  /// v, which the compiler would else work out again at each use.
+  template <class V>
+  static __device__ __forceinline__ V kept(V v) {
+    asm volatile("" : "+r"(v));
+    return v;
+  }
   /// Sends for the first tiles, and meanwhile fetches the weights.
   __device__ __forceinline__ void start() {
     if (lane == 0) {
-      for (int stage = 0; stage < plan.stages; ++stage) landed[stage].init(1);
+      for (int stage = 0; stage < plan.stages; ++stage)
+        landed_in(stage).init(1 + kStatsLanes);  // who announces bytes, and who fetch statistics
       publish_barriers();
     }
     __syncwarp();
-    for (int stage = 0; stage < plan.stages; ++stage) send_into(stage);
+    clear_stats();
+    if constexpr (kDense) clear_missing();
+    for (int stage = 0; stage < plan.stages; ++stage) send_into(stage, stage);
     if constexpr (kKeepsBias) keep_bias();
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) read_gain(v, gain[v]);
   }
 
+  /// Zeros for what no copy brings.
+  __device__ __forceinline__ void clear_missing() const {
+#pragma unroll 1
+    for (int byte = lane * 16; byte < plan.stages * static_cast<int>(plan.stage_bytes);
+         byte += kWarpSize * 16)
+      if (column - lane * kWidth + kChunk > plan.size)
+        write_shared(ring + static_cast<uint32_t>(byte), uint4{0, 0, 0, 0});
+    copies_follow_writes();
+    __syncwarp();
+  }
+  __device__ __forceinline__ BarrierAt landed_in(int stage) const {
+    return {control + static_cast<uint32_t>(stage) * 8};
+  }
   __device__ __forceinline__ int of(int v) const { return v * lanes * kWidth; }
   __device__ __forceinline__ bool exists(int v) const { return column + of(v) < plan.size; }
   /// Elements of a vector that exists.
@@ -195,88 +177,91 @@ struct RingWarp {
   }
 
   /// b, which each row needs again and registers have no room for, waits in shared memory.
-  __device__ __forceinline__ unsigned char* kept_bias(int v) const {
+  __device__ __forceinline__ uint32_t kept_bias(int v) const {
     const int bytes = kWidth * (k.b.dtype == dtype_of<T> ? int{sizeof(T)} : int{sizeof(Acc)});
-    return memory + plan.bias_at + ((warp * kVecs + v) * kWarpSize + lane) * bytes;
+    return control + kWarpControl + static_cast<uint32_t>((v * kWarpSize + lane) * bytes);
   }
   __device__ __forceinline__ void keep_bias() const {
     if (!k.b || group >= plan.groups) return;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       if (!exists(v)) continue;
-      const int64_t first = weight_place(k.b.n) + of(v);
-      auto* to = reinterpret_cast<uint4*>(kept_bias(v));
-      if constexpr (kOdd) {
-        Acc b[kWidth];
-        read_weight<T, false>(k.b, first, count(v), b);
-        if (k.b.dtype == dtype_of<T>)
-          pack<T>(to, b);
-        else
-          write_whole(reinterpret_cast<Acc*>(to), b);
-      } else if (k.b.dtype == dtype_of<T>) {
-        *to = *reinterpret_cast<const uint4*>(k.b.as<T>() + first);
-      } else {
-        for (int i = 0; i < kWidth / 4; ++i)
-          to[i] = reinterpret_cast<const uint4*>(k.b.as<Acc>() + first)[i];
-      }
+      Acc b[kWidth];
+      read_weight<T, !kOdd>(k.b, weight_place(k.b.n) + of(v), count(v), b);
+      if (k.b.dtype == dtype_of<T>)
+        write_shared(kept_bias(v), packed<T>(b));
+      else
+        write_floats(kept_bias(v), b);
     }
   }
   __device__ __forceinline__ void read_bias(int v, Acc (&to)[kWidth]) const {
-    if constexpr (!kKeepsBias)
-      read_weight<T, !kOdd>(k.b, weight_place(k.b.n) + of(v), count(v), to);
-    else if (k.b.dtype == dtype_of<T>)
-      unpack<T>(kept_bias(v), to);
-    else
-      read_whole(reinterpret_cast<const Acc*>(kept_bias(v)), to);
+    if constexpr (!kKeepsBias) {
+      if (exists(v)) read_weight<T, !kOdd>(k.b, weight_place(k.b.n) + of(v), count(v), to);
+    } else if (k.b.dtype == dtype_of<T>) {
+      unpack<T>(read_shared(kept_bias(v)), to);
+    } else {
+      read_floats(kept_bias(v), to);
+    }
   }
 
   // ---- What is read
 
-  /// Sends for the next tile. The bytes may land before they are expected: the phase ends no
+  /// What a lane sends its tensor's part of the next tile by.
+  __device__ __forceinline__ RingSender& sender() const {
+    return reinterpret_cast<RingSender*>(memory + static_cast<uint32_t>(warp) * plan.warp_bytes +
+                                         kSendersAt)[lane & 3];
+  }
+  /// Sends for the tile of a turn. The bytes may land before they are expected: the phase ends no
   /// sooner.
-  __device__ __forceinline__ void send_into(int stage) {
-    if (unsent == 0) return;
-    const int first = (place + (turns - unsent) * units) * plan.tile_rows;
+  __device__ __forceinline__ void send_into(int stage, int turn) const {
+    if (turn >= turns) return;
+    const int first = (place + turn * units) * plan.tile_rows;
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
-    --unsent;
+    if (lane < kStatsLanes) {
+      fetch_stats(stage, first, rows);
+      arrive_with_copies(landed_in(stage));
+    }
     if constexpr (kOdd) {
       send_covering(stage, rows);
-      source += source_step;
       return;
     }
-    if (lane == 0)
-      landed[stage].expect(sent_bytes / static_cast<uint32_t>(plan.in[0].element) *
-                           plan.element_bytes * static_cast<uint32_t>(rows));
-    if (sent_bytes > 0) {
-      unsigned char* to = memory + sent_to + static_cast<uint32_t>(stage) * plan.stage_bytes;
-      if (kBlock || plan.whole) {
-        bulk_copy(to, source, sent_bytes * static_cast<uint32_t>(rows), landed[stage]);
-      } else {
-        const RingRows& t = plan.in[lane & 3];
-        const int pitch = plan.pitch * t.element;
-        for (int r = 0; r < rows; ++r)
-          bulk_copy(to + r * pitch, source + int64_t{r} * t.row_bytes, sent_bytes, landed[stage]);
-      }
+    if (lane >= 4) return;
+    RingSender& s = sender();
+    if (lane == 0) landed_in(stage).expect(s.all_bytes * static_cast<uint32_t>(rows));
+    if (s.bytes == 0) return;
+    const unsigned char* from = s.next;
+    uint32_t to = s.to + static_cast<uint32_t>(stage) * plan.stage_bytes;
+    s.next = from + s.step;
+    if (kBlock || plan.whole) {
+      bulk_copy(to, from, s.bytes * static_cast<uint32_t>(rows), landed_in(stage));
+    } else {
+      const RingRows& t = plan.in[lane];
+      const auto pitch = static_cast<uint32_t>(plan.pitch * t.element);
+      for (int r = 0; r < rows; ++r)
+        bulk_copy(to + static_cast<uint32_t>(r) * pitch, from + int64_t{r} * t.row_bytes, s.bytes,
+                  landed_in(stage));
     }
-    source += source_step;
   }
   /// The same of odd rows, each in the 16-byte pieces that cover it.
   __device__ __forceinline__ void send_covering(int stage, int rows) const {
+    RingSender& s = sender();
     const RingRows& t = plan.in[lane & 3];
+    const bool sends = lane < 4 && s.bytes > 0;
     uint32_t bytes = 0;
-    if (sent_bytes > 0)
+    if (sends)
       for (int r = 0; r < rows; ++r)
-        bytes += covering(skew_of(source + int64_t{r} * t.row_bytes), sent_bytes);
+        bytes += covering(skew_of(s.next + int64_t{r} * t.row_bytes), s.bytes);
     bytes = __reduce_add_sync(0xffffffffu, bytes);
-    if (lane == 0) landed[stage].expect(bytes);
-    if (sent_bytes == 0) return;
-    unsigned char* to = memory + sent_to + static_cast<uint32_t>(stage) * plan.stage_bytes;
+    if (lane == 0) landed_in(stage).expect(bytes);
+    if (!sends) return;
+    uint32_t to = s.to + static_cast<uint32_t>(stage) * plan.stage_bytes;
     for (int r = 0; r < rows; ++r) {
-      const unsigned char* from = source + int64_t{r} * t.row_bytes;
+      const unsigned char* from = s.next + int64_t{r} * t.row_bytes;
       const uint32_t skew = skew_of(from);
-      bulk_copy(to + r * plan.pitch * t.element, from - skew, covering(skew, sent_bytes),
-                landed[stage]);
+      bulk_copy(to + static_cast<uint32_t>(r * plan.pitch * t.element), from - skew,
+                covering(skew, s.bytes), landed_in(stage));
     }
+    s.next += s.step;
   }
   /// Moves an odd row, of which this lane's part is at element `at` of the stage, to where it would
   /// be if it had begun on 16 bytes, with zeros after its end.
@@ -284,7 +269,7 @@ struct RingWarp {
 #pragma unroll 1
     for (const RingRows& t : plan.in) {
       if (!t.data) continue;
-      unsigned char* mine = memory + stage + t.at + at * int{sizeof(T)};
+      unsigned char* mine = memory + (stage - shared_address(memory)) + t.at + at * int{sizeof(T)};
       const uint32_t skew = skew_of(t.data + int64_t{row} * t.row_bytes);
       uint32_t words[kVecs][4];
 #pragma unroll
@@ -310,29 +295,61 @@ struct RingWarp {
 #pragma unroll
       for (int i = 0; i < 3; ++i)
         if (to[i]->data)
-          write_row(memory + stage + plan.in[i].at + (at - lane_in * kWidth) * int{sizeof(T)},
+          write_row(memory + (stage - shared_address(memory)) + plan.in[i].at +
+                        (at - lane_in * kWidth) * int{sizeof(T)},
                     out<T>(*to[i], row) - lane_in * kWidth, n, lane_in, lanes);
     }
     copies_follow_writes();
   }
-  __device__ __forceinline__ Stats<Acc> stats_of(int row) const {
+  /// Of a tile, rstd, mean and its rest, each of all rows and groups: they are asked for as early
+  /// as the rows, since under full load an answer takes longer than a turn.
+  __device__ __forceinline__ uint32_t stats_in(int stage, int which, int item) const {
+    return ring + static_cast<uint32_t>(stage) * plan.stage_bytes + plan.stats_in_stage +
+           4u * static_cast<uint32_t>(which * plan.tile_items + item);
+  }
+  __device__ __forceinline__ void fetch(int stage, int item, int64_t at) const {
+    copy_4(stats_in(stage, 0, item), k.rstd.as<Acc>() + at);
+    if (kFull && k.mean) copy_4(stats_in(stage, 1, item), k.mean.as<Acc>() + at);
+    if (kFull && k.mean_rest) copy_4(stats_in(stage, 2, item), k.mean_rest.as<Acc>() + at);
+  }
+  __device__ __forceinline__ void fetch_stats(int stage, int first_row, int rows) const {
+    if constexpr (kBlock) return fetch(stage, 0, int64_t{first_row} * plan.groups + group);
+    const int log_set = 31 - __clz(plan.set_groups), first = group - (plan.by_rows ? 0 : team);
+#pragma unroll 1
+    for (int item = lane; item < rows << log_set; item += kStatsLanes) {
+      const int of_set = first + (item & (plan.set_groups - 1));
+      if (of_set < plan.groups)
+        fetch(stage, item, int64_t{first_row + (item >> log_set)} * plan.groups + of_set);
+    }
+  }
+  /// What is not fetched is 0.
+  __device__ __forceinline__ void clear_stats() const {
+    for (int stage = 0; stage < plan.stages; ++stage)
+      for (int item = lane; item < 3 * plan.tile_items; item += kWarpSize)
+        write_shared(stats_in(stage, 0, item), 0.0f);
+    __syncwarp();
+  }
+  __device__ __forceinline__ Stats<Acc> read_stats(int stage, int item) const {
     Stats<Acc> s;
-    if (row >= plan.rows || group >= plan.groups) return s;
-    const int at = row * plan.groups + group;
-    if (kFull && k.mean) s.mean = k.mean.at<Acc>(at);
-    if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<Acc>(at);
-    s.rstd = k.rstd.at<Acc>(at);
+    s.rstd = read_shared_float(stats_in(stage, 0, item));
+    if constexpr (kFull) {
+      s.mean = read_shared_float(stats_in(stage, 1, item));
+      s.mean_rest = read_shared_float(stats_in(stage, 2, item));
+    }
     return s;
   }
   /// `at`: an element of the stage, of which this is vector v of this lane.
   template <class E>
   __device__ __forceinline__ void read_stage(uint32_t stage, int which, int at,
                                              Acc (&to)[kWidth]) const {
-    const unsigned char* from = memory + stage + plan.in[which].at + at * int{sizeof(E)};
+    const uint32_t from = place_of(stage, which, at * int{sizeof(E)});
     if constexpr (std::is_same_v<E, T>)
-      unpack<T>(from, to);
+      unpack<T>(read_shared(from), to);
     else
-      read_whole(reinterpret_cast<const Acc*>(from), to);
+      read_floats(from, to);
+  }
+  __device__ __forceinline__ uint32_t place_of(uint32_t stage, int which, int byte) const {
+    return stage + plan.in[which].at + static_cast<uint32_t>(byte);
   }
   /// Where this lane's part of a row begins.
   template <class E>
@@ -343,21 +360,17 @@ struct RingWarp {
   /// 16 bytes of results of vector v; those of odd rows wait in the stage for deliver().
   __device__ __forceinline__ void put(uint32_t stage, int which, int at, int v, T* to,
                                       const Acc (&value)[kWidth]) const {
-    pack<T>(kOdd ? static_cast<void*>(memory + stage + plan.in[which].at +
-                                      (at + of(v)) * int{sizeof(T)})
-                 : to + of(v),
-            value);
+    if constexpr (kOdd)
+      write_shared(place_of(stage, which, (at + of(v)) * int{sizeof(T)}), packed<T>(value));
+    else
+      pack<T>(to + of(v), value);
   }
 
   // ---- What is computed
 
-  struct Vector {
-    Acc h[kWidth], x_hat[kWidth], dy[kWidth], dn[kWidth], g[kWidth], gain[kWidth];
-    Gate<Acc> gate[kGated ? kWidth : 1];
-  };
-  /// x̂ and g of a vector, and what they were made of.
+  using Terms = BackwardTerms<T, kGate, kFull>;
   __device__ __forceinline__ void read(uint32_t stage, int at, int v, const Stats<Acc>& s,
-                                       Vector& r) const {
+                                       Terms& r) const {
     read_stage<H>(stage, 0, at + of(v), r.h);
     read_stage<T>(stage, 1, at + of(v), r.dy);
     if constexpr (kGated) {
@@ -365,32 +378,17 @@ struct RingWarp {
       read_stage<T>(stage, 2, at + of(v), z);
       short_gates_of<sizeof(T) == 2>(k.options.activation, plan.beta, z, r.gate);
     }
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      r.gain[e] = gain[v][e];
-      const Acc u = kGateFirst ? mul(r.h[e], r.gate[kGated ? e : 0].value) : r.h[e];
-      r.x_hat[e] = kFull ? s.normalized(u) : mul(u, s.rstd);
-      r.dn[e] = kGateLast ? mul(r.dy[e], r.gate[kGated ? e : 0].value) : r.dy[e];
-      r.g[e] = mul(r.gain[e], r.dn[e]);
-    }
+    r.form(gain[v], s);
   }
   /// Σ g ⊙ x̂ and Σ g of this lane, and its share of dw and db.
   __device__ __forceinline__ float2 begin(uint32_t stage, int at, const Stats<Acc>& s) {
     LaneSum<Acc> gx, g;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      if (!exists(v)) continue;
-      Vector r;
+      if (!kDense && !exists(v)) continue;
+      Terms r;
       read(stage, at, v, s, r);
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        gx.product(e, r.g[e], r.x_hat[e]);
-        dw[v][e] = fused(r.dn[e], r.x_hat[e], dw[v][e]);
-        if constexpr (kFull) {
-          g.term(e, r.g[e]);
-          db[v][e] = add(db[v][e], r.dn[e]);
-        }
-      }
+      r.add_to(gx, g, dw[v], db[kFull ? v : 0]);
     }
     return {gx.total(), kFull ? g.total() : 0.0f};
   }
@@ -401,50 +399,31 @@ struct RingWarp {
     T* const dz = out<T>(plan.dz, row);
     T* const dresidual = out<T>(plan.dresidual, row);
     Acc* const wide_dresidual = out<Acc>(plan.dresidual, row);
-    const Acc along = mul(s.rstd, mean.x), level = mul(s.rstd, mean.y);
-    const bool widens = kWide || sizeof(T) == 4 || plan.dresidual.element == 4;
+    const unsigned wants = plan.wants;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
-      if (!exists(v)) continue;
-      Vector r;
+      if (!kDense && !exists(v)) continue;
+      Terms r;
       read(stage, at, v, s, r);
       Acc du[kWidth], other[kWidth];
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e)
-        du[e] =
-            fused(-r.x_hat[e], along, kFull ? fused(r.g[e], s.rstd, -level) : mul(r.g[e], s.rstd));
-      if constexpr (kGateFirst) {
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) {
-          other[e] = mul(mul(du[e], r.h[e]), r.gate[e].slope);
-          du[e] = mul(du[e], r.gate[e].value);
-        }
-      }
-      if constexpr (kGateLast) {
-        if (k.b) {
-          read_bias(v, other);
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) r.gain[e] = fused(r.gain[e], r.x_hat[e], other[e]);
-        } else {  // an absent one adds no +0 to −0
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) r.gain[e] = mul(r.gain[e], r.x_hat[e]);
-        }
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e) other[e] = mul(mul(r.dy[e], r.gain[e]), r.gate[e].slope);
-      }
-      if (kGated && plan.dz.data) put(stage, 2, at, v, dz, other);
-      if (plan.in[3].data) {
+      r.finish(s, mean, du, other);
+      if constexpr (kGateLast)
+        r.finish_gate(
+            gain[v], bool(k.b), [&](float(&b)[kWidth]) { read_bias(v, b); }, other);
+      const bool writes = !kDense || exists(v);
+      if (kGated && (wants & kWantsDz) && writes) put(stage, 2, at, v, dz, other);
+      if (wants & kHasDh) {
         read_stage<H>(stage, 3, at + of(v), other);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
       }
-      if (plan.dresidual.data) {
-        if (!kOdd && widens)
+      if ((wants & kWantsDresidual) && writes) {
+        if (!kOdd && (kWide || sizeof(T) == 4 || (wants & kWidens)))
           write_whole(wide_dresidual + of(v), du);
         else
           put(stage, 1, at, v, dresidual, du);
       }
-      if (plan.dx.data) put(stage, 0, at, v, dx, du);
+      if ((wants & kWantsDx) && writes) put(stage, 0, at, v, dx, du);
     }
   }
   static __device__ __forceinline__ float2 over_lanes(float2 s, int lanes) {
@@ -506,11 +485,14 @@ struct RingWarp {
   /// Its count is on its way for a turn before it is looked at.
   __device__ __forceinline__ void keep_pace(int n) {
     if (pace.times == 0 || chunk != 0 || lane != 0) return;
-    const int time = n / plan.pace_turns, phase = n & (plan.pace_turns - 1);
-    if (time == 0 || time > pace.times || phase > 1) return;
-    if (phase == 0) {
-      seen = atomicAdd(pace.progress, 1u);
-    } else if (time < pace.times) {  // after the last none looks, since it may be cleared
+    const int phase = n & (plan.pace_turns - 1), time = n >> pace.log_turns;
+    if (phase > 1 || time == 0 || time > pace.times) return;
+    if (time == pace.times) {  // after the last none looks, since it may be cleared
+      if (phase == 0) seen = atomicAdd(pace.progress, 1u);
+    } else if (phase == 0) {
+      atomicAdd(pace.progress, 1u);  // not its answer: the compiler would wait for that here
+      asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(pace.progress));
+    } else {
       const int needed = time * pace.units - pace.lead;
       int left = patience;
       while (static_cast<int>(seen) < needed && left-- > 0)
@@ -528,97 +510,89 @@ struct RingWarp {
   /// Rows of one warp: a row is begun and finished at once.
   __device__ __forceinline__ void run_alone() {
     const int shift = plan.by_rows ? team : 0;
-    int stage = 0, row = place * plan.tile_rows + shift;
+    int stage = 0;
     uint32_t parity = 0;
-    Stats<Acc> next = stats_of(row);
     for (int n = 0; n < turns; ++n) {
       keep_pace(n);
       put_aside(n);
-      landed[stage].wait(parity);
+      landed_in(stage).wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
       const int first = (place + n * units) * plan.tile_rows;
       int at = team * (plan.by_rows ? plan.pitch : plan.size) + lane_in * kWidth;
-      for (int r = 0; r < plan.tile_rows && first + r < plan.rows;) {
-        const int here = row;
-        const Stats<Acc> s = next;
-        r += plan.step_rows;
-        row = first + shift + (r < plan.tile_rows ? r : units * plan.tile_rows);
-        next = stats_of(row);  // on its way meanwhile
-        const bool real = here < plan.rows && group < plan.groups;
-        if constexpr (kOdd) straighten(from, at, here, real);
+      for (int r = 0; r < plan.tile_rows && first + r < plan.rows; r += plan.step_rows) {
+        const int row = first + r + shift;
+        const bool real = row < plan.rows && group < plan.groups;
+        const Stats<Acc> s = read_stats(stage, r * plan.set_groups + team);
+        if constexpr (kOdd) straighten(from, at, row, real);
         const float2 mine = real ? begin(from, at, s) : float2{0, 0};
         const float2 mean = means_of(over_lanes(mine, lanes));
-        if (real) finish(from, at, s, here, mean);
-        if constexpr (kOdd) deliver(from, at, here, real);
+        if (real) finish(from, at, s, row, mean);
+        if constexpr (kOdd) deliver(from, at, row, real);
         at += plan.step_rows * plan.pitch;
       }
       __syncwarp();
-      send_into(stage);
+      send_into(stage, n + plan.stages);
       if (++stage == plan.stages) stage = 0, parity ^= 1;
     }
   }
 
-  /// Rows of many warps, whose sums meet in slots: `arrived` and `slots` have kSlots turns.
-  __device__ __forceinline__ void run_together(SharedBarrier* arrived, float2* slots) {
-    struct Row {
-      int row = 0, stage = 0;
-      Stats<Acc> stats;
-    };
+  /// Rows of many warps, whose sums meet in the unit's slots.
+  __device__ __forceinline__ void run_together() {
     const int at = lane_in * kWidth;
-    int stage = 0, row = place;
+    int stage = 0, stage_before = 0;
     uint32_t parity = 0;
-    Stats<Acc> next = stats_of(row);
-    Row before;
     for (int n = 0; n < turns + plan.behind; ++n) {
-      const Row now{row, stage, next};
+      const int stage_now = stage;
       if (n < turns) {
-        row += units;
-        next = stats_of(row);  // on its way meanwhile
         keep_pace(n);
         put_aside(n);
-        landed[stage].wait(parity);
+        landed_in(stage).wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
-        if constexpr (kOdd) straighten(from, at, now.row, true);
-        publish(over_lanes(begin(from, at, now.stats), kWarpSize), n, arrived, slots);
+        if constexpr (kOdd) straighten(from, at, place + n * units, true);
+        publish(over_lanes(begin(from, at, read_stats(stage, 0)), kWarpSize), n);
         if (++stage == plan.stages) stage = 0, parity ^= 1;
       }
-      if (n >= plan.behind) {
-        const float2 mean = means_of(collect(n - plan.behind, arrived, slots));
-        const Row ended = plan.behind ? before : now;
-        const uint32_t from = ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes;
-        finish(from, at, ended.stats, ended.row, mean);
-        if constexpr (kOdd) deliver(from, at, ended.row, true);
+      const int ended = n - plan.behind;
+      if (ended >= 0) {
+        const float2 mean = means_of(collect(ended));
+        const int ended_stage = plan.behind ? stage_before : stage_now;
+        const int row = place + ended * units;
+        const uint32_t from = ring + static_cast<uint32_t>(ended_stage) * plan.stage_bytes;
+        finish(from, at, read_stats(ended_stage, 0), row, mean);
+        if constexpr (kOdd) deliver(from, at, row, true);
         __syncwarp();
-        send_into(ended.stage);
+        send_into(ended_stage, ended + plan.stages);
       }
-      before = now;
+      stage_before = stage_now;
     }
   }
-  __device__ __forceinline__ void publish(float2 mine, int turn, SharedBarrier* arrived,
-                                          float2* slots) const {
-    const int slot = turn % kSlots;
-    float2* to = slots + slot * plan.order.chunks + chunk;
+  __device__ __forceinline__ BarrierAt arrived_in(int slot) const {
+    return {meeting + static_cast<uint32_t>(slot) * 8};
+  }
+  __device__ __forceinline__ uint32_t sums_in(int slot, int of_chunk) const {
+    return meeting + kSlots * 8 + static_cast<uint32_t>(slot * plan.order.chunks + of_chunk) * 8;
+  }
+  __device__ __forceinline__ void publish(float2 mine, int turn) const {
+    const int slot = turn & (kSlots - 1);
     if (plan.cluster > 1) {
       if (lane == 0 && warp % plan.unit_warps == 0)
-        arrived[slot].expect(static_cast<uint32_t>(plan.order.chunks) * 8);
-      if (lane < plan.ranks) send_counted(to, mine, &arrived[slot], static_cast<uint32_t>(lane));
+        arrived_in(slot).expect(static_cast<uint32_t>(plan.order.chunks) * 8);
+      if (lane < plan.ranks)
+        send_counted(sums_in(slot, chunk), mine, arrived_in(slot), static_cast<uint32_t>(lane));
     } else if (lane == 0) {
-      *to = mine;
-      arrived[slot].arrive();
+      write_shared(sums_in(slot, chunk), mine);
+      arrived_in(slot).arrive();
     }
   }
   /// The chunks' sums as chunks_sum has them.
-  __device__ __forceinline__ float2 collect(int turn, SharedBarrier* arrived,
-                                            const float2* slots) const {
-    const int slot = turn % kSlots, chunks = plan.order.chunks;
-    const auto parity = static_cast<uint32_t>(turn / kSlots) & 1;
-    arrived[slot].wait(parity);
-    const float2* from = slots + slot * chunks;
+  __device__ __forceinline__ float2 collect(int turn) const {
+    const int slot = turn & (kSlots - 1), chunks = plan.order.chunks;
+    arrived_in(slot).wait(static_cast<uint32_t>(turn) / kSlots & 1);
     float2 s{0, 0};
-    if (lane < chunks) s = from[lane];
+    if (lane < chunks) s = read_shared_pair(sums_in(slot, lane));
 #pragma unroll 1
     for (int c = lane + kWarpSize; c < chunks; c += kWarpSize) {
-      const float2 other = from[c];
+      const float2 other = read_shared_pair(sums_in(slot, c));
       s.x = add(s.x, other.x), s.y = add(s.y, other.y);
     }
     return over_lanes(s, kWarpSize);
@@ -680,23 +654,23 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
                               const __grid_constant__ WeightSums<float> sums, float* aside) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
-  auto* barriers = reinterpret_cast<SharedBarrier*>(memory);
-  auto* arrived = barriers + plan.warps * plan.stages;
-  auto* slots = reinterpret_cast<float2*>(memory + plan.slots_at);
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
   RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, aside, memory, rank);
   if (kBlock && threadIdx.x == 0) {
-    for (int b = 0; b < plan.units * kSlots; ++b)
-      arrived[b].init(clustered ? 1 : plan.order.chunks);
+    for (int unit = 0; unit < plan.units; ++unit)
+      for (uint32_t slot = 0; slot < kSlots; ++slot)
+        BarrierAt{shared_address(memory) + plan.units_at +
+                  static_cast<uint32_t>(unit) * plan.unit_bytes + 8 * slot}
+            .init(clustered ? 1 : plan.order.chunks);
     publish_barriers();
   }
   warp.start();
   __syncthreads();
   if (clustered) cluster_sync();
   if constexpr (kBlock)
-    warp.run_together(arrived + warp.unit * kSlots, slots + warp.unit * kSlots * plan.order.chunks);
+    warp.run_together();
   else
     warp.run_alone();
   warp.end_pace();
@@ -722,14 +696,6 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
          !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) && weight(k.b) && k.dy.rows > 0 &&
          k.dy.rows * (k.dy.cols / size) <= kMost && fits(k.h) && fits(k.dy) && fits(k.z) &&
          fits(k.dh) && fits(k.dx) && fits(k.dz) && fits(k.dresidual);
-}
-
-/// Whether all that a row is read from and written to is in whole vectors on 16 bytes.
-template <class T>
-bool is_even_all(const NormBackwardArgs& k, int64_t size) {
-  const auto even = [&](const auto&... t) { return (is_even<T>(t, size) && ...); };
-  return even(k.h, k.dy, k.z, k.dh, k.dx, k.dz, k.dresidual) && on_16_bytes(k.w) &&
-         on_16_bytes(k.b);
 }
 
 /// Runs it, or says that the sizes do not fit.

@@ -58,16 +58,22 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
-/// Two floats into block `rank`'s memory, whose barrier there counts their 8 bytes.
-__device__ __forceinline__ void send_counted(float2* to, float2 v, SharedBarrier* there,
+/// Two floats into block `rank`'s memory, whose barrier there counts their 8 bytes. Both by what
+/// their addresses are in this block.
+__device__ __forceinline__ void send_counted(uint32_t to, float2 v, BarrierAt there,
                                              uint32_t rank) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
       "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
-          "r"(address_in(shared_address(to), rank)),
-      "f"(v.x), "f"(v.y), "r"(address_in(shared_address(there), rank))
+          "r"(address_in(to, rank)),
+      "f"(v.x), "f"(v.y), "r"(address_in(there.at, rank))
       : "memory");
 #endif
+}
+
+__device__ __forceinline__ void send_counted(float2* to, float2 v, SharedBarrier* there,
+                                             uint32_t rank) {
+  send_counted(shared_address(to), v, BarrierAt{there->address()}, rank);
 }
 
 /// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.

@@ -8,7 +8,8 @@
 
 namespace norma::norm_cuda {
 
-inline constexpr int kSlots = 4;  ///< sums on their way: see norm_backward_ring_kernel
+inline constexpr int kSlots =
+    4;  ///< a power of two, sums on their way: see norm_backward_ring_kernel
 inline constexpr size_t kRingMemory = 224 << 10;
 /// Rows whose terms a lane adds to one sum for a weight. A sum of n random terms errs by some
 /// √n / 5 roundings of its size, and the largest of 4096 by four times that.
@@ -21,6 +22,22 @@ struct RingRows {
   int element = 0;    ///< bytes
   uint32_t at = 0;    ///< in a stage
 };
+
+/// What a lane sends a tensor's part of the next tile by.
+struct RingSender {
+  const unsigned char* next;
+  int64_t step;
+  uint32_t bytes, all_bytes;  ///< a row's, of this tensor and of all
+  uint32_t to, unused = 0;    ///< in the first stage
+};
+inline constexpr int kMostStages = 8;
+/// What a warp keeps in shared memory, since registers are scarce: its stages' barriers, its
+/// senders for four tensors; and then, where a gate needs it, its part of the bias. A unit of many
+/// warps keeps kSlots barriers, and as many times each chunk's two sums.
+inline constexpr uint32_t kSendersAt = kMostStages * 8,
+                          kWarpControl = kSendersAt + 4 * sizeof(RingSender);
+
+enum : unsigned { kWantsDx = 1, kWantsDresidual = 2, kWidens = 4, kWantsDz = 8, kHasDh = 16 };
 
 /// How norm_backward_ring_kernel runs. A unit takes a group at a time: the warps of a block or
 /// cluster, each with a chunk; or it is one warp, which takes 32 / order.lanes groups at a time.
@@ -42,11 +59,15 @@ struct RingPlan {
   /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
   /// than so many eighths of that: see Pace.
   int pace_turns = 0, pace_lead = 0;
-  float beta = 1;                        ///< of the gate
-  uint32_t bias_at = 0, bias_bytes = 0;  ///< of a warp
-  uint32_t element_bytes = 0, stage_bytes = 0, slots_at = 0, ring_at = 0;
-  RingRows in[4];  ///< h, dy, z, dh
+  float beta = 1;  ///< of the gate
+  /// Shared memory: what each warp keeps (kWarpControl), what each unit does, and the warps' rings.
+  uint32_t warp_bytes = 0, units_at = 0, unit_bytes = 0, ring_at = 0;
+  uint32_t element_bytes = 0, stage_bytes = 0;
+  uint32_t stats_in_stage = 0;  ///< a stage's rows, and then their statistics
+  int tile_items = 1;           ///< of how many rows and groups
+  RingRows in[4];               ///< h, dy, z, dh
   RingRows dx, dresidual, dz;
+  unsigned wants = 0;  ///< of these and dh, which are there: one word is looked at sooner than four
 };
 
 /// Warps of a block, with 128 registers a lane. 24 with 80 spilled: 84 % of copy where these reach
@@ -86,16 +107,23 @@ inline void choose_cluster(RingPlan& plan, int parts, bool odd) {
 inline void choose_pace(RingPlan& plan, bool full) {
   const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
   const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
-  // All warps have whole chunks, and few blocks meet.
-  const bool busy = plan.order.chunks > 1 && plan.size % kChunk == 0 && plan.warps == kRingWarps &&
-                    plan.cluster <= 2;
+  // All warps have whole chunks; and few blocks meet, or several units are in one.
+  const bool whole = plan.order.chunks > 1 && plan.size % kChunk == 0;
+  const bool busy = whole && plan.warps == kRingWarps && plan.cluster <= 2;
+  const bool several = whole && plan.units > 1;
   if (plan.in[1].element == 4) return pace(4, plan.order.chunks > 1 ? 2 : 4);
   if (residual) return pace(8, 4);
-  if (gated && full) return busy && plan.cluster == 1 ? pace(4, 4) : pace(0, 0);
+  if (gated && full) {
+    if (plan.cluster == 1 && (busy || several)) return pace(4, 4);
+    const bool alone = plan.order.chunks == 1 && plan.order.lanes == kWarpSize;
+    return alone || busy || (whole && plan.cluster == 1) ? pace(8, 6) : pace(0, 0);
+  }
   if (gated) return busy ? pace(4, 2) : plan.cluster <= 8 ? pace(8, 6) : pace(0, 0);
-  if (full) return !busy ? pace(0, 0) : plan.cluster == 1 ? pace(8, 4) : pace(8, 6);
+  if (full)
+    return !busy && !several ? pace(0, 0) : busy && plan.cluster == 1 ? pace(8, 4) : pace(8, 6);
   const bool many = plan.order.chunks > 1 && plan.warps == kRingWarps && plan.cluster <= 8;
-  return busy ? pace(4, 4) : many ? pace(8, 6) : pace(0, 0);
+  if (busy || several || (whole && many && plan.cluster <= 4)) return pace(4, 4);
+  return many || (whole && plan.cluster == 2) ? pace(8, 6) : pace(0, 0);
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -116,6 +144,8 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     plan.element_bytes += static_cast<uint32_t>(plan.in[i].element);
   }
   plan.dx = rows_of(k.dx), plan.dresidual = rows_of(k.dresidual), plan.dz = rows_of(k.dz);
+  plan.wants = (k.dx ? kWantsDx : 0) | (k.dresidual ? kWantsDresidual : 0) | (k.dz ? kWantsDz : 0) |
+               (k.dh ? kHasDh : 0) | (plan.dresidual.element == 4 ? kWidens : 0);
   plan.size = static_cast<int>(order.n);
   plan.rows = static_cast<int>(k.dy.rows);
   plan.groups = static_cast<int>(k.dy.cols / order.n);
@@ -132,10 +162,15 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.pitch = plan.size * plan.set_groups;
   if (odd) plan.pitch = ceil_div(plan.size, width) * width + width;
   int64_t piece = kChunk + (odd ? width : 0);  // elements of a stage
-  int64_t head = 0, slot_bytes = 0;
-  const auto fit = [&](int64_t warp_stages) {  // of pieces
-    return static_cast<int>((kRingMemory - 2048 - head) /
-                            (warp_stages * piece * plan.element_bytes));
+  plan.warp_bytes = kWarpControl;
+  if (plan.in[1].element == 2 && k.b && k.options.gate == GateOrder::norm_then_gate)
+    plan.warp_bytes += static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
+  int64_t head = int64_t{kRingWarps} * plan.warp_bytes + 128;  // before the rings
+  const auto memory_of_stage = [&] {
+    return piece * plan.element_bytes + ceil_div(int64_t{plan.tile_items} * 12, int64_t{128}) * 128;
+  };
+  const auto fit = [&](int64_t warp_stages) {
+    return static_cast<int>((int64_t{kRingMemory} - head) / (warp_stages * memory_of_stage()));
   };
   if (order.chunks > 1) {
     choose_cluster(plan, order.chunks, odd);
@@ -143,10 +178,12 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     plan.units = static_cast<int>(std::min<int64_t>(
         kRingWarps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
     plan.warps = plan.units * plan.unit_warps;
-    slot_bytes = int64_t{plan.units} * order.chunks * kSlots * 8;
+    plan.unit_bytes = static_cast<uint32_t>(kSlots * 8 * (1 + order.chunks));
+    head += int64_t{plan.units} * plan.unit_bytes;
     plan.ranks = ceil_div(order.chunks, plan.unit_warps);
   } else {
     piece = int64_t{plan.pitch} * plan.step_rows;
+    plan.tile_items = plan.at_once;
     const int64_t steps = int64_t{ceil_div(plan.rows, plan.step_rows)} * plan.bound;
     plan.warps = static_cast<int>(
         std::min<int64_t>({kRingWarps, fit(2), ceil_div(steps, kMultiprocessors)}));
@@ -157,29 +194,26 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
         std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / 128), 1, 8);
     plan.tile_rows = static_cast<int>(a_tile) * plan.step_rows;
     while (plan.aside_turns * a_tile > kAsideRows) plan.aside_turns /= 2;
-    piece *= a_tile;
+    piece *= a_tile, plan.tile_items *= static_cast<int>(a_tile);
   }
-  if (plan.in[1].element == 2 && k.b && k.options.gate == GateOrder::norm_then_gate)
-    plan.bias_bytes = static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
-  head = slot_bytes + int64_t{plan.warps} * plan.bias_bytes;
   for (RingRows& t : plan.in) {
     t.at = plan.stage_bytes;
     plan.stage_bytes += static_cast<uint32_t>(piece * t.element);
   }
+  plan.stats_in_stage = plan.stage_bytes;
+  plan.stage_bytes = static_cast<uint32_t>(memory_of_stage());
   // Some 100 KB on their way suffice; what is left is the first cache's.
   const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
   const int64_t least = k.z ? 3 : 4;
-  plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, 8));
+  plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, kMostStages));
   if (!odd) choose_pace(plan, k.options.kind == NormKind::layer || k.db);
   plan.behind = order.chunks > 1 && plan.stages > 2;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole =
       !odd && plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
-  const auto barriers = plan.warps * plan.stages + (order.chunks > 1 ? plan.units * kSlots : 0);
-  plan.slots_at = static_cast<uint32_t>(ceil_div(barriers, 2)) * 16;
-  plan.bias_at = plan.slots_at + static_cast<uint32_t>(ceil_div(slot_bytes, int64_t{16})) * 16;
+  plan.units_at = static_cast<uint32_t>(plan.warps) * plan.warp_bytes;
   plan.ring_at =
-      (plan.bias_at + static_cast<uint32_t>(plan.warps) * plan.bias_bytes + 127) / 128 * 128;
+      (plan.units_at + static_cast<uint32_t>(plan.units) * plan.unit_bytes + 127) / 128 * 128;
   if (plan.stages < 2) plan.stages = 0;
   return plan;
 }
