@@ -1,12 +1,13 @@
 // The norm family on a GPU, kernels alone, a line a cell; bench/norms.py sets them beside peers':
-//   build/cuda/bench/norm_cuda [--kind rms,layer] [--dtype bfloat16] [--shapes grid|odd|toy]
+//   build/cuda/bench/norm_cuda [--kind rms,layer] [--dtype bfloat16] [--shapes grid|odd|toy|few]
 //   [--cols 256,1024] [--rows 64] [--elements 134217728] [--direction backward] [--most-small 0]
+//   [--most-few 0]
 // Bytes are the fewest that an op can move: each tensor once. The second cache is flushed before
 // each call; the median of seven; the second kernel of the weights' gradients counts. "stream" is a
-// kernel of the same reads and writes without arithmetic. The odd and the toy shapes are timed
-// without a flush, as a call's share of a CUDA graph of 100, the median of three. --most-small: the
-// largest problem, in elements, whose backward runs as one launch; --option: precise or portable
-// weight gradients.
+// kernel of the same reads and writes without arithmetic. The odd, the toy and the few rows' shapes
+// are timed without a flush, as a call's share of a CUDA graph of 100, the median of three.
+// --most-small and --most-few: the largest problems, in elements, whose backward runs as one launch
+// of one kernel or the other; --option: precise or portable weight gradients.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -77,6 +78,8 @@ constexpr Size kOddSizes[] = {{kElements / 257, 257},
 constexpr Size kToySizes[] = {{256, 64},   {768, 64},   {768, 128},  {2048, 128}, {4096, 128},
                               {768, 256},  {768, 384},  {2048, 256}, {256, 512},  {1024, 512},
                               {12288, 32}, {49152, 16}, {16, 512},   {64, 1024}};
+constexpr Size kFewSizes[] = {{1, 1024},  {16, 1024}, {1, 4096},  {4, 4096},
+                              {16, 4096}, {1, 16384}, {4, 16384}, {1, 65536}};
 constexpr const char* kGrid =
     "256,512,768,1024,1536,2048,3072,4096,5120,8192,12288,16384,32768,65536,131072";
 constexpr int kSkipped = 77;  // what the tests exit with where there is no GPU
@@ -321,8 +324,9 @@ std::vector<Size> sizes_of(const Flags& flags) {
   std::vector<Size> sizes;
   if (flags.shapes == "odd") return {std::begin(kOddSizes), std::end(kOddSizes)};
   if (flags.shapes == "toy") return {std::begin(kToySizes), std::end(kToySizes)};
+  if (flags.shapes == "few") return {std::begin(kFewSizes), std::end(kFewSizes)};
   if (flags.shapes != "grid")
-    throw ValueError("norm_cuda: --shapes must be grid, odd or toy, but is {}", flags.shapes);
+    throw ValueError("norm_cuda: --shapes must be grid, odd, toy or few, but is {}", flags.shapes);
   for (const char* p = flags.cols.c_str(); *p;) {
     char* end = nullptr;
     const int64_t d = std::strtoll(p, &end, 10);
@@ -368,6 +372,8 @@ int benchmark(int argc, char** argv) {
       flags.option = value;
     else if (flag == "--most-small")
       norm_cuda::most_small_elements = std::atoll(value);
+    else if (flag == "--most-few")
+      norm_cuda::most_few_elements = std::atoll(value);
     else
       throw ValueError("norm_cuda: no flag {}", flag);
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "norma/ops/norm/backward_any.cuh"
+#include "norma/ops/norm/backward_few.cuh"
 #include "norma/ops/norm/backward_ring.cuh"
 #include "norma/ops/norm/backward_small.cuh"
 #include "norma/ops/norm/choice.h"
@@ -16,14 +17,21 @@ void backward(const Cuda& on, const NormBackwardArgs& k) {
         detail::chose("", "a plain member and a small one, whose cost is its launches");
         return backward_small<T>(on, k);
       }
+    const auto fast = [&]<GateOrder kGate>() {
+      if (backward_few<T, kGate>(on, k)) {
+        detail::chose("", "a plain member of few rows, whose cost is its launches");
+        return true;
+      }
+      return backward_ring<T, kGate>(on, k);
+    };
     const auto ran = [&] {
       switch (k.options.gate) {
         case GateOrder::no_gate:
-          return backward_ring<T, GateOrder::no_gate>(on, k);
+          return fast.template operator()<GateOrder::no_gate>();
         case GateOrder::norm_then_gate:
-          return backward_ring<T, GateOrder::norm_then_gate>(on, k);
+          return fast.template operator()<GateOrder::norm_then_gate>();
         case GateOrder::gate_then_norm:
-          return backward_ring<T, GateOrder::gate_then_norm>(on, k);
+          return fast.template operator()<GateOrder::gate_then_norm>();
       }
       return false;
     };

@@ -68,6 +68,7 @@ const char* why(const NormBackwardArgs& k, DType dtype) {
 
 bool norm_cuda::only_general_plans = asks_for_general_plans();
 int64_t norm_cuda::most_small_elements = int64_t{1} << 17;
+int64_t norm_cuda::most_few_elements = int64_t{1} << 16;
 int norm_cuda::pretended_multiprocessors = 0;
 
 int norm_cuda::as_pretended(const Cuda& on, int count) {

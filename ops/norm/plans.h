@@ -12,6 +12,9 @@ extern bool only_general_plans;
 /// 128 with dw takes 6.2 µs against 6.6, with db too 7.5 against 7.2) runs as one launch, its
 /// weights' sums added by the block that comes last. For tests and timings: 0 leaves that plan out.
 extern int64_t most_small_elements;
+/// A backward of at most so many elements whose rows fit the warps of a cluster runs as one launch
+/// too. For tests and timings: 0 leaves that plan out.
+extern int64_t most_few_elements;
 
 /// For tests: blocks that live for a whole call are as many as on a GPU of so many
 /// multiprocessors; 0: as on the one at hand.

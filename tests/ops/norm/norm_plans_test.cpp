@@ -55,20 +55,25 @@ void expect_same(const Maybe& a, const Maybe& b) {
 void force_general(bool on) {
   if constexpr (kBuiltWithCuda) norm_cuda::only_general_plans = on;
 }
-/// While it lives, only backwards of at most so many elements run as one launch.
-class MostSmall {
+/// While it lives, only backwards of at most so many elements run as one launch: of the kernel for
+/// toy models, or of the one for few rows.
+class MostInOneLaunch {
  public:
-  explicit MostSmall(int64_t elements) {
-    if constexpr (kBuiltWithCuda) before_ = std::exchange(norm_cuda::most_small_elements, elements);
+  MostInOneLaunch(int64_t small, int64_t few) {
+    if constexpr (kBuiltWithCuda) {
+      small_ = std::exchange(norm_cuda::most_small_elements, small);
+      few_ = std::exchange(norm_cuda::most_few_elements, few);
+    }
   }
-  ~MostSmall() {
-    if constexpr (kBuiltWithCuda) norm_cuda::most_small_elements = before_;
+  ~MostInOneLaunch() {
+    if constexpr (kBuiltWithCuda)
+      norm_cuda::most_small_elements = small_, norm_cuda::most_few_elements = few_;
   }
-  MostSmall(const MostSmall&) = delete;
-  MostSmall& operator=(const MostSmall&) = delete;
+  MostInOneLaunch(const MostInOneLaunch&) = delete;
+  MostInOneLaunch& operator=(const MostInOneLaunch&) = delete;
 
  private:
-  int64_t before_ = 0;
+  int64_t small_ = 0, few_ = 0;
 };
 
 /// While it lives, kernels have as many blocks as on a GPU of so many multiprocessors.
@@ -139,8 +144,10 @@ TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
             force_general(true);
             const Everything general = run_on_gpu(a, dy, dh);
             force_general(false);
-            for (int64_t most_small : {int64_t{0}, 2 * size.rows * size.cols}) {
-              const MostSmall plans(most_small);
+            const int64_t all = 2 * size.rows * size.cols;
+            for (const auto& [small, few] :
+                 {std::pair<int64_t, int64_t>{0, 0}, {all, 0}, {0, all}}) {
+              const MostInOneLaunch plans(small, few);
               const Everything fast = run_on_gpu(a, dy, dh);
               EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
               EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
@@ -180,7 +187,7 @@ TEST_F(NormPlans, RowDependsOnNothingAround) {
 }
 
 TEST_F(NormPlans, SmallBackwardIsOneLaunch) {
-  const MostSmall plan(2 * 768 * 128);
+  const MostInOneLaunch plan(2 * 768 * 128, 0);
   Member m;
   m.options.kind = NormKind::layer, m.w = m.b = true;
   const NormArguments a(m, {768, 128}, float32, float32);
@@ -216,7 +223,7 @@ TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
       m.w = m.b = true, m.shared = size.shared;
       const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
       const Tensor dy = randn({size.rows, size.cols}).to(dtype);
-      const MostSmall plan(2 * size.rows * size.cols);
+      const MostInOneLaunch plan(2 * size.rows * size.cols, 0);
       const Everything small = run_on_gpu(a, dy, none);
       EXPECT_SAME_BITS(*small.backward.dw, *run_on_gpu(a, dy, none).backward.dw);
       force_general(true);
@@ -227,6 +234,58 @@ TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
       EXPECT_CLOSE(*small.backward.dw, *general.backward.dw, {.absolute = rounding});
       EXPECT_CLOSE(*small.backward.db, *general.backward.db, {.absolute = rounding});
     }
+}
+
+TEST_F(NormPlans, BackwardOfFewRowsIsOneLaunch) {
+  for (int64_t rows : {1, 16}) {
+    Member m;
+    m.options.kind = NormKind::layer, m.w = m.b = true;
+    const NormArguments a(m, {rows, 4096}, bfloat16, float32);
+    const Tensor y_gradient = randn({rows, 4096}).to(bfloat16);
+    auto captured = capture([&](const Tensor& dy) {
+      const NoGrad off;
+      const Everything all = run_on_gpu(a, dy, none);
+      return std::array{*all.backward.dx, *all.backward.dw, *all.backward.db};
+    });
+    for (int i = 0; i < 4; ++i) captured(y_gradient);
+    const std::string nodes = captured.graph_nodes();
+    EXPECT_THAT(nodes, ::testing::HasSubstr("norm_backward_few_kernel"));
+    EXPECT_THAT(nodes, ::testing::Not(::testing::HasSubstr("norm_fold_kernel")));
+  }
+}
+
+TEST_F(NormPlans, WeightGradientsOfFewRowsAreTheSumsOverRows) {
+  const NoGrad off;
+  struct Size {
+    int64_t rows, cols;
+    const char* why;
+  };
+  const Size sizes[] = {{1, 4096, "a block"},
+                        {16, 4096, "a cluster"},
+                        {9, 1000, "part of a warp"},
+                        {3, 256, "part of a chunk, one block"},
+                        {5, 5120, "clusters of five"},
+                        {2, 32768, "eight warps a row and block"},
+                        {1, 65536, "as large as it gets"}};
+  for (const Size& size : sizes)
+    for (DType dtype : {bfloat16, float32, float16})
+      for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
+        SCOPED_TRACE(size.why);
+        Member m;
+        m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
+        const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
+        const Tensor dy = randn({size.rows, size.cols}).to(dtype);
+        const MostInOneLaunch plan(0, size.rows * size.cols);
+        const Everything few = run_on_gpu(a, dy, none);
+        EXPECT_SAME_BITS(*few.backward.dw, *run_on_gpu(a, dy, none).backward.dw);
+        force_general(true);
+        const Everything general = run_on_gpu(a, dy, none);
+        force_general(false);
+        // Sums of `rows` terms of about 1 (a few at most 30, by a gate) in two orders.
+        const double rounding = unit_roundoff(float32) * 30 * std::sqrt(size.rows) * 4;
+        EXPECT_CLOSE(*few.backward.dw, *general.backward.dw, {.absolute = rounding});
+        EXPECT_CLOSE(*few.backward.db, *general.backward.db, {.absolute = rounding});
+      }
 }
 
 TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
@@ -269,7 +328,7 @@ TEST_F(NormPlans, WeightGradientsOfVeryManyRowsKeepTheirDigits) {
 
 TEST_F(NormPlans, PortableWeightGradientsHaveTheBitsOfAnyGpu) {
   const NoGrad off;
-  const MostSmall none_is(0);  // that plan has as many blocks everywhere
+  const MostInOneLaunch none_is(0, 0);  // those plans have as many blocks everywhere
   // Of the fast plans: rows of part of a warp, of a warp, a block and a cluster; and the general
   // one.
   for (int64_t cols : {64, 1000, 4096, 20000, 65536})

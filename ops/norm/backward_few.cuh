@@ -1,0 +1,198 @@
+#pragma once
+
+#include "norma/ops/norm/backward_terms.cuh"
+#include "norma/ops/norm/cluster.cuh"
+#include "norma/ops/norm/plans.h"
+
+namespace norma::norm_cuda {
+
+inline constexpr int kFewWarps = 16, kMostFewBlocks = 8;
+
+/// How norm_backward_few_kernel runs: a warp has a chunk of a row; a block, some chunks of all
+/// rows.
+struct FewPlan {
+  RowOrder order;
+  int size = 0, rows = 0;
+  int cluster = 1, block_chunks = 1;  ///< blocks; chunks of each, a power of two
+  float beta = 1;                     ///< of the gate
+};
+
+/// So few rows that a cluster's warps have one chunk each, in one launch, weights' gradients and
+/// all: for them launches are the cost, not bytes. The blocks tell each other their chunks' sums,
+/// and meanwhile add their columns' terms for the weights.
+///   bytes  as the ring's kernel
+///   bound  latency: of a row, and of a cluster's barrier
+template <class T, GateOrder kGate, bool kFull>
+__global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
+    norm_backward_few_kernel(const __grid_constant__ NormBackwardArgs k,
+                             const __grid_constant__ FewPlan plan) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
+  constexpr int kWidth = kLaneWidth<T>, kVecs = kChunk / (kWarpSize * kWidth);
+  using Terms = BackwardTerms<T, kGate, kFull>;
+  __shared__ __align__(16) float by_warp[kFewWarps][kChunk];
+  __shared__ float2 slots[kFewWarps * kMostFewBlocks];  // of each row, and chunk
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const bool clustered = plan.cluster > 1;
+  const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
+  const int chunks = plan.order.chunks, chunk = rank * plan.block_chunks + warp % plan.block_chunks;
+  const int column = chunk * kChunk + lane * kWidth, row = warp / plan.block_chunks;
+  const auto column_of = [&](int v) { return column + v * kWarpSize * kWidth; };
+  const auto exists = [&](int v) { return column_of(v) < plan.size; };
+  wait_for_previous_kernel();
+  if (clustered) cluster_arrive();  // that the others have begun: before they are written to
+
+  // All that is read is asked for at once.
+  uint4 h[kVecs], dy[kVecs], z[Terms::kGated ? kVecs : 1];
+  float gain[kVecs][kWidth];
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (!exists(v)) continue;
+    h[v] = *reinterpret_cast<const uint4*>(k.h.row<T>(row) + column_of(v));
+    dy[v] = *reinterpret_cast<const uint4*>(k.dy.row<T>(row) + column_of(v));
+    if constexpr (Terms::kGated)
+      z[v] = *reinterpret_cast<const uint4*>(k.z.row<T>(row) + column_of(v));
+  }
+  Stats<float> s;
+  if (kFull && k.mean) s.mean = k.mean.at<float>(row);
+  if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<float>(row);
+  s.rstd = k.rstd.at<float>(row);
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+    for (float& e : gain[v]) e = 1;
+    if (!k.w || !exists(v)) continue;
+    read_weight<T, true>(k.w, column_of(v), kWidth, gain[v]);
+    if (k.options.zero_centered)
+#pragma unroll
+      for (float& e : gain[v]) e = add(e, 1.0f);
+  }
+  const auto terms_of = [&](int v, Terms& r) {
+    unpack<T>(h[v], r.h);
+    unpack<T>(dy[v], r.dy);
+    if constexpr (Terms::kGated) {
+      float gates[kWidth];
+      unpack<T>(z[v], gates);
+      short_gates_of<sizeof(T) == 2>(k.options.activation, plan.beta, gates, r.gate);
+    }
+    r.form(gain[v], s);
+  };
+
+  float dw[kVecs][kWidth] = {}, db[kFull ? kVecs : 1][kWidth] = {};
+  LaneSum<float> gx, g;
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (!exists(v)) continue;
+    Terms r;
+    terms_of(v, r);
+    r.add_to(gx, g, dw[v], db[kFull ? v : 0]);
+  }
+  const float2 mine{lanes_sum(gx.total(), kWarpSize),
+                    kFull ? lanes_sum(g.total(), kWarpSize) : 0.0f};
+  float2* const row_slots = slots + row * chunks;
+  if (clustered) {
+    cluster_wait();
+    if (lane < plan.cluster && chunk < chunks) {
+      const uint32_t there =
+          address_in(shared_address(row_slots + chunk), static_cast<uint32_t>(lane));
+      store_in_cluster(there, mine.x);
+      store_in_cluster(there + 4, mine.y);
+    }
+    __syncwarp();
+    cluster_arrive();
+  } else if (lane == 0 && chunk < chunks) {
+    row_slots[chunk] = mine;
+  }
+
+  // The block's sums for the weights, while the others' sums of rows are on their way.
+  const int first = rank * plan.block_chunks * kChunk;
+  const int end = min(plan.block_chunks * kChunk, plan.size - first);
+#pragma unroll
+  for (int which = 0; which < (kFull ? 2 : 1); ++which) {
+    const Vec& out = which == 0 ? k.dw : k.db;
+    if (!out) continue;
+    if (which > 0) __syncthreads();  // dw's last readers are done
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v)
+      write_whole(&by_warp[warp][lane * kWidth + v * kWarpSize * kWidth],
+                  which == 0 ? dw[v] : db[kFull ? v : 0]);
+    __syncthreads();
+    for (int c = static_cast<int>(threadIdx.x); c < end; c += static_cast<int>(blockDim.x)) {
+      float sum = by_warp[c / kChunk][c % kChunk];
+      for (int r = 1; r < plan.rows; ++r)
+        sum = add(sum, by_warp[r * plan.block_chunks + c / kChunk][c % kChunk]);
+      set_value(out, first + c, sum);
+    }
+  }
+  if (clustered)
+    cluster_wait();
+  else
+    __syncthreads();
+
+  const float inverse = k.options.kind == NormKind::l2 ? 1.0f : 1 / static_cast<float>(plan.size);
+  const auto* const numbers = reinterpret_cast<const float*>(row_slots);
+  float2 mean{mul(chunks_sum<2>(numbers, chunks), inverse), 0};
+  if (kFull && k.options.kind == NormKind::layer)
+    mean.y = mul(chunks_sum<2>(numbers + 1, chunks), inverse);
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) {
+    if (!exists(v)) continue;
+    const int c = column_of(v);
+    Terms r;
+    terms_of(v, r);
+    float du[kWidth], other[kWidth];
+    r.finish(s, mean, du, other);
+    if constexpr (Terms::kGateLast)
+      r.finish_gate(
+          gain[v], bool(k.b), [&](float(&b)[kWidth]) { read_weight<T, true>(k.b, c, kWidth, b); },
+          other);
+    if (Terms::kGated && k.dz) pack<T>(k.dz.row<T>(row) + c, other);
+    if (k.dh) {
+      unpack<T>(k.dh.row<T>(row) + c, other);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
+    }
+    if (k.dresidual) pack<T>(k.dresidual.row<T>(row) + c, du);
+    if (k.dx) pack<T>(k.dx.row<T>(row) + c, du);
+  }
+#endif
+}
+
+/// One block where its warps suffice, else up to kMostFewBlocks of them; rows is 0 where that is
+/// not enough either.
+template <class T>
+FewPlan few_plan(const NormBackwardArgs& k) {
+  FewPlan plan{.order = RowOrder(k.dy.cols, kLaneWidth<T>)};
+  const int64_t rows = k.dy.rows, chunks = plan.order.chunks;
+  while (plan.block_chunks < chunks &&
+         (plan.block_chunks * 2 * rows <= kFewWarps || plan.block_chunks * kMostFewBlocks < chunks))
+    plan.block_chunks *= 2;
+  plan.cluster = static_cast<int>(ceil_div(chunks, int64_t{plan.block_chunks}));
+  if (plan.block_chunks * rows <= kFewWarps) plan.rows = static_cast<int>(rows);
+  plan.size = static_cast<int>(k.dy.cols);
+  if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
+  return plan;
+}
+
+/// Of what can_ring(): runs it, or says that there are too many rows, or that they lie amiss.
+template <class T, GateOrder kGate>
+bool backward_few(const Cuda& on, const NormBackwardArgs& k) {
+  const auto of_t = [](const auto& t) { return !t || t.dtype == dtype_of<T>; };
+  const FewPlan plan = few_plan<T>(k);
+  const bool whole_rows = k.options.group == 0 || k.options.group == k.dy.cols;
+  if (plan.rows == 0 || plan.rows * k.dy.cols > most_few_elements || !whole_rows ||
+      plan.order.lanes < kWarpSize || !of_t(k.h) || !of_t(k.dresidual) ||
+      !is_even_all<T>(k, k.dy.cols))
+    return false;
+  const bool full = k.options.kind == NormKind::layer || k.db;
+  launch(
+      on,
+      {.grid = dim3(static_cast<unsigned>(plan.cluster)),
+       .block = dim3(static_cast<unsigned>(plan.rows * plan.block_chunks * kWarpSize)),
+       .cluster = static_cast<unsigned>(plan.cluster),
+       .overlap = true},
+      full ? norm_backward_few_kernel<T, kGate, true> : norm_backward_few_kernel<T, kGate, false>,
+      k, plan);
+  return true;
+}
+
+}  // namespace norma::norm_cuda
