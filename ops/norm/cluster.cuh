@@ -71,6 +71,16 @@ __device__ __forceinline__ void send_counted(uint32_t to, float2 v, BarrierAt th
 #endif
 }
 
+/// The same of one float.
+__device__ __forceinline__ void send_counted(uint32_t to, float v, BarrierAt there, uint32_t rank) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(
+          address_in(to, rank)),
+      "f"(v), "r"(address_in(there.at, rank))
+      : "memory");
+#endif
+}
 __device__ __forceinline__ void send_counted(float2* to, float2 v, SharedBarrier* there,
                                              uint32_t rank) {
   send_counted(shared_address(to), v, BarrierAt{there->address()}, rank);

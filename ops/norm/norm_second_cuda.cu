@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/async_copy.cuh"
 #include "norma/ops/norm/backward_any.cuh"
+#include "norma/ops/norm/cluster.cuh"
 
 namespace norma {
 namespace {
@@ -169,21 +170,55 @@ constexpr int warps_at_once(int elements) { return elements == kFewElements ? 24
 template <class T>
 inline constexpr int kSecondStages = sizeof(T) == 2 ? 3 : 2;
 
-/// Rows of T in one group: a block takes rows in turn, a thread the same columns of each, whose
-/// weights and whose sums for w it holds. Asynchronous copies bring the next rows into shared
-/// memory, each thread's into places of its own; threads meet once a row, for its sums.
+/// The sums of a row that the blocks of a cluster tell each other. Two suffice: who sends those of
+/// row n has had all blocks' of row n − 1, whose warps had read those of row n − 2 before.
+template <int kValues>
+struct ClusterSums {
+  SharedBarrier met[2];
+  float values[2][16][kValues];
+};
+/// Of all blocks, from those of this one: each lane has value number lane / (32 / kValues).
+template <int kValues>
+__device__ __forceinline__ float over_cluster(ClusterSums<kValues>& sums, float mine, int turn,
+                                              int blocks) {
+  constexpr int kLanes = kWarpSize / kValues;
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize, slot = turn & 1;
+  if (threadIdx.x == 0)
+    sums.met[slot].expect(static_cast<uint32_t>(blocks * kValues * int{sizeof(float)}));
+  if (threadIdx.x < kWarpSize)
+    for (int to = lane % kLanes; to < blocks; to += kLanes)
+      send_counted(shared_address(&sums.values[slot][cluster_rank()][lane / kLanes]), mine,
+                   BarrierAt{sums.met[slot].address()}, static_cast<uint32_t>(to));
+  sums.met[slot].wait(static_cast<uint32_t>(turn) / 2 & 1);
+  float total = 0;
+  for (int from = lane % kLanes; from < blocks; from += kLanes)
+    total = add(total, sums.values[slot][from][lane / kLanes]);
+  return lanes_sum(total, kLanes);
+}
+
+/// Rows of T in one group: a block or cluster takes rows in turn, a thread the same columns of
+/// each, whose weights and whose sums for w it holds. Asynchronous copies bring the next rows into
+/// shared memory, each thread's into places of its own; threads meet once a row, for its sums.
 ///   bytes  rows · D · (dy, h, v, of_dy, of_h)
 ///   bound  memory
-template <class T, int kElements, bool kCentred>
+template <class T, int kElements, bool kCentred, bool kCluster>
 __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
                                   kElements == kFewElements ? 3 : 1)
     norm_second_rows_kernel(const __grid_constant__ NormSecondArgs k, RowOrder order,
-                            WeightSums<float> sums) {
+                            WeightSums<float> sums, int cluster) {
   constexpr int kWidth = kLaneWidth<T>, kVecs = kElements / kWidth, kTensors = 3;
   constexpr int kStages = kSecondStages<T>, kValues = kCentred ? 8 : 4;
   using Vector = Packed<T, kWidth>;
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ float slots[2][16][kValues];
+  __shared__ ClusterSums<kValues> of_blocks;
+  if constexpr (kCluster) {
+    if (threadIdx.x == 0) {
+      for (SharedBarrier& b : of_blocks.met) b.init(1);
+      publish_barriers();
+    }
+    cluster_sync();
+  }
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const int warp = thread / kWarpSize, lane = thread % kWarpSize, warps = threads / kWarpSize;
   const int cols = static_cast<int>(k.dy.cols);
@@ -193,7 +228,8 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
   const auto place = [&](int stage, int v, int which) {
     return mine + ((stage * kVecs + v) * kTensors + which) * threads;
   };
-  const auto column = [&](int v) { return (v * threads + thread) * kWidth; };
+  const int first = kCluster ? static_cast<int>(cluster_rank()) * threads * kElements : 0;
+  const auto column = [&](int v) { return first + (v * threads + thread) * kWidth; };
   const auto ask = [&](int64_t i, int stage) {
     if (i < k.dy.rows)
 #pragma unroll
@@ -228,12 +264,13 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
     }
   }
   const float terms = k.options.kind == NormKind::l2 ? 1.0f : static_cast<float>(cols);
-  const int64_t workers = gridDim.x;
-  int64_t i = blockIdx.x;
+  const int64_t workers = kCluster ? gridDim.x / static_cast<unsigned>(cluster) : gridDim.x;
+  const int64_t worker = kCluster ? blockIdx.x / static_cast<unsigned>(cluster) : blockIdx.x;
+  int64_t i = worker;
 #pragma unroll
   for (int stage = 0; stage < kStages; ++stage) ask(i + stage * workers, stage);
   Stats<float> next = stats_at(k, i);
-  int stage = 0, parity = 0;
+  int stage = 0, turn = 0;
 #pragma unroll 1
   for (; i < k.dy.rows; i += workers) {
     Stats<float> s = next;
@@ -277,14 +314,15 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
     constexpr int kLanes = kWarpSize / kValues;  // that have the same value
     float total = spread_sums(part);
     if (warps > 1) {
-      if (lane % kLanes == 0) slots[parity][warp][lane / kLanes] = total;
+      if (lane % kLanes == 0) slots[turn & 1][warp][lane / kLanes] = total;
       __syncthreads();  // once a row: the next row's sums go to the other slots
       total = 0;
       for (int w = lane % kLanes; w < warps; w += kLanes)
-        total = add(total, slots[parity][w][lane / kLanes]);
+        total = add(total, slots[turn & 1][w][lane / kLanes]);
       total = lanes_sum(total, kLanes);
-      parity ^= 1;
     }
+    if constexpr (kCluster) total = over_cluster(of_blocks, total, turn, cluster);
+    ++turn;
     total = total / terms;
     float mean[kSums] = {};
 #pragma unroll
@@ -314,6 +352,7 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
     ask(i + kStages * workers, stage);
     stage = stage + 1 < kStages ? stage + 1 : 0;
   }
+  if constexpr (kCluster) cluster_sync();  // nobody leaves while others may write to it
   if (sums.count == 0) return;
 #pragma unroll
   for (int v = 0; v < kVecs; ++v) {
@@ -321,7 +360,7 @@ __global__ void __launch_bounds__(kElements == kFewElements ? 256 : 512,
     float out[kWidth];
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) out[e] = of_w[v * kWidth + e];
-    write_whole(sums.of(blockIdx.x, 0) + column(v), out);
+    write_whole(sums.of(worker, 0) + column(v), out);
   }
 }
 
@@ -331,22 +370,25 @@ bool has_whole_vectors(const View& t) {
                 t.row_stride % kLaneWidth<T> == 0);
 }
 struct RowsPlan {
-  int elements, warps;  ///< of a thread; of a block
-  size_t shared;        ///< a block's memory: the ring, then what a row formed anew takes
+  int elements, cluster, warps;  ///< of a thread; blocks a row; of a block
+  size_t shared;                 ///< a block's memory: the ring, then what a row formed anew takes
 };
 template <class T>
 RowsPlan rows_plan(int64_t cols) {
   const int elements = cols <= kMostOfFew ? kFewElements : kManyElements;
-  const auto warps = static_cast<int>(ceil_div(cols, int64_t{elements} * kWarpSize));
+  int cluster = 1;
+  while (cluster * kMostCols < cols) cluster *= 2;
+  const auto warps = static_cast<int>(ceil_div(cols, int64_t{elements} * kWarpSize * cluster));
   const auto ring = static_cast<size_t>(warps * kWarpSize * elements) * sizeof(T) * 3;
-  return {elements, warps,
+  return {elements, cluster, warps,
           ring * kSecondStages<T> + team_memory<float>(RowOrder(cols, kLaneWidth<float>), 2)};
 }
 template <class T>
 bool runs_by_rows(const Cuda& on, const NormSecondArgs& k) {
   const int64_t size = k.options.group == 0 ? k.dy.cols : k.options.group;
-  constexpr size_t kStatic = 1024;
-  return size == k.dy.cols && size <= kMostCols && size % kLaneWidth<T> == 0 && k.dy.rows > 0 &&
+  constexpr size_t kStatic = 3072;
+  const int64_t most = detail::properties(on.device).major >= 9 ? 16 * kMostCols : kMostCols;
+  return size == k.dy.cols && size <= most && size % kLaneWidth<T> == 0 && k.dy.rows > 0 &&
          has_whole_vectors<T>(k.dy) && has_whole_vectors<T>(k.h) && has_whole_vectors<T>(k.v) &&
          has_whole_vectors<T>(k.of_dy) && has_whole_vectors<T>(k.of_h) &&
          static_cast<int64_t>(rows_plan<T>(size).shared + kStatic) <=
@@ -354,29 +396,35 @@ bool runs_by_rows(const Cuda& on, const NormSecondArgs& k) {
          !norm_cuda::only_general_plans;
 }
 
+template <class T, bool kCentred>
+auto rows_kernel(const RowsPlan& plan) {
+  if (plan.cluster > 1) return norm_second_rows_kernel<T, kManyElements, kCentred, true>;
+  return plan.elements == kFewElements ? norm_second_rows_kernel<T, kFewElements, kCentred, false>
+                                       : norm_second_rows_kernel<T, kManyElements, kCentred, false>;
+}
 template <class T>
 void second_by_rows(const Cuda& on, const NormSecondArgs& k, NormBackwardArgs& as_backward,
                     WeightSums<float>& sums) {
   const RowsPlan plan = rows_plan<T>(k.dy.cols);
-  const int64_t workers =
-      workers_for(on, as_backward, sums, warps_at_once(plan.elements) / plan.warps);
+  const auto kernel =
+      k.options.kind == NormKind::layer ? rows_kernel<T, true>(plan) : rows_kernel<T, false>(plan);
+  const int threads = plan.warps * kWarpSize;
+  int64_t workers = 0;
+  if (plan.cluster == 1)
+    workers = workers_for(on, as_backward, sums, warps_at_once(plan.elements) / plan.warps);
+  else
+    workers = std::min<int64_t>(
+        k.dy.rows, k.options.portable ? 128 / plan.cluster
+                                      : resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                          threads, plan.shared, plan.cluster));
   const DeviceScratch<float> scratch(on, std::max<int64_t>(1, workers * sums.worker_size()));
   sums.data = scratch.data();
-  const LaunchShape shape{.grid = grid_for(workers, 1),
-                          .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
-                          .shared = plan.shared};
-  const RowOrder order(k.dy.cols, kLaneWidth<float>);
-  const bool centred = k.options.kind == NormKind::layer;
-  if (plan.elements == kFewElements)
-    launch(on, shape,
-           centred ? norm_second_rows_kernel<T, kFewElements, true>
-                   : norm_second_rows_kernel<T, kFewElements, false>,
-           k, order, sums);
-  else
-    launch(on, shape,
-           centred ? norm_second_rows_kernel<T, kManyElements, true>
-                   : norm_second_rows_kernel<T, kManyElements, false>,
-           k, order, sums);
+  launch(on,
+         {.grid = grid_for(workers * plan.cluster, 1),
+          .block = dim3(static_cast<unsigned>(threads)),
+          .shared = plan.shared,
+          .cluster = static_cast<unsigned>(plan.cluster)},
+         kernel, k, RowOrder(k.dy.cols, kLaneWidth<float>), sums, plan.cluster);
   fold(on, sums, workers, as_backward);
 }
 

@@ -125,7 +125,16 @@ TEST(NormSecond, KernelIsItsDefinitionInFloat64Rounded) {
     int64_t rows, cols;
   };
   const int64_t many = default_device().is_cpu() ? 1 : 100;
-  for (const Size size : {Size{70, 64}, {9, 1000}, {9, 1001}, {7, 2048}, {7, 2056}, {4, 8192}})
+  for (const Size size : {Size{70, 64},
+                          {9, 1000},
+                          {9, 1001},
+                          {7, 2048},
+                          {7, 2056},
+                          {4, 8192},
+                          {2, 8200},
+                          {1, 16384},
+                          {1, 70000},
+                          {1, 131072}})
     for (DType dtype : {float32, bfloat16, float16})
       for (NormKind kind : {NormKind::rms, NormKind::layer, NormKind::l2})
         for (int weights = 0; weights < 3; ++weights) {  // none; w; w, zero-centred, with vw and vb
@@ -165,22 +174,23 @@ TEST(NormSecond, KernelIsItsDefinitionInFloat64Rounded) {
 
 /// Its rstd is below the least normal number of float32, so that the kernel forms it anew.
 TEST(NormSecond, OfAHugeRow) {
-  for (DType dtype : {float32, bfloat16}) {
-    const Tensor rows = tensor({1, 0x1p125, 1, 1}).reshape({4, 1});
-    const Tensor h = (randn({4, 64}) * rows).to(dtype), dy = randn({4, 64}).to(dtype);
-    const Tensor w = randn({64}).to(dtype), vw = randn({64}).to(dtype);
-    const NoGrad plain;
-    const auto of_dy = [&](DType t) {
-      const NormOptions o{.kind = NormKind::l2};
-      const NormResult s = fused_norm(h.to(t), {.w = w.to(t)}, o);
-      return *apply<NormSecond>(dy.to(t), h.to(t), w.to(t), none, none, s.rstd, none, vw.to(t),
-                                none, NormSecondOptions{.norm = o, .dy = t})
-                  .dy;
-    };
-    EXPECT_CLOSE(of_dy(dtype), of_dy(float64),
-                 {.relative = unit_roundoff(dtype) + 64 * unit_roundoff(float32),
-                  .absolute = 64 * unit_roundoff(float32)});
-  }
+  for (int64_t cols : {64, 16384})
+    for (DType dtype : {float32, bfloat16}) {
+      const Tensor rows = tensor({1, 0x1p125, 1, 1}).reshape({4, 1});
+      const Tensor h = (randn({4, cols}) * rows).to(dtype), dy = randn({4, cols}).to(dtype);
+      const Tensor w = randn({cols}).to(dtype), vw = randn({cols}).to(dtype);
+      const NoGrad plain;
+      const auto of_dy = [&](DType t) {
+        const NormOptions o{.kind = NormKind::l2};
+        const NormResult s = fused_norm(h.to(t), {.w = w.to(t)}, o);
+        return *apply<NormSecond>(dy.to(t), h.to(t), w.to(t), none, none, s.rstd, none, vw.to(t),
+                                  none, NormSecondOptions{.norm = o, .dy = t})
+                    .dy;
+      };
+      EXPECT_CLOSE(of_dy(dtype), of_dy(float64),
+                   {.relative = unit_roundoff(dtype) + 64 * unit_roundoff(float32),
+                    .absolute = 64 * unit_roundoff(float32)});
+    }
 }
 
 TEST(NormSecond, OfAFloat32StreamGoesToBothPartsOfTheSum) {
