@@ -1,34 +1,19 @@
 #include "norma/core/cuda/runtime.h"
-#include "norma/ops/ssd/ssd_cuda.cuh"
+#include "norma/ops/ssd/ssd_backward_cuda.cuh"
 
 namespace norma {
 namespace ssd_cuda {
 namespace {
 
-// States and their gradients at the chunks' ends come first, both computed anew, in one launch; the
-// rest of a chunk is then independent of all others. Sixteen warps: `block` says which 16 steps a
-// warp's rows are, `quarter` which quarter of a product's columns. One block has a multiprocessor
-// for itself and reads the next head's rows and states while it works: two blocks of eight warps
-// held twice the sums a thread, spilled a hundred registers and waited for each head's reads.
+// In float32: half types have a kernel of their own (ssd_roles_cuda.cu), which here would have room
+// for one head's rows and states, and would take half as long again. Sixteen warps: `block` says
+// which 16 steps a warp's rows are, `quarter` which quarter of a product's columns.
 
 constexpr int kThreads = 512, kWarps = kThreads / kWarpSize;
-constexpr int kBlocks = 1;  // a multiprocessor
 
-template <class T>
-struct BackwardKernelArgs {
-  Sizes size;
-  Steps steps;
-  Sequence<const T> dy, x, b, c;
-  Sequence<T> dx, ddt;
-  const float *a, *d;  // d (H, P) or null
-  const T *states, *dstates;
-  float *db, *dc;  // (parts, B, T, G, N)
-  float* sums;     // (B · chunks, H · (P + 2)): dd, then da, then ddt_bias
-  int heads_each, parts, buffers;
-};
-
-template <class T, int kN>
+template <int kN>
 struct BackwardShared {
+  using T = float;
   struct Head {
     T state[kP][kN + kPad], dstate[kP][kN + kPad];
     T x[kQ][kP + kPad], dy[kQ][kP + kPad];
@@ -41,20 +26,16 @@ struct BackwardShared {
   Head heads[2];  // or one, where shared memory ends before: then its reads are waited for
 };
 
-/// Σ over a row's four lanes.
-__device__ __forceinline__ float over_row(float v) {
-  v += __shfl_xor_sync(0xffffffffu, v, 1);
-  return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
-
 __device__ __forceinline__ float over_quarters(const float (&v)[4][kQ], int j) {
   return v[0][j] + v[1][j] + v[2][j] + v[3][j];
 }
 
-template <class T, int kN>
-__global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(BackwardKernelArgs<T> k) {
+template <int kN>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks)
+    ssd_backward_kernel(BackwardKernelArgs<float> k, int buffers) {
+  using T = float;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& sh = *reinterpret_cast<BackwardShared<T, kN>*>(memory);
+  auto& sh = *reinterpret_cast<BackwardShared<kN>*>(memory);
   const Sizes& s = k.size;
   const int part = int(blockIdx.y) % k.parts, group = int(blockIdx.y) / k.parts;
   const int64_t chunk = blockIdx.x % s.chunks, batch = blockIdx.x / s.chunks, t0 = chunk * kQ;
@@ -68,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
   constexpr int kTilesN = kN / 32, kTilesP = kP / 32, kTilesQ = kQ / 32;  // of 8, in a quarter
 
   const auto fetch = [&](int head) {
-    auto& to = sh.heads[(head - first) & (k.buffers - 1)];
+    auto& to = sh.heads[(head - first) & (buffers - 1)];
     const int64_t at_state = ((batch * s.chunks + chunk) * s.heads + head) * kP * kN;
     copy_rows<kP, kThreads>(&to.x[0][0], k.x, batch, t0, s.length, int64_t{head} * kP);
     copy_rows<kP, kThreads>(&to.dy[0][0], k.dy, batch, t0, s.length, int64_t{head} * kP);
@@ -111,19 +92,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
   float dcb[kTilesQ][4] = {}, db[kTilesN][4] = {}, dc[kTilesN][4] = {};
   for (int head = first; head < last; ++head) {
     __syncthreads();  // the head before has read all it needs
-    const auto& own = sh.heads[(head - first) & (k.buffers - 1)];
-    if (k.buffers == 1 && head > first) fetch(head);
-    if (k.buffers == 2 && head + 1 < last) {
+    const auto& own = sh.heads[(head - first) & (buffers - 1)];
+    if (buffers == 1 && head > first) fetch(head);
+    if (buffers == 2 && head + 1 < last) {
       fetch(head + 1);
       wait_for_copies<1>();
     } else {
       wait_for_copies<0>();
     }
     __syncthreads();
-    const float end = own.sum[kQ - 1], fade = exp_fast(end);
+    const float end = own.sum[kQ - 1], fade = exp2_fast(end);
     const float sums[2] = {own.sum[i0 + g], own.sum[i0 + g + 8]};
-    const float rise[2] = {exp_fast(sums[0]), exp_fast(sums[1])};
-    const float fall[2] = {exp_fast(end - sums[0]), exp_fast(end - sums[1])};
+    const float rise[2] = {exp2_fast(sums[0]), exp2_fast(sums[1])};
+    const float fall[2] = {exp2_fast(end - sums[0]), exp2_fast(end - sums[1])};
     const float delta[2] = {own.delta[i0 + g], own.delta[i0 + g + 8]};
 
     {  // m = L ⊙ c bᵀ, and what its gradient dy (Δ x)ᵀ gives
@@ -156,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const bool seen = j + e <= i0 + g + row * 8;  // e^(s_i − s_j) may overflow elsewhere
-            const float l = seen ? exp_fast(sums[row] - sum[e]) : 0.0f;
+            const float l = seen ? exp2_fast(sums[row] - sum[e]) : 0.0f;
             m[e] = l * (e == 0 ? cb.low : cb.high);
             const float dm = r[tile][row * 2 + e] * step[e];
             dcb[tile][row * 2 + e] += l * dm;
@@ -399,13 +380,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) ssd_backward_kernel(Backwar
   for (int row = 0; row < 2; ++row) {
     const int64_t t = t0 + i0 + g + row * 8;
     if (t >= s.length) continue;
-    const int64_t at = (((part * s.batch + batch) * s.length + t) * s.groups + group) * kN + n0 + c;
+    const int64_t at = (((part * s.batch + batch) * s.length + t) * s.groups + group) * kN;
+    float* to_db = k.parts == 1 ? k.db.row(batch, t) + group * kN : k.db_parts + at;
+    float* to_dc = k.parts == 1 ? k.dc.row(batch, t) + group * kN : k.dc_parts + at;
 #pragma unroll
     for (int tile = 0; tile < kTilesN; ++tile) {
-      *reinterpret_cast<float2*>(k.db + at + tile * 8) =
-          make_float2(db[tile][row * 2], db[tile][row * 2 + 1]);
-      *reinterpret_cast<float2*>(k.dc + at + tile * 8) =
-          make_float2(dc[tile][row * 2], dc[tile][row * 2 + 1]);
+      const int n = n0 + tile * 8 + c;
+      put_pair(to_db + n, db[tile][row * 2], db[tile][row * 2 + 1]);
+      put_pair(to_dc + n, dc[tile][row * 2], dc[tile][row * 2 + 1]);
     }
   }
 }
@@ -460,6 +442,18 @@ __global__ void __launch_bounds__(kWarpSize* kRuns)
   }
 }
 
+template <int kN>
+void backward_chunks(Cuda on, const BackwardKernelArgs<float>& k) {
+  constexpr int64_t kTwo = sizeof(BackwardShared<kN>);
+  constexpr int64_t kOne = kTwo - sizeof(typename BackwardShared<kN>::Head);
+  const bool two = kTwo <= detail::cuda_shared_memory(on.device);
+  launch(on,
+         {.grid = dim3(unsigned(k.size.batch * k.size.chunks), unsigned(k.parts * k.size.groups)),
+          .block = dim3(kThreads),
+          .shared = size_t(two ? kTwo : kOne)},
+         ssd_backward_kernel<kN>, k, two ? 2 : 1);
+}
+
 template <class T, int kN>
 void backward(Cuda on, const SsdBackwardArgs& k) {
   BackwardKernelArgs<T> args{};
@@ -474,6 +468,7 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
   args.dy = Sequence<const T>::of(k.dy), args.x = Sequence<const T>::of(k.x);
   args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
   args.dx = Sequence<T>::of(k.dx), args.ddt = Sequence<T>::of(k.ddt);
+  args.db = Sequence<T>::of(k.db), args.dc = Sequence<T>::of(k.dc);
   args.a = k.a.as<float>(), args.d = k.d.as<float>();
   args.states = states.data(), args.dstates = states.data() + of_states;
   compute_steps(on, s, Sequence<const T>::of(k.dt), args.a, k.dt_bias.as<float>(), k.dt_softplus,
@@ -483,25 +478,23 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
                              k.dstate.as<float>()};
   compute_states<T>(on, s, kN, args.steps, along, &against);
 
-  args.heads_each = heads_of_a_block(s, kBlocks);
+  args.heads_each = heads_of_a_block(s, kBackwardBlocks);
   args.parts = ceil_div(s.shared(), args.heads_each);
-  constexpr int64_t kShared = sizeof(BackwardShared<T, kN>);
-  constexpr int64_t kLess = kShared - sizeof(typename BackwardShared<T, kN>::Head);
-  args.buffers = kShared <= detail::cuda_shared_memory(on.device) ? 2 : 1;
   const int64_t of_rows = s.batch * s.length * s.groups * kN, chunks = s.batch * s.chunks;
-  const DeviceScratch<float> over_heads(on, 2 * args.parts * of_rows);
+  const DeviceScratch<float> over_heads(on, args.parts > 1 ? 2 * args.parts * of_rows : 1);
   const DeviceScratch<float> over_chunks(on, chunks * s.heads * (kP + 2));
-  args.db = over_heads.data(), args.dc = over_heads.data() + args.parts * of_rows;
+  if (args.parts > 1)
+    args.db_parts = over_heads.data(), args.dc_parts = over_heads.data() + args.parts * of_rows;
   args.sums = over_chunks.data();
-  launch(on,
-         {.grid = dim3(unsigned(chunks), unsigned(args.parts * s.groups)),
-          .block = dim3(kThreads),
-          .shared = size_t(args.buffers == 2 ? kShared : kLess)},
-         ssd_backward_kernel<T, kN>, args);
-  launch(on, {.grid = grid_for(of_rows / 4, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
-         reinterpret_cast<const float4*>(args.db), reinterpret_cast<const float4*>(args.dc),
-         args.parts, s.batch * s.length, s.length, s.groups * kN / 4, Sequence<T>::of(k.db),
-         Sequence<T>::of(k.dc));
+  if constexpr (sizeof(T) == 2)
+    backward_chunks<T, kN>(on, args);
+  else
+    backward_chunks<kN>(on, args);
+  if (args.parts > 1)
+    launch(on, {.grid = grid_for(of_rows / 4, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
+           reinterpret_cast<const float4*>(args.db_parts),
+           reinterpret_cast<const float4*>(args.dc_parts), args.parts, s.batch * s.length, s.length,
+           s.groups * kN / 4, args.db, args.dc);
   launch(on,
          {.grid = dim3(unsigned(ceil_div(s.heads * (kP + 2), kWarpSize))),
           .block = dim3(kWarpSize, kRuns)},

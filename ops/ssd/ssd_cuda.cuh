@@ -174,18 +174,29 @@ __device__ __forceinline__ void set_pair(Block<T>& block, int i, float low, floa
   else
     block.v[2 * i] = low, block.v[2 * i + 1] = high;
 }
+template <class T>
+__device__ __forceinline__ Pair pair_of(const Block<T>& block, int i) {
+  if constexpr (sizeof(T) == 2)
+    return unpack<T>(block.r[i]);
+  else
+    return {block.v[2 * i], block.v[2 * i + 1]};
+}
 /// A's columns times eight factors from `f` on: those at k of load_a.
 template <class T>
 __device__ __forceinline__ void scale_columns(Block<T>& a, const float* f) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float low = f[i / 2 * 8], high = f[i / 2 * 8 + 1];
-    Pair p;
-    if constexpr (sizeof(T) == 2)
-      p = unpack<T>(a.r[i]);
-    else
-      p = {a.v[2 * i], a.v[2 * i + 1]};
-    set_pair(a, i, p.low * low, p.high * high);
+    const Pair p = pair_of(a, i);
+    set_pair(a, i, p.low * f[i / 2 * 8], p.high * f[i / 2 * 8 + 1]);
+  }
+}
+/// A's rows g and g + 8 of a lane times a factor each.
+template <class T>
+__device__ __forceinline__ void scale_rows(Block<T>& a, const float (&f)[2]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Pair p = pair_of(a, i);
+    set_pair(a, i, p.low * f[i % 2], p.high * f[i % 2]);
   }
 }
 
@@ -302,33 +313,45 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const Block<T>& a, c
   }
 }
 
-__device__ __forceinline__ float exp_fast(float v) { return exp2_fast(v * 1.4426950408889634f); }
+constexpr float kLog2E = 1.4426950408889634f;
+__device__ __forceinline__ float exp_fast(float v) { return exp2_fast(v * kLog2E); }
 
+/// threadIdx.x, in a loop read again each time: else the compiler keeps all addresses that follow
+/// from it in registers, and has too few.
+__device__ __forceinline__ int thread_anew() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
 /// 64 rows of kColumns from step t0 on, by kThreads threads; zeros beyond the end.
 template <int kColumns, int kThreads, class T>
 __device__ __forceinline__ void copy_rows(T* to, const Sequence<const T>& from, int64_t batch,
-                                          int64_t t0, int64_t length, int64_t column) {
-  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach;
+                                          int64_t t0, int64_t length, int64_t column,
+                                          int thread = int(threadIdx.x)) {
+  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach, kRows = kThreads / kRuns;
+  static_assert(kThreads % kRuns == 0 && kQ % kRows == 0);
+  const int row = thread / kRuns, run = thread % kRuns;
+  const T* at = from.row(batch, t0 + row) + column + run * kEach;
+  const int left = int(min(length - t0, int64_t{kQ})) - row;
+  to += row * (kColumns + kPad) + run * kEach;
 #pragma unroll
-  for (int i = threadIdx.x; i < kQ * kRuns; i += kThreads) {
-    const int row = i / kRuns, run = i % kRuns;
-    const bool real = t0 + row < length;
-    copy_16(to + row * (kColumns + kPad) + run * kEach,
-            from.row(batch, real ? t0 + row : 0) + column + run * kEach, real);
-  }
+  for (int i = 0; i < kQ; i += kRows)
+    copy_16(to + i * (kColumns + kPad), at + i * from.row_stride, i < left);
 }
 /// A dense (kP, kColumns) matrix likewise.
 template <int kColumns, int kThreads, class T>
-__device__ __forceinline__ void copy_matrix(T* to, const T* from) {
-  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach;
+__device__ __forceinline__ void copy_matrix(T* to, const T* from, int thread = int(threadIdx.x)) {
+  constexpr int kEach = kWidest<T>, kRuns = kColumns / kEach, kRows = kThreads / kRuns;
+  static_assert(kThreads % kRuns == 0 && kP % kRows == 0);
+  const int row = thread / kRuns, run = thread % kRuns;
+  from += row * kColumns + run * kEach, to += row * (kColumns + kPad) + run * kEach;
 #pragma unroll
-  for (int i = threadIdx.x; i < kP * kRuns; i += kThreads) {
-    const int row = i / kRuns, run = i % kRuns;
-    copy_16(to + row * (kColumns + kPad) + run * kEach, from + row * kColumns + run * kEach, true);
-  }
+  for (int i = 0; i < kP; i += kRows)
+    copy_16(to + i * (kColumns + kPad), from + i * kColumns, true);
 }
 
-/// Δ, its slope in dt, and in each chunk the running sum of Δ a: (B, H, padded T) each.
+/// Δ, its slope in dt, and in each chunk the running sum of Δ a / ln 2, s here, so that 2^s is what
+/// a state fades by: (B, H, padded T) each.
 struct Steps {
   float *delta, *slope, *sum;
   __device__ static int64_t at(const Sizes& s, int64_t batch, int head, int64_t t) {
@@ -336,8 +359,9 @@ struct Steps {
   }
 };
 /// A chunk's numbers of one head, by the first 16 threads.
-__device__ __forceinline__ void copy_steps(float* to, const float* from) {
-  if (threadIdx.x < kQ / 4) copy_16(to + threadIdx.x * 4, from + threadIdx.x * 4, true);
+__device__ __forceinline__ void copy_steps(float* to, const float* from,
+                                           int thread = int(threadIdx.x)) {
+  if (thread < kQ / 4) copy_16(to + thread * 4, from + thread * 4, true);
 }
 /// What the states' kernel needs for one direction: states along time from x and b, or their
 /// gradients against it from dy and c.

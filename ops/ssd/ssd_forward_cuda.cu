@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) ssd_forward_kernel(Forwa
         multiply_add(y[tile + 1], cs[n / 16], b, 1);
       }
     }
-    const float rise[2] = {exp_fast(sums[0]), exp_fast(sums[1])};
+    const float rise[2] = {exp2_fast(sums[0]), exp2_fast(sums[1])};
 #pragma unroll
     for (int tile = 0; tile < kP / 8; ++tile)
 #pragma unroll
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) ssd_forward_kernel(Forwa
           for (int e = 0; e < 2; ++e) {
             const bool seen =
                 j + half * 8 + c + e <= i0 + g + rows * 8;  // e^(s_i − s_j) may overflow
-            m[e] = seen ? cb[j / 8 + half][rows * 2 + e] * exp_fast(sums[rows] - sum[e]) * delta[e]
+            m[e] = seen ? cb[j / 8 + half][rows * 2 + e] * exp2_fast(sums[rows] - sum[e]) * delta[e]
                         : 0.0f;
           }
           set_pair(a, half * 2 + rows, m[0], m[1]);

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kWarpSize* kStepWarps) ssd_steps_kernel(StepsK
   const int head = int(i % s.heads), lane = int(threadIdx.x);
   const int64_t chunk = i / s.heads % s.chunks, batch = i / s.heads / s.chunks;
   const int64_t t = chunk * kQ + lane * 2;
-  const float a = k.a[head], bias = k.dt_bias ? k.dt_bias[head] : 0.0f;
+  const float a = k.a[head] * kLog2E, bias = k.dt_bias ? k.dt_bias[head] : 0.0f;
   float delta[2], slope[2], fade[2];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -137,11 +137,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
     __syncthreads();  // the stage is here, and the one before is free again
     fetch(step + kStages - 1);
     const int at = int(step % kStages);
-    const float last = shared.sum[at][kQ - 1], fade = exp_fast(last);
+    const float last = shared.sum[at][kQ - 1], fade = exp2_fast(last);
     if (threadIdx.x < kQ) {
       const float sum = shared.sum[at][threadIdx.x];
       shared.factors[threadIdx.x] =
-          back ? exp_fast(sum) : exp_fast(last - sum) * shared.delta[at][threadIdx.x];
+          back ? exp2_fast(sum) : exp2_fast(last - sum) * shared.delta[at][threadIdx.x];
     }
     __syncthreads();
 #pragma unroll
@@ -182,23 +182,35 @@ __global__ void __launch_bounds__(kCarryThreads) ssd_carry_kernel(StatesKernelAr
   const int64_t sequence = blockIdx.x;
   for (int64_t i = threadIdx.x; i < k.segments; i += kCarryThreads) {
     float sum = 0;
+#pragma unroll 8
     for (int64_t step = i * k.each; step < min((i + 1) * k.each, s.chunks); ++step) {
       const int64_t chunk = back ? s.chunks - 1 - step : step;
       sum += k.steps.sum[sequence * s.padded() + chunk * kQ + kQ - 1];
     }
-    fades[i] = exp_fast(sum);
+    fades[i] = exp2_fast(sum);
   }
   __syncthreads();
   const int at = (int(blockIdx.y) * kCarryThreads + int(threadIdx.x)) * 4;
   const float* first = k.sides[blockIdx.z].first;
   float4 state = make_float4(0, 0, 0, 0);
   if (first) state = *reinterpret_cast<const float4*>(first + sequence * kP * k.n + at);
-  for (int64_t i = 0; i < k.segments; ++i) {
-    auto* cell = reinterpret_cast<float4*>(k.carry(back, sequence, i) + at);
-    const float4 added = i + 1 < k.segments ? *cell : state;
-    *cell = state;
-    state = make_float4(fades[i] * state.x + added.x, fades[i] * state.y + added.y,
-                        fades[i] * state.z + added.z, fades[i] * state.w + added.w);
+  const auto cell = [&](int64_t i) {
+    return reinterpret_cast<float4*>(k.carry(back, sequence, i) + at);
+  };
+  constexpr int kAhead = 4;  // loads on their way at once
+  for (int64_t begin = 0; begin < k.segments; begin += kAhead) {
+    float4 added[kAhead];
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j)
+      if (begin + j + 1 < k.segments) added[j] = *cell(begin + j);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t i = begin + j;
+      if (i < k.segments) *cell(i) = state;
+      if (i + 1 >= k.segments) break;
+      state = make_float4(fades[i] * state.x + added[j].x, fades[i] * state.y + added[j].y,
+                          fades[i] * state.z + added[j].z, fades[i] * state.w + added[j].w);
+    }
   }
 }
 
