@@ -54,11 +54,31 @@ __global__ void __launch_bounds__(kWarpSize* kStepWarps) ssd_steps_kernel(StepsK
   *reinterpret_cast<float2*>(k.steps.sum + at) = make_float2(sum - fade[1], sum);
 }
 
-// The walk over a head's chunks: four warps hold P × kColumns of its state in registers, 16 rows
-// each. Where heads are too few for the multiprocessors, time is cut into segments: a first walk
-// from zero gives what each adds, ssd_carry_kernel the states at their ends, and the second walk
-// begins there. Chunks are read kStages − 1 ahead.
-constexpr int kThreads = 128, kColumns = 64, kStages = 3;
+/// Time cut into pieces of whole chunks, wanted as many, where heads are too few.
+struct Segments {
+  int64_t each, count;
+
+  /// At least four chunks each, for all but the last are read twice.
+  Segments(const Sizes& s, int64_t wanted) {
+    wanted = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, s.chunks / 4));
+    each = ceil_div(s.chunks, std::min(wanted, kMost));
+    count = ceil_div(s.chunks, each);
+  }
+  static constexpr int64_t kMost = 128;
+  /// Of the states at their beginnings, (sides, B, H, count, P, N).
+  int64_t numbers(const Sizes& s, int sides, int n) const {
+    return sides * s.batch * s.heads * count * kP * n;
+  }
+};
+
+// The walk over a head's chunks: each warp holds 16 rows and 64 columns of its state in registers.
+// Half types have all columns in one block, which reads the rows once. Where heads are too few for
+// the multiprocessors, time is cut into segments: a first walk from zero gives what each adds,
+// ssd_carry_kernel the states at their ends, and the second walk begins there. Chunks are read
+// kStages − 1 ahead.
+constexpr int kOfWarp = 64, kStages = 3;  // columns, chunks in shared memory
+template <int kColumns>
+constexpr int kThreads = kP / 16 * (kColumns / kOfWarp) * kWarpSize;
 
 template <class T>
 struct StatesKernelArgs {
@@ -74,7 +94,7 @@ struct StatesKernelArgs {
   }
 };
 
-template <class T>
+template <class T, int kColumns>
 struct StatesShared {
   T rows[kStages][kQ][kP + kPad], columns[kStages][kQ][kColumns + kPad];
   T out[kStage<T>][kColumns + kPad];
@@ -82,11 +102,11 @@ struct StatesShared {
 };
 
 /// blockIdx: heads and columns, along time or against it, segments in the order of the walk.
-template <class T>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
+template <class T, int kColumns>
+__global__ void __launch_bounds__(kThreads<kColumns>, sizeof(T) == 2 ? 512 / kThreads<kColumns> : 1)
     ssd_states_kernel(StatesKernelArgs<T> k) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<StatesShared<T>*>(memory);
+  auto& shared = *reinterpret_cast<StatesShared<T, kColumns>*>(memory);
   const Sizes& s = k.size;
   const bool back = blockIdx.y == 1;
   const StateSide<T>& side = k.sides[blockIdx.y];
@@ -95,7 +115,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
   const int head = int(sequence % s.heads), group = head / s.shared();
   const int64_t begin = blockIdx.z * k.each, end = min(begin + k.each, s.chunks);
   const int lane = lane_of(), g = lane / 4, c = lane % 4 * 2;
-  const int p = int(threadIdx.x) / kWarpSize * 16;
+  constexpr int kThreads = ssd_cuda::kThreads<kColumns>;
+  const int warp = int(threadIdx.x) / kWarpSize, p = warp % 4 * 16, w0 = warp / 4 * kOfWarp;
 
   const auto chunk_at = [&](int64_t step) { return back ? s.chunks - 1 - step : step; };
   const auto fetch = [&](int64_t step) {
@@ -113,14 +134,14 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
   };
   for (int ahead = 0; ahead < kStages - 1; ++ahead) fetch(begin + ahead);
 
-  float state[kColumns / 8][4];
-  const int64_t own = (p + g) * int64_t{k.n} + n0 + c;
+  float state[kOfWarp / 8][4];
+  const int64_t own = (p + g) * int64_t{k.n} + n0 + w0 + c;
   const float* from = k.ends_only  ? nullptr
                       : k.carried  ? k.carry(back, sequence, blockIdx.z)
                       : side.first ? side.first + sequence * kP * k.n
                                    : nullptr;
 #pragma unroll
-  for (int tile = 0; tile < kColumns / 8; ++tile)
+  for (int tile = 0; tile < kOfWarp / 8; ++tile)
 #pragma unroll
     for (int e = 0; e < 4; ++e)
       state[tile][e] = from ? from[own + e / 2 * 8 * k.n + tile * 8 + e % 2] : 0.0f;
@@ -129,8 +150,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
   for (int64_t step = begin; step < end; ++step) {
     if (!k.ends_only) {
       T* out = side.states + ((batch * s.chunks + chunk_at(step)) * s.heads + head) * kP * k.n;
-      store_tiles(&shared.out[p % kStage<T>][0], kColumns + kPad, state,
-                  [&](int row) { return out + (p + row) * int64_t{k.n} + n0; });
+      store_tiles(&shared.out[p % kStage<T>][w0], kColumns + kPad, state,
+                  [&](int row) { return out + (p + row) * int64_t{k.n} + n0 + w0; });
     }
     if (step + 1 == end && !wants_end) break;
     wait_for_copies<kStages - 2>();
@@ -145,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
     }
     __syncthreads();
 #pragma unroll
-    for (int tile = 0; tile < kColumns / 8; ++tile)
+    for (int tile = 0; tile < kOfWarp / 8; ++tile)
 #pragma unroll
       for (int e = 0; e < 4; ++e) state[tile][e] *= fade;
 #pragma unroll
@@ -154,9 +175,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
       load_a_turned(a, &shared.rows[at][0][0], kP + kPad, p, q);
       scale_columns(a, &shared.factors[q + c]);
 #pragma unroll
-      for (int tile = 0; tile < kColumns / 8; tile += 2) {
+      for (int tile = 0; tile < kOfWarp / 8; tile += 2) {
         Block<T> b;
-        load_b_turned(b, &shared.columns[at][0][0], kColumns + kPad, q, tile * 8);
+        load_b_turned(b, &shared.columns[at][0][0], kColumns + kPad, q, w0 + tile * 8);
         multiply_add(state[tile], a, b, 0);
         multiply_add(state[tile + 1], a, b, 1);
       }
@@ -165,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
   if (!wants_end) return;
   float* to = k.ends_only ? k.carry(back, sequence, blockIdx.z) : side.last + sequence * kP * k.n;
 #pragma unroll
-  for (int tile = 0; tile < kColumns / 8; ++tile)
+  for (int tile = 0; tile < kOfWarp / 8; ++tile)
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       *reinterpret_cast<float2*>(to + own + half * 8 * k.n + tile * 8) =
@@ -173,10 +194,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 1)
 }
 
 /// From the segments' ends the states before them: four numbers of a state a thread.
-constexpr int kCarryThreads = 256, kMostSegments = 128;
+constexpr int kCarryThreads = 256;
 template <class T>
 __global__ void __launch_bounds__(kCarryThreads) ssd_carry_kernel(StatesKernelArgs<T> k) {
-  __shared__ float fades[kMostSegments];
+  __shared__ float fades[Segments::kMost];
   const Sizes& s = k.size;
   const bool back = blockIdx.z == 1;
   const int64_t sequence = blockIdx.x;
@@ -228,37 +249,63 @@ void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, cons
          ssd_steps_kernel<T>, args);
 }
 
+namespace {
+
+template <class T>
+StatesKernelArgs<T> states_args(const Sizes& size, int n, const Steps& steps,
+                                const StateSide<T>& along, const StateSide<T>* against,
+                                const Segments& segments, float* carried) {
+  return {size,           steps,  {along, against ? *against : along}, n, segments.each,
+          segments.count, carried};
+}
+template <class T, int kColumns>
+void walk(Cuda on, const StatesKernelArgs<T>& args, unsigned sides, int64_t segments) {
+  const int64_t sequences = args.size.batch * args.size.heads;
+  launch(on,
+         {.grid = dim3(unsigned(sequences * (args.n / kColumns)), sides, unsigned(segments)),
+          .block = dim3(kThreads<kColumns>),
+          .shared = sizeof(StatesShared<T, kColumns>)},
+         ssd_states_kernel<T, kColumns>, args);
+}
+template <class T>
+void walk(Cuda on, const StatesKernelArgs<T>& args, unsigned sides, int64_t segments) {
+  if (sizeof(T) == 2 && args.n == 128)
+    walk<T, sizeof(T) == 2 ? 128 : 64>(on, args, sides, segments);
+  else
+    walk<T, 64>(on, args, sides, segments);
+}
+
+/// The states at the segments' beginnings, in the direction of the walk.
+template <class T>
+void carry_states(Cuda on, const Sizes& size, int n, const Steps& steps, const StateSide<T>& along,
+                  const StateSide<T>* against, const Segments& segments, float* carried) {
+  const unsigned sides = against ? 2 : 1;
+  auto args = states_args(size, n, steps, along, against, segments, carried);
+  args.ends_only = true;
+  walk(on, args, sides, segments.count - 1);
+  launch(
+      on,
+      {.grid = dim3(unsigned(size.batch * size.heads), unsigned(kP * n / 4 / kCarryThreads), sides),
+       .block = dim3(kCarryThreads)},
+      ssd_carry_kernel<T>, args);
+}
+
+}  // namespace
+
 template <class T>
 void compute_states(Cuda on, const Sizes& size, int n, const Steps& steps,
                     const StateSide<T>& along, const StateSide<T>* against) {
-  StatesKernelArgs<T> args{size, steps, {along, against ? *against : along}, n};
   const unsigned sides = against ? 2 : 1;
-  const int64_t sequences = size.batch * size.heads, beside = sequences * (n / kColumns) * sides;
-  // Four blocks on each of 132 multiprocessors, but segments of four chunks at least: each chunk is
-  // read twice. From two blocks on a second reading costs more than it gains.
-  int64_t segments = beside >= 264 ? 1 : ceil_div(int64_t{528}, beside);
-  segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, size.chunks / 4));
-  segments = std::min<int64_t>(segments, kMostSegments);
-  args.each = ceil_div(size.chunks, segments);
-  args.segments = segments = ceil_div(size.chunks, args.each);
-  const DeviceScratch<float> carried(on, segments > 1 ? sides * sequences * segments * kP * n : 1);
-  const auto walk = [&](int64_t count) {
-    launch(on,
-           {.grid = dim3(unsigned(sequences * (n / kColumns)), sides, unsigned(count)),
-            .block = dim3(kThreads),
-            .shared = sizeof(StatesShared<T>)},
-           ssd_states_kernel<T>, args);
-  };
-  if (segments > 1) {
-    args.carried = carried.data(), args.ends_only = true;
-    walk(segments - 1);
-    launch(on,
-           {.grid = dim3(unsigned(sequences), unsigned(kP * n / 4 / kCarryThreads), sides),
-            .block = dim3(kCarryThreads)},
-           ssd_carry_kernel<T>, args);
-    args.ends_only = false;
-  }
-  walk(segments);
+  const int64_t beside = size.batch * size.heads * (n / kOfWarp) * sides;
+  // Four blocks on each of 132 multiprocessors; from two on a second reading costs more than it
+  // gains.
+  const Segments segments(size, beside >= 264 ? 1 : ceil_div(int64_t{528}, beside));
+  const bool several = segments.count > 1;
+  const DeviceScratch<float> carried(on, several ? segments.numbers(size, int(sides), n) : 1);
+  if (several) carry_states<T>(on, size, n, steps, along, against, segments, carried.data());
+  walk(on,
+       states_args(size, n, steps, along, against, segments, several ? carried.data() : nullptr),
+       sides, segments.count);
 }
 
 template void compute_steps(Cuda, const Sizes&, const Sequence<const BFloat16>&, const float*,
