@@ -106,7 +106,7 @@ Tensor Mamba1::operator()(const Tensor& u, MixerState* state) const {
     more.dt_bias = dt_bias;
   }
   const ScanResult r =
-      selective_scan(x, dt, -exp(a_log), bs, cs, more, {.final_state = state != nullptr});
+      selective_scan(x, dt, neg_exp(a_log), bs, cs, more, {.final_state = state != nullptr});
   if (state) state->ssm = *r.state, state->length += u.size(1);
   return out_proj(r.y);
 }
@@ -142,7 +142,7 @@ Tensor Mamba2::operator()(const Tensor& u, MixerState* state) const {
   const auto xbc = split(conv1d(parts[1], state), {d_inner, shared, shared}, -1);
   const Shape per_group{batch, length, groups, d_state};
   const SsdResult r = ssd(xbc[0].reshape({batch, length, n_heads, options.head_dim}), parts[2],
-                          -exp(a_log), xbc[1].reshape(per_group), xbc[2].reshape(per_group),
+                          neg_exp(a_log), xbc[1].reshape(per_group), xbc[2].reshape(per_group),
                           {.d = d, .dt_bias = dt_bias, .state = state ? given(state->ssm) : none},
                           {.final_state = state != nullptr});
   if (state) state->ssm = *r.state, state->length += length;

@@ -69,6 +69,8 @@ requires std::is_floating_point_v<Acc> __device__ Acc evaluate(UnaryFunction fun
       return exp_of(v);
     case UnaryFunction::expm1:
       return ::expm1(v);
+    case UnaryFunction::neg_exp:
+      return -exp_of(v);
     case UnaryFunction::log:
       return log_of(v);
     case UnaryFunction::log1p:

@@ -18,6 +18,7 @@ enum class UnaryFunction {
   rsqrt,
   exp,
   expm1,
+  neg_exp,
   log,
   log1p,
   sin,

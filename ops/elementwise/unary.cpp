@@ -32,6 +32,7 @@ Tensor Rsqrt::backward(Context& ctx, const Tensor& dy) {
 }
 Tensor Exp::backward(Context& ctx, const Tensor& dy) { return dy * ctx.saved(0); }
 Tensor Expm1::backward(Context& ctx, const Tensor& dy) { return dy * (ctx.saved(0) + 1); }
+Tensor NegExp::backward(Context& ctx, const Tensor& dy) { return dy * ctx.saved(0); }
 Tensor Log::backward(Context& ctx, const Tensor& dy) { return dy / ctx.saved(0); }
 Tensor Log1p::backward(Context& ctx, const Tensor& dy) { return dy / (ctx.saved(0) + 1); }
 Tensor Sin::backward(Context& ctx, const Tensor& dy) { return dy * cos(ctx.saved(0)); }
@@ -49,6 +50,7 @@ Tensor sqrt(const Tensor& x) { return apply<Sqrt>(x); }
 Tensor rsqrt(const Tensor& x) { return apply<Rsqrt>(x); }
 Tensor exp(const Tensor& x) { return apply<Exp>(x); }
 Tensor expm1(const Tensor& x) { return apply<Expm1>(x); }
+Tensor neg_exp(const Tensor& x) { return apply<NegExp>(x); }
 Tensor log(const Tensor& x) { return apply<Log>(x); }
 Tensor log1p(const Tensor& x) { return apply<Log1p>(x); }
 Tensor sin(const Tensor& x) { return apply<Sin>(x); }

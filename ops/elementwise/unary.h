@@ -20,6 +20,7 @@ Tensor sqrt(const Tensor& x);        ///< y = √x, gradient dy / 2y
 Tensor rsqrt(const Tensor& x);       ///< y = 1/√x, gradient −y³ dy / 2
 Tensor exp(const Tensor& x);         ///< y = eˣ, gradient y dy
 Tensor expm1(const Tensor& x);       ///< y = eˣ − 1 without cancellation, gradient (y + 1) dy
+Tensor neg_exp(const Tensor& x);     ///< y = −eˣ, gradient y dy
 Tensor log(const Tensor& x);         ///< ln x, gradient dy / x
 Tensor log1p(const Tensor& x);       ///< ln(1 + x) without cancellation, gradient dy / (1 + x)
 Tensor sin(const Tensor& x);         ///< gradient cos(x) dy
@@ -77,6 +78,10 @@ struct Exp : Unary<UnaryFunction::exp, Saves::y> {
 };
 struct Expm1 : Unary<UnaryFunction::expm1, Saves::y> {
   static constexpr std::string_view name = "expm1";
+  static Tensor backward(Context&, const Tensor& dy);
+};
+struct NegExp : Unary<UnaryFunction::neg_exp, Saves::y> {
+  static constexpr std::string_view name = "neg_exp";
   static Tensor backward(Context&, const Tensor& dy);
 };
 struct Log : Unary<UnaryFunction::log, Saves::x> {

@@ -76,6 +76,9 @@ void evaluate(UnaryFunction function, const Acc* x, Acc* y, int64_t n) {
     case expm1:
       packets([](const auto& v) { return v.expm1(); });
       break;
+    case neg_exp:
+      packets([](const auto& v) { return (-detail::exp_of(v)).eval(); });
+      break;
     case log:
       packets([](const auto& v) { return v.log(); });
       break;

@@ -41,6 +41,7 @@ const Function kFunctions[] = {
     {"sqrt", norma::sqrt, [](double x) { return std::sqrt(x); }, 0, 99, 1, 0},
     {"rsqrt", rsqrt, [](double x) { return 1 / std::sqrt(x); }, 0.01, 99, 2, 0},
     {"exp", norma::exp, [](double x) { return std::exp(x); }, -80, 80, 5, 0},
+    {"neg_exp", neg_exp, [](double x) { return -std::exp(x); }, -80, 80, 5, 0},
     {"expm1", norma::expm1, [](double x) { return std::expm1(x); }, -3, 9, 4, 0},
     {"log", norma::log, [](double x) { return std::log(x); }, 0.001, 99, 3, 0},
     {"log1p", norma::log1p, [](double x) { return std::log1p(x); }, -0.5, 99, 4, 0},
@@ -116,6 +117,11 @@ TYPED_TEST(ActivationGradient, HasAGradientItself) {
   EXPECT_OK(gradcheck<TypeParam>(dy, x));
 }
 
+TEST(Unary, NegExpHasItselfAsDerivative) {
+  EXPECT_OK(gradcheck<NegExp>(randn({3, 5}, float64)));
+  EXPECT_OK(gradgradcheck<NegExp>(randn({3, 5}, float64)));
+}
+
 TEST(Unary, SpecialValuesAreThoseOfIeee) {
   for (DType dtype : {float32, float64}) {
     SCOPED_TRACE(to_string(dtype));
@@ -124,6 +130,7 @@ TEST(Unary, SpecialValuesAreThoseOfIeee) {
       EXPECT_CLOSE(y, tensor(values, y.dtype()), {});
     };
     expect(norma::exp(x), {0, kInf, kNan, 0, kInf});
+    expect(neg_exp(x), {0, -kInf, kNan, 0, -kInf});
     expect(norma::tanh(x), {-1, 1, kNan, -1, 1});
     expect(norma::erf(x), {-1, 1, kNan, -1, 1});
     expect(sigmoid(x), {0, 1, kNan, 0, 1});
