@@ -4,6 +4,7 @@
 
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
+#include "norma/core/cuda/words.cuh"
 
 namespace norma {
 
@@ -15,23 +16,26 @@ namespace norma {
 inline constexpr int kWarpCols = 1024;
 inline constexpr int kRowsOfABlock = 4;
 
-/// f(first column, packet, how many of its elements are in the row)
+/// f(first column, packet, how many of its elements are in the row), which may write over what it
+/// was given. No branch parts four loads: all are on their way at once.
 template <int kThreads, bool kAligned, int kPacket = 0, class T, class F>
-__device__ __forceinline__ void for_packets(const T* __restrict__ row, int cols, int thread,
-                                            const F& f) {
-  constexpr int kWidth = kPacket > 0 ? kPacket : kWidest<T>;
-#pragma unroll 4
-  for (int c = thread * kWidth; c < cols; c += kThreads * kWidth) {
-    if (c + kWidth <= cols)
-      f(c, load<kWidth, kAligned>(row + c), kWidth);
-    else
-      f(c, load_some<kWidth>(row + c, cols - c, T{}), cols - c);
+__device__ __forceinline__ void for_packets(const T* row, int cols, int thread, const F& f) {
+  constexpr int kWidth = kPacket > 0 ? kPacket : kWidest<T>, kStep = kThreads * kWidth, kAhead = 4;
+  int c = thread * kWidth;
+  for (; c + (kAhead - 1) * kStep + kWidth <= cols; c += kAhead * kStep) {
+    Packed<T, kWidth> packets[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) packets[i] = load<kWidth, kAligned>(row + c + i * kStep);
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) f(c + i * kStep, packets[i], kWidth);
   }
+  for (; c + kWidth <= cols; c += kStep) f(c, load<kWidth, kAligned>(row + c), kWidth);
+  if (c < cols) f(c, load_some<kWidth>(row + c, cols - c, T{}), cols - c);
 }
 template <bool kAligned, int kWidth, class T>
 __device__ __forceinline__ void put(T* p, const Packed<T, kWidth>& r, int n) {
-  if (n == kWidth)
-    store<kAligned>(p, r);
+  if (kAligned && n == kWidth)
+    __builtin_bit_cast(Words<T, kWidth>, r).store_global(p);
   else
     store_some(p, r, n);
 }
