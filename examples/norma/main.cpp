@@ -67,6 +67,19 @@ void suggest_flag(const CLI::App& app, int argc, char** argv) {
   }
 }
 
+/// What stands where a command should: says which there are, and the one it was meant to be.
+void name_commands(const CLI::App& app, const std::string& given) {
+  std::vector<std::string> known;
+  std::string all;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    known.push_back(command->get_name());
+    all += (all.empty() ? "" : ", ") + known.back();
+  }
+  const std::string near = norma::nn::nearest(given, known);
+  std::fprintf(stderr, "norma: the command must be one of %s, but is %s%s\n", all.c_str(),
+               given.c_str(), near.empty() ? "" : ("; did you mean " + near + "?").c_str());
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -84,6 +97,10 @@ int main(int argc, char** argv) {
     suggest_flag(app, argc, argv);
     return app.exit(error);
   } catch (const CLI::ParseError& error) {
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty()) {
+      name_commands(app, argv[1]);
+      return 1;
+    }
     return app.exit(error);
   } catch (const std::exception& error) {  // the library's own, and what memory and files throw
     std::fprintf(stderr, "norma: %s\n", error.what());
