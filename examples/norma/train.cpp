@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "commands.h"
+#include "norma/core/error.h"
 #include "norma/core/file.h"
 #include "norma/core/format.h"
 #include "norma/core/parallel.h"
@@ -271,7 +272,10 @@ void run_train(Settings& s) {
                   trainer->made_elsewhere()->c_str());
     run.cut_metrics(trainer->steps_done());
     describe(*trainer, run);
-    std::printf("going on after step %lld\n", static_cast<long long>(trainer->steps_done()));
+    if (trainer->finished())
+      std::printf("all its %lld steps are done\n", static_cast<long long>(trainer->steps_done()));
+    else
+      std::printf("going on after step %lld\n", static_cast<long long>(trainer->steps_done()));
     return train_until_done(*trainer, run);
   }
   trainer = std::make_unique<Trainer>(s.options);
@@ -301,6 +305,24 @@ void copy_given(TrainOptions& given, const std::vector<std::function<bool()>>& f
   });
 }
 
+/// A run goes on as it began: a setting beside --resume would be passed over in silence.
+void require_no_setting(const Settings& s, const TrainOptions& given,
+                        const std::vector<std::function<bool()>>& flags) {
+  std::string first = !s.out.empty()      ? "--out"
+                      : !s.config.empty() ? "--config"
+                      : s.profile         ? "--profile"
+                                          : "";
+  size_t i = 0;
+  visit_fields(given, [&](const char* name, const auto&, const char*) {
+    if (flags[i++]() && first.empty()) first = flag_of(name);
+  });
+  if (!first.empty())
+    throw ValueError(
+        "resume: a run goes on with its own settings, but {} was given; leave it out, or begin a "
+        "new run by --config {}/config.json and what shall differ",
+        first, s.resume);
+}
+
 }  // namespace
 
 void add_train(CLI::App& app) {
@@ -310,7 +332,8 @@ void add_train(CLI::App& app) {
       "Train a language model: on generated sentences whose best possible loss is known, on "
       "--text FILE, or on --task NAME.");
   train.option("--out", settings->out, "the run's folder; default: runs/DATA-DATE");
-  train.option("--resume", settings->resume, "go on with the run in this folder");
+  train.option("--resume", settings->resume,
+               "go on with the run in this folder, with its own settings");
   train.option("--config", settings->config,
                "settings from a JSON file such as a run's config.json; flags override it");
   train.option("--threads", settings->threads, "threads; 0: all processors");
@@ -325,6 +348,7 @@ void add_train(CLI::App& app) {
   });
   train.runs([=] {
     Settings& s = *settings;
+    if (!s.resume.empty()) require_no_setting(s, *given, *flags);
     if (!s.config.empty()) set_from_json(s.options, read_file(s.config), s.config);
     copy_given(*given, *flags, s.options);
     run_train(s);

@@ -18,6 +18,7 @@ says() {
 
 says "the folder must hold a run" sample "$folder"
 says "the command must be one of train, .*, but is smaple; did you mean sample?" smaple "$folder"
+says "a run goes on with its own settings, but --steps was given" train --resume "$folder" --steps 9
 says "count must be from 1 to 1024, but is -1" train --threads -1
 says "but has no such block left" train --task copying --n-heads 1 --d-model 10000000000000 \
   --out "$folder/run"
