@@ -30,7 +30,8 @@ template <class... P, class... A>
 void launch(const Cuda& on, const LaunchShape& shape, void (*kernel)(P...), const A&... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
   const auto* address = reinterpret_cast<const void*>(kernel);
-  if (shape.shared > 48 << 10) detail::allow_shared_memory(address, shape.shared);
+  // 48 KB need no permission, but what a kernel declares itself counts too.
+  if (shape.shared > 32 << 10) detail::allow_shared_memory(address, shape.shared);
   if (shape.cluster > 8) detail::allow_large_clusters(address);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};

@@ -46,10 +46,11 @@ __device__ __forceinline__ void cluster_sync() {
                    : "memory");
 #endif
 }
-/// The same in two steps.
+/// The same in two steps, for barriers that publish_barriers() has published: a release would wait
+/// for what the whole GPU has on its way (MEMBAR.ALL.GPU).
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
 __device__ __forceinline__ void cluster_wait() {

@@ -18,20 +18,11 @@ bool is_short(const NormForwardArgs& k, int64_t bytes) {
   if (sizeof(T) == 4 || k.z || k.residual) return bytes <= 256;
   return bytes <= 128 && k.options.kind != NormKind::layer;
 }
-/// Long groups are held by clusters where there is a residual, or LayerNorm of 16 bits and a gate,
-/// or where they are few (4 rows of 131072 take 4.3 µs so, 6.3 by the ring); others are fed by a
-/// ring.
-template <class T>
-bool is_ringed(const NormForwardArgs& k, const RowOrder& order) {
-  if (order.chunks <= kHeldWarps) return false;
-  if (k.z && k.residual) return true;
-  if (k.residual || k.x.rows * (k.x.cols / order.n) * order.chunks <= 512) return false;
-  return sizeof(T) == 4 || !k.z || k.options.kind != NormKind::layer;
-}
+/// A gate beside a residual is rare, and has kernels that choose as they run.
 template <class T>
 bool aligned_forward(const Cuda& on, const NormForwardArgs& k, const RowOrder& order) {
-  if (is_ringed<T>(k, order) && forward_ring<T>(on, k)) return true;
-  return k.z && k.residual ? forward_mixed<T, true>(on, k) : forward_held<T>(on, k);
+  if (!k.z || !k.residual) return forward_held<T>(on, k);
+  return order.chunks > kHeldWarps ? forward_ring<T>(on, k) : forward_mixed<T, true>(on, k);
 }
 template <class T>
 bool fast_forward(const Cuda& on, const NormForwardArgs& k) {

@@ -18,10 +18,8 @@ struct ForwardRows {
   unsigned char* data = nullptr;
   int64_t row_bytes = 0;  ///< from one row to the next
   int group_bytes = 0;
-  int element = 0;    ///< bytes
-  bool dense = true;  ///< groups lie one after another
-  int64_t bytes = 0;  ///< of all
-  uint32_t at = 0;    ///< of norm_forward_skewed_kernel: in shared memory
+  uint16_t element = 0;  ///< bytes
+  bool dense = true;     ///< groups lie one after another
 
   /// The byte at which a group begins.
   __device__ __forceinline__ unsigned char* group(int item, int groups) const {
@@ -31,29 +29,40 @@ struct ForwardRows {
   }
 };
 
-/// How the fast forwards run.
+/// All that the fast forwards know, and no more, for a kernel of few rows waits for its arguments
+/// too: what is read first lies together.
 struct ForwardPlan {
-  RowOrder order;
-  int size = 0, items = 0, groups = 1;  ///< items: groups of all rows
-  float share = 1;                      ///< 1 / what a mean is divided by
-  float terms = 1;                      ///< what that is
-  Epsilon<float> eps;                   ///< inside the root
-  float beta = 1;                       ///< of the gate
-  bool tiny_eps = false;                ///< so that a vanishing sum of squares counts
-  bool narrow_weights = true;           ///< T, else float
-  bool own_weights = false;             ///< each group of a row has its own
-  int cluster = 1, ranks = 1;           ///< blocks a group, and of those, with a chunk
-  int warps = 1;                        ///< of a block
-  ForwardRows in[3];                    ///< x, the residual, z
+  int size = 0, items = 0, groups = 1;          ///< items: groups of all rows
+  int vecs = 1, lanes = kWarpSize, chunks = 1;  ///< RowOrder's
+  int cluster = 1, ranks = 1;                   ///< blocks a group, and of those, with a chunk
+  int warps = 1;                                ///< of a block
+  float share = 1;                              ///< 1 / what a mean is divided by
+  float terms = 1;                              ///< what that is
+  Epsilon<float> eps;                           ///< inside the root
+  float beta = 1;                               ///< of the gate
+  GateActivation activation = GateActivation::silu;
+  bool zero_centered = false;
+  bool tiny_eps = false;      ///< so that a vanishing sum of squares counts
+  bool own_weights = false;   ///< each group of a row has its own
+  bool usual_weights = true;  ///< w and, of LayerNorm alone, b
+  uint16_t weight_bytes = 4;  ///< of an element
+  ForwardRows in[3];          ///< x, the residual, z
   ForwardRows y, h;
-  // Of norm_forward_skewed_kernel alone:
-  int at_once = 1;           ///< groups of a warp
+  const void *w = nullptr, *b = nullptr;
+  float *mean = nullptr, *mean_rest = nullptr, *rstd = nullptr;
+  double wide_eps = 0;
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
+  // Of norm_forward_skewed_kernel alone:
+  int at_once = 1;        ///< groups of a warp
+  int rounds = 1;         ///< as many times
+  bool even = true;       ///< all vectors are whole and on 16 bytes
+  uint32_t at[3] = {};    ///< where in it
+  int64_t bytes[3] = {};  ///< of all of a tensor
 };
 
 /// A group in the registers of its threads, a chunk a warp, from the load to y. Vectors beyond its
-/// end are zeros.
-template <class T, bool kCentred, Beside kBeside, bool kTogether>
+/// end are zeros. kLate: a gate that comes last is read when its turn has come.
+template <class T, bool kCentred, Beside kBeside, bool kTogether, bool kLate = false>
 struct ForwardGroup {
   using Acc = float;
   static constexpr bool kWide = kBeside == Beside::wide_residual;
@@ -63,23 +72,17 @@ struct ForwardGroup {
   using H = std::conditional_t<kWide, float, T>;
   static constexpr int kWidth = kLaneWidth<T>, kVecs = kForwardChunk / (kWarpSize * kWidth);
 
-  const NormForwardArgs& k;
   const ForwardPlan& plan;
   const int lane = threadIdx.x % kWarpSize;
   const int lanes, lane_in;  // of those that share a group: how many, which
   const int chunk;
   int column, mine;  // of this lane's first vector, and its vectors
   Acc u[kVecs][kWidth];
-  Vector<T, kWidth> z[kGateLast ? kVecs : 1];
+  Vector<T, kWidth> z[kGateLast && !kLate ? kVecs : 1];
 
-  __device__ __forceinline__ ForwardGroup(const NormForwardArgs& args, const ForwardPlan& p,
-                                          int which)
-      : k(args),
-        plan(p),
-        lanes(kTogether ? kWarpSize : p.order.lanes),
-        lane_in(lane & (lanes - 1)),
-        chunk(which) {
-    const int per_chunk = plan.order.vecs * lanes * kWidth;
+  __device__ __forceinline__ ForwardGroup(const ForwardPlan& p, int which)
+      : plan(p), lanes(kTogether ? kWarpSize : p.lanes), lane_in(lane & (lanes - 1)), chunk(which) {
+    const int per_chunk = plan.vecs * lanes * kWidth;
     column = chunk * per_chunk + lane_in * kWidth;
     const int left = min(plan.size, (chunk + 1) * per_chunk) - column + lanes * kWidth - 1;
     mine = left <= 0 ? 0 : kTogether ? left / (kWarpSize * kWidth) : left >> shift();
@@ -102,7 +105,7 @@ struct ForwardGroup {
       for (int v = 0; v < kVecs; ++v)
         to[v] = v < has ? load.template operator()<T>(2, v) : Vector<T, kWidth>{};
     };
-    if constexpr (kGateLast) load_gates(z);
+    if constexpr (kGateLast && !kLate) load_gates(z);
     if constexpr (kGateFirst) load_gates(other);
     if constexpr (kResidual) {
 #pragma unroll
@@ -114,7 +117,7 @@ struct ForwardGroup {
     if constexpr (kGateFirst) {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
-        if (v < plan.order.vecs) gate(other[v], u[v]);
+        if (v < plan.vecs) gate(other[v], u[v]);
     }
     if constexpr (kResidual) {
       __syncwarp();  // all have read what neighbours may write
@@ -135,7 +138,7 @@ struct ForwardGroup {
     constexpr bool kShort = sizeof(T) == 2;
     Acc g[kWidth];
     by.unpack(g);
-    const GateActivation activation = k.options.activation;
+    const GateActivation activation = plan.activation;
     if (activation == GateActivation::identity) {
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) values[e] = mul(values[e], g[e]);
@@ -162,14 +165,17 @@ struct ForwardGroup {
     for (int s = 0; s < kSums; ++s) total[s] = lanes_sum(part[s].total(), lanes);
     if constexpr (!kTogether) return;
     const float2* told = meet(make_float2(total[0], total[kSums - 1]));
-    // As chunks_sum has them.
+    // As chunks_sum has them; what lanes without a chunk would add is 0.
+    const int sums = Meet::kMost < kWarpSize ? Meet::kMost : kWarpSize;
     float2 all{0, 0};
-    if (lane < plan.order.chunks) all = told[lane];
+    if ((lane & (sums - 1)) < plan.chunks) all = told[lane & (sums - 1)];
+    if constexpr (Meet::kMost > kWarpSize) {
 #pragma unroll 1
-    for (int c = lane + kWarpSize; c < plan.order.chunks; c += kWarpSize)
-      all.x = add(all.x, told[c].x), all.y = add(all.y, told[c].y);
-    total[0] = lanes_sum(all.x, kWarpSize);
-    if constexpr (kSums > 1) total[1] = lanes_sum(all.y, kWarpSize);
+      for (int c = lane + kWarpSize; c < plan.chunks; c += kWarpSize)
+        all.x = add(all.x, told[c].x), all.y = add(all.y, told[c].y);
+    }
+    total[0] = lanes_sum(all.x, sums);
+    if constexpr (kSums > 1) total[1] = lanes_sum(all.y, sums);
   }
   /// The largest |u|, or NaN: their bits are in this order.
   template <class Meet>
@@ -184,7 +190,7 @@ struct ForwardGroup {
     if constexpr (kTogether) {
       const float2* told = meet(make_float2(__uint_as_float(most), 0));
 #pragma unroll 1
-      for (int c = 0; c < plan.order.chunks; ++c) most = max(most, __float_as_uint(told[c].x));
+      for (int c = 0; c < plan.chunks; ++c) most = max(most, __float_as_uint(told[c].x));
     }
     return __uint_as_float(most);
   }
@@ -234,7 +240,7 @@ struct ForwardGroup {
     for (int pass = 0;; ++pass) {
       const Acc sum_of_squares = squares(s, has, meet, ends);
       s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, plan.terms, plan.share, plan.eps)
-                            : scaled_rstd(sum_of_squares, plan.terms, s.scale, k.options.eps);
+                            : scaled_rstd(sum_of_squares, plan.terms, s.scale, plan.wide_eps);
       // All warps of a group agree; groups of one warp need not, and a scale of 1 changes nothing.
       const bool redo =
           !(sum_of_squares <= largest<Acc>()) || (plan.tiny_eps && sum_of_squares < Acc(1e-30f));
@@ -249,65 +255,107 @@ struct ForwardGroup {
         for (int e = 0; e < kWidth; ++e) u[v][e] = mul(u[v][e], s.scale);
     }
   }
-  __device__ __forceinline__ void write_stats(const Stats<Acc>& s, int item) const {
-    const auto unscaled = [&](Acc v) { return s.scale == 1 ? v : v / s.scale; };
-    if (kCentred && k.mean) k.mean.at<Acc>(item) = unscaled(s.mean);
-    if (kCentred && k.mean_rest) k.mean_rest.at<Acc>(item) = unscaled(s.mean_rest);
-    k.rstd.at<Acc>(item) = mul(s.rstd, s.scale);
+  __device__ __forceinline__ void write_stats(Stats<Acc> s, int item) const {
+    if (s.scale != 1)
+      s.mean = s.mean / s.scale, s.mean_rest = s.mean_rest / s.scale, s.rstd = mul(s.rstd, s.scale);
+    if (kCentred && plan.mean) plan.mean[item] = s.mean;
+    if (kCentred && plan.mean_rest) plan.mean_rest[item] = s.mean_rest;
+    plan.rstd[item] = s.rstd;
   }
 
-  /// y, by put(v, vector). weight(w, v) and weight(b, v) are vectors of the weights; whether there
-  /// is one is has_w and has_b.
-  template <class W, class Weight, class Put>
-  __device__ __forceinline__ void write(const Stats<Acc>& stats, int has, bool has_w, bool has_b,
-                                        const Weight& weight, const Put& put) const {
+  /// y, by put(v, vector). read(which, v, values): what w (0) or b (1) has for vector v, or
+  /// anything where this lane has no such vector; gate_at(v): z's. kAny: weights may be absent, or
+  /// about 1.
+  template <bool kBias, bool kAny, class Read, class GateAt, class Put>
+  __device__ __forceinline__ void write_by(const Stats<Acc>& stats, int has, const Read& read,
+                                           const GateAt& gate_at, const Put& put) const {
     const Normalize<Acc> x_hat(stats);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       Acc gain[kWidth], r[kWidth];
-      auto w = Vector<W, kWidth>::filled(1), b = Vector<W, kWidth>::filled(0);
-      if (has_w && v < has) w = weight.template operator()<W>(0, v);
-      if (has_b && v < has) b = weight.template operator()<W>(1, v);
-      w.unpack(gain), b.unpack(r);
-      if (k.options.zero_centered && has_w) {
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) gain[e] = 1, r[e] = 0;
+      if (!kAny || plan.w) read(0, v, gain);
+      if (kBias && (!kAny || plan.b)) read(1, v, r);
+      if (kAny && plan.zero_centered) {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) gain[e] = add(gain[e], Acc(1));
       }
 #pragma unroll
       for (int e = 0; e < kWidth; ++e)
         r[e] = fused(kCentred ? x_hat(u[v][e]) : mul(u[v][e], stats.rstd), gain[e], r[e]);
-      if (kGateLast && v < plan.order.vecs) gate(z[kGateLast ? v : 0], r);
+      if constexpr (kGateLast)
+        if (v < plan.vecs) gate(gate_at(v), r);
       if (v < has) put(v, Vector<T, kWidth>::pack(r));
     }
+  }
+  /// The same, from vectors at<W>(which, v), where 0 and 1 are weights of T or float, and 2 is z if
+  /// kLate.
+  template <class At, class Put>
+  __device__ __forceinline__ void write(const Stats<Acc>& stats, int has, const At& at,
+                                        const Put& put) const {
+    const auto narrow = [&](int which, int v, Acc(&values)[kWidth]) {
+      at.template operator()<T>(which, v).unpack(values);
+    };
+    const auto wide = [&](int which, int v, Acc(&values)[kWidth]) {
+      at.template operator()<float>(which, v).unpack(values);
+    };
+    const auto gate_at = [&](int v) {
+      if constexpr (kLate)
+        return at.template operator()<T>(2, v);
+      else
+        return z[kGateLast ? v : 0];
+    };
+    const bool are_narrow = plan.weight_bytes == sizeof(T);
+    if (!plan.usual_weights)
+      write_by<true, true>(
+          stats, has,
+          [&](int which, int v, Acc(&values)[kWidth]) {
+            are_narrow ? narrow(which, v, values) : wide(which, v, values);
+          },
+          gate_at, put);
+    else if (are_narrow)
+      write_by<kCentred, false>(stats, has, narrow, gate_at, put);
+    else if constexpr (sizeof(T) == 2)
+      write_by<kCentred, false>(stats, has, wide, gate_at, put);
   }
 };
 
 /// What all fast forwards know of k.
 template <class T>
 ForwardPlan forward_plan(const NormForwardArgs& k, const RowOrder& order) {
-  ForwardPlan plan{.order = order};
+  ForwardPlan plan;
+  plan.vecs = order.vecs, plan.lanes = order.lanes, plan.chunks = order.chunks;
   plan.size = static_cast<int>(order.n);
   plan.groups = static_cast<int>(k.x.cols / order.n);
   plan.items = static_cast<int>(k.x.rows) * plan.groups;
   plan.terms = k.options.kind == NormKind::l2 ? 1.0f : static_cast<float>(order.n);
   plan.share = 1 / plan.terms;
   plan.eps = Epsilon<float>(k.options.eps);
+  plan.wide_eps = k.options.eps;
   plan.tiny_eps = k.options.eps < 1e-20;
+  plan.activation = k.options.activation;
+  plan.zero_centered = k.options.zero_centered && k.w;
+  plan.w = k.w.data, plan.b = k.b.data;
+  plan.usual_weights =
+      k.w && bool(k.b) == (k.options.kind == NormKind::layer) && !k.options.zero_centered;
+  plan.mean = static_cast<float*>(k.mean.data);
+  plan.mean_rest = static_cast<float*>(k.mean_rest.data);
+  plan.rstd = static_cast<float*>(k.rstd.data);
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
   const auto rows_of = [&](const auto& t) {
     ForwardRows r;
     r.data = static_cast<unsigned char*>(const_cast<void*>(static_cast<const void*>(t.data)));
-    r.element = t ? static_cast<int>(size_of(t.dtype)) : 0;
+    r.element = static_cast<uint16_t>(t ? size_of(t.dtype) : 0);
     r.row_bytes = t.row_stride * r.element;
     r.group_bytes = plan.size * r.element;
     r.dense = !t || t.rows <= 1 || t.row_stride == t.cols;
-    r.bytes = t ? (t.rows - 1) * r.row_bytes + t.cols * r.element : 0;
     return r;
   };
   plan.in[0] = rows_of(k.x), plan.in[1] = rows_of(k.residual), plan.in[2] = rows_of(k.z);
   plan.y = rows_of(k.y), plan.h = rows_of(k.h);
   const ConstVec& weights = k.w ? k.w : k.b;
-  plan.narrow_weights = !weights || weights.dtype == dtype_of<T>;
+  plan.weight_bytes = static_cast<uint16_t>(weights ? size_of(weights.dtype) : sizeof(T));
   plan.own_weights = weights && plan.groups > 1 && weights.n != order.n;
   return plan;
 }

@@ -2,17 +2,25 @@
 
 #include <algorithm>
 
+#include "norma/core/cuda/async_copy.cuh"
 #include "norma/ops/norm/forward_group.cuh"
 
 namespace norma::norm_cuda {
 
-inline constexpr int kHeldChunks = 128;  // at most, of a group
+inline constexpr int kHeldChunks = 256;   // at most, of a group
+inline constexpr int kClusterWarps = 16;  // at most, of a block of a cluster
+
+/// So few that what they wait for is not hidden by others.
+inline constexpr int kFewForwardWarps = 1024;
 
 /// Blocks of a multiprocessor: as many as leave the registers for a group.
-template <class T, bool kCentred, Beside kBeside>
-inline constexpr int kHeldBlocks = sizeof(T) == 4                                              ? 2
-                                   : kBeside == Beside::nothing || kBeside == Beside::residual ? 4
-                                                                                               : 3;
+template <class T, Beside kBeside, Holder kHolder>
+constexpr int held_blocks() {
+  constexpr bool kWide = sizeof(T) == 4 || kBeside == Beside::wide_residual;
+  if (kHolder == Holder::cluster) return kWide ? 1 : 2;
+  if (kWide) return 2;
+  return kBeside == Beside::nothing || kBeside == Beside::residual ? 4 : 3;
+}
 
 /// Of a group's warps in one block or a cluster: each tells all others its sums. Two sets of slots
 /// suffice: who sends those of a meeting has those of the one before, and so all have read the one
@@ -20,8 +28,9 @@ inline constexpr int kHeldBlocks = sizeof(T) == 4                               
 /// would wait for their stores to global memory too.
 template <Holder kHolder>
 struct HeldMeeting {
+  static constexpr int kMost = kHolder == Holder::cluster ? kHeldChunks : kHeldWarps;
   struct Slots {
-    float2 sums[2][kHolder == Holder::cluster ? kHeldChunks : kHeldWarps];
+    float2 sums[2][kMost];
     SharedBarrier met[2];
   };
   Slots& slots;
@@ -30,11 +39,11 @@ struct HeldMeeting {
   uint32_t meetings = 0;
 
   __device__ __forceinline__ void start() {
-    if constexpr (kHolder != Holder::cluster) return;
+    if (kHolder != Holder::cluster || plan.cluster == 1) return;
     if (threadIdx.x == 0) {
       for (SharedBarrier& b : slots.met) {
         b.init(1);
-        b.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
+        b.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
       }
       publish_barriers();
     }
@@ -44,12 +53,12 @@ struct HeldMeeting {
   __device__ __forceinline__ const float2* operator()(float2 mine) {
     const uint32_t set = meetings & 1;
     float2* slot = &slots.sums[set][chunk];
-    if constexpr (kHolder == Holder::cluster) {
+    if (kHolder == Holder::cluster && plan.cluster > 1) {
       if (meetings == 0) cluster_wait();  // all blocks' barriers are there
       SharedBarrier& met = slots.met[set];
       if (meetings > 1 && threadIdx.x == 0)
-        met.expect(static_cast<uint32_t>(plan.order.chunks) * sizeof(float2));
-      if (lane < plan.ranks && chunk < plan.order.chunks)
+        met.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
+      if (lane < plan.ranks && chunk < plan.chunks)
         send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
       met.wait(meetings >> 1 & 1);
     } else {
@@ -61,28 +70,70 @@ struct HeldMeeting {
   }
 };
 
+/// What a lane will read later, asked for early: the vectors of z and of the weights at its own
+/// columns come to shared memory, where no other lane needs them.
+template <int kVecs, bool kGate>
+struct Ahead {
+  static constexpr int kPlane = 16 * kWarpSize * kVecs;  ///< bytes of a warp's vectors of 16 bytes
+  unsigned char* mine;                                   ///< this lane's
+  int parts;  ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
+
+  static int bytes_of_warp(int part_count, bool bias) {
+    return kPlane * (kGate + part_count * (bias ? 2 : 1));
+  }
+  /// Of w (0), b (1) or z (2).
+  __device__ __forceinline__ unsigned char* slot(int which, int v, int part) const {
+    const int at = which == 2 ? 0 : kPlane * kGate + (which == 1 ? kPlane * parts : 0);
+    return mine + at + kPlane * part + 16 * kWarpSize * v;
+  }
+  /// From this lane's first vector on, `step` bytes from one to the next.
+  __device__ __forceinline__ void ask(int which, const void* from, int step, int has) const {
+    const auto* p = static_cast<const unsigned char*>(from);
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      if (v >= has) continue;
+      copy_16(slot(which, v, 0), p + v * step);
+      if (which != 2 && parts == 2) copy_16(slot(which, v, 1), p + v * step + 16);
+    }
+  }
+  template <class E, int kWidth>
+  __device__ __forceinline__ Vector<E, kWidth> get(int which, int v) const {
+    Vector<E, kWidth> r;
+#pragma unroll
+    for (int part = 0; part < r.kWords / 4; ++part) {
+      const uint4 q = *reinterpret_cast<const uint4*>(slot(which, v, part));
+      r.words[4 * part] = q.x, r.words[4 * part + 1] = q.y;
+      r.words[4 * part + 2] = q.z, r.words[4 * part + 3] = q.w;
+    }
+    return r;
+  }
+};
+
 /// The plain members up to kHeldChunks chunks, each tensor read once: a group or more a warp, a
-/// group a block of up to kHeldWarps warps, or one a cluster of such.
+/// group a block of up to kHeldWarps warps, or one a block or a cluster of blocks of up to
+/// kClusterWarps. kAhead: it asks for its weights, and a gate, before anything else: each lane's
+/// own come to shared memory while it waits for the rest.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b come from the caches
 ///   bound  memory
-template <class T, bool kCentred, Beside kBeside, Holder kHolder>
-__global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kHeldBlocks<T, kCentred, kBeside>))
-    norm_forward_held_kernel(const __grid_constant__ NormForwardArgs k,
-                             const __grid_constant__ ForwardPlan plan) {
-  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp>;
+template <class T, bool kCentred, Beside kBeside, Holder kHolder,
+          bool kAhead = kHolder == Holder::cluster>
+__global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : kHeldWarps) *
+                                      kWarpSize,
+                                  (held_blocks<T, kBeside, kHolder>()))
+    norm_forward_held_kernel(const __grid_constant__ ForwardPlan plan) {
+  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp, kAhead>;
   using Meeting = HeldMeeting<kHolder>;
   using H = typename Group::H;
   constexpr int kWidth = Group::kWidth;
   __shared__ typename Meeting::Slots slots;
-  wait_for_previous_kernel();
   const int warp = threadIdx.x / kWarpSize;
   int item = static_cast<int>(blockIdx.x), chunk = 0;
   if constexpr (kHolder == Holder::block) chunk = warp;
   if constexpr (kHolder == Holder::cluster) {
-    item /= plan.cluster;
-    chunk = static_cast<int>(cluster_rank()) * plan.warps + warp;
+    chunk = (item & (plan.cluster - 1)) * plan.warps + warp;
+    item >>= 31 - __clz(plan.cluster);
   }
-  Group group(k, plan, chunk);
+  Group group(plan, chunk);
   if constexpr (kHolder == Holder::warp)
     item = (item * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) >>
            (31 - __clz(group.lanes));
@@ -98,12 +149,35 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kHeldBlocks<T, kCentre
   const T* const z = place.template operator()<T>(plan.in[2]);
   const H* const residual = place.template operator()<H>(plan.in[1]);
   H* const h = place.template operator()<H>(plan.h);
+  const int first_weight = plan.own_weights ? item % plan.groups * plan.size : 0;
+  extern __shared__ __align__(128) unsigned char memory[];
+  constexpr bool kGate = Group::kGateFirst || Group::kGateLast;
+  const Ahead<Group::kVecs, kGate> ahead{
+      memory + static_cast<uint32_t>(warp) * plan.stage_bytes + 16 * group.lane,
+      plan.weight_bytes * kWidth / 16};
+  wait_for_previous_kernel();  // every place is known
+  if constexpr (kAhead) {
+    const auto weights_at = [&](const void* w) {
+      return static_cast<const unsigned char*>(w) +
+             int64_t{first_weight + group.column} * plan.weight_bytes;
+    };
+    if constexpr (kGate) ahead.ask(2, z, group.of(1) * int{sizeof(T)}, has);
+    commit_copies();
+    const int step = group.of(1) * plan.weight_bytes;
+    if (plan.w) ahead.ask(0, weights_at(plan.w), step, has);
+    if (plan.b) ahead.ask(1, weights_at(plan.b), step, has);
+    commit_copies();
+  }
   group.take(
       has,
       [&]<class E>(int which, int v) {
         if constexpr (!std::is_same_v<E, T>) {
           return load_vector<From::once, kWidth>(residual + group.of(v));
         } else {
+          if (kAhead && which == 2) {
+            if (v == 0) wait_for_copies<1>();
+            return ahead.template get<E, kWidth>(2, v);
+          }
           const E* from = x;
           if constexpr (std::is_same_v<H, T>)
             if (which == 1) from = residual;
@@ -113,22 +187,22 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kHeldBlocks<T, kCentre
       },
       [&](int v, const Vector<H, kWidth>& r) { store_vector(h + group.of(v), r); });
   const Stats<float> stats = group.statistics(has, meet, [](float) {});
+  T* y = place.template operator()<T>(plan.y);
+  if constexpr (kAhead) wait_for_copies<0>();
+  group.write(
+      stats, has,
+      [&]<class E>(int which, int v) {
+        if constexpr (kAhead) {
+          return ahead.template get<E, kWidth>(which, v);
+        } else {
+          // Within the weights, so that no branch is needed where a lane has no vector v.
+          const int c = first_weight + min(group.column + group.of(v), plan.size - kWidth);
+          return load_vector<From::cached, kWidth>(static_cast<const E*>(which ? plan.b : plan.w) +
+                                                   c);
+        }
+      },
+      [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
   if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
-  T* const y = place.template operator()<T>(plan.y);
-  const int first = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
-  const auto finish = [&]<class W>() {
-    group.template write<W>(
-        stats, has, bool(k.w), bool(k.b),
-        [&]<class E>(int which, int v) {
-          return load_vector<From::cached, kWidth>((which ? k.b : k.w).as<E>() + first +
-                                                   group.of(v));
-        },
-        [&](int v, const Vector<T, kWidth>& r) { store_vector(y + group.of(v), r); });
-  };
-  if (sizeof(T) == 4 || !plan.narrow_weights)
-    finish.template operator()<float>();
-  else
-    finish.template operator()<T>();
 }
 
 /// Runs it, or says that the sizes do not fit.
@@ -138,27 +212,49 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   constexpr int64_t kMost = int64_t{1} << 30;  // groups are counted in int
   if (k.x.rows * (k.x.cols / size) > kMost) return false;
   ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
-  const int chunks = plan.order.chunks;
+  const int chunks = plan.chunks;
+  const bool few = int64_t{plan.items} * chunks <= kFewForwardWarps && plan.lanes == kWarpSize;
   const auto go = [&]<Holder kHolder>(int blocks) {
     return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
-      launch(on,
-             {.grid = dim3(static_cast<unsigned>(blocks)),
-              .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
-              .cluster = static_cast<unsigned>(plan.cluster),
-              .overlap = true},
-             norm_forward_held_kernel<T, kCentred, kBeside, kHolder>, k, plan);
+      using Group = ForwardGroup<T, kCentred, kBeside, true>;
+      using Before = Ahead<Group::kVecs, Group::kGateFirst || Group::kGateLast>;
+      const auto run = [&](auto kernel) {
+        launch(on,
+               {.grid = dim3(static_cast<unsigned>(blocks)),
+                .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
+                .shared = static_cast<size_t>(plan.warps) * plan.stage_bytes,
+                .cluster = static_cast<unsigned>(plan.cluster),
+                .overlap = true},
+               kernel, plan);
+      };
+      constexpr bool kCluster = kHolder == Holder::cluster;
+      // Two weights ahead hold up x: LayerNorm of float32 was at 81 to 95 % of copy with them and
+      // at 89 to 97 without. But few rows wait less.
+      if constexpr (kCluster && kCentred && kBeside == Beside::nothing)
+        if (!few) {
+          run(norm_forward_held_kernel<T, kCentred, kBeside, kHolder, false>);
+          return true;
+        }
+      if (kCluster)
+        plan.stage_bytes = static_cast<uint32_t>(
+            Before::bytes_of_warp(plan.weight_bytes * Group::kWidth / 16, plan.b));
+      run(norm_forward_held_kernel<T, kCentred, kBeside, kHolder>);
       return true;
     });
   };
-  if (chunks == 1) {
+  if (chunks == 1 && !few) {
     plan.warps = 4;
     return go.template operator()<Holder::warp>(
-        ceil_div(plan.items, plan.warps * kWarpSize / plan.order.lanes));
+        ceil_div(plan.items, plan.warps * kWarpSize / plan.lanes));
   }
   plan.warps = chunks;
-  if (chunks <= kHeldWarps) return go.template operator()<Holder::block>(plan.items);
-  while (plan.warps > kHeldWarps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
-  if (detail::properties(on.device).major < 9 || plan.cluster > 16 || chunks > kHeldChunks ||
+  if (chunks <= kHeldWarps && !few) return go.template operator()<Holder::block>(plan.items);
+  // Of float32 beside 16 bits, which are few to a multiprocessor, larger blocks were faster.
+  const bool wide = plan.in[1].element > int{sizeof(T)};
+  const int warps = wide || chunks > 16 * kHeldWarps ? kClusterWarps : kHeldWarps;
+  while (plan.warps > warps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
+  const bool clusters = detail::properties(on.device).major >= 9;
+  if ((plan.cluster > 1 && !clusters) || plan.cluster > 16 ||
       int64_t{plan.items} * plan.cluster > kMost)
     return false;
   plan.ranks = ceil_div(chunks, plan.warps);

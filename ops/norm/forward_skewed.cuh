@@ -65,8 +65,7 @@ __device__ __forceinline__ void send_back(unsigned char* to, const unsigned char
 ///   bound  memory; for short groups arithmetic once a group
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
-    norm_forward_skewed_kernel(const __grid_constant__ NormForwardArgs k,
-                               const __grid_constant__ ForwardPlan plan) {
+    norm_forward_skewed_kernel(const __grid_constant__ ForwardPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp>;
   using Meeting = HeldMeeting<kHolder>;
@@ -80,17 +79,17 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
   int first = static_cast<int>(blockIdx.x), chunk = 0;
   if constexpr (kHolder == Holder::block) chunk = warp;
   if constexpr (kHolder == Holder::cluster) {
-    first /= plan.cluster;
-    chunk = static_cast<int>(cluster_rank()) * plan.warps + warp;
+    chunk = (first & (plan.cluster - 1)) * plan.warps + warp;
+    first >>= 31 - __clz(plan.cluster);
   }
-  Group group(k, plan, chunk);
+  Group group(plan, chunk);
   if constexpr (!kTogether) first = (first * plan.warps + warp) * plan.at_once;
   const int team = kTogether ? 0 : group.lane / group.lanes;
   const int groups = kTogether ? 1 : min(plan.at_once, plan.items - first);
   const bool real = kTogether || team < groups;
   const int item = real ? first + team : 0, has = real ? group.mine : 0;
   const int begin = kTogether ? group.column - group.lane_in * kWidth : 0;
-  const int per_chunk = plan.order.vecs * group.lanes * kWidth;
+  const int per_chunk = plan.vecs * group.lanes * kWidth;
   const int elements =
       kTogether ? max(0, min(plan.size - begin, per_chunk)) : max(0, groups) * plan.size;
   const auto begin_of = [&](const ForwardRows& t) {
@@ -109,7 +108,8 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
   if (group.lane < 3 && plan.in[group.lane].element > 0) {
     const ForwardRows& t = plan.in[group.lane];
     if (elements > 0)
-      send_for(here + t.at, begin_of(t), elements * t.element, t.data + t.bytes, landed);
+      send_for(here + plan.at[group.lane], begin_of(t), elements * t.element,
+               t.data + plan.bytes[group.lane], landed);
     else
       landed.expect(0);
   }
@@ -138,10 +138,9 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
         if (e >= left(v)) group.u[v][e] = value;
     }
   };
-  const unsigned char* const from[3] = {place(plan.in[0], plan.in[0].at),
-                                        place(plan.in[1], plan.in[1].at),
-                                        place(plan.in[2], plan.in[2].at)};
-  unsigned char* const h = Group::kResidual ? place(plan.h, plan.in[1].at) : nullptr;
+  const unsigned char* const from[3] = {
+      place(plan.in[0], plan.at[0]), place(plan.in[1], plan.at[1]), place(plan.in[2], plan.at[2])};
+  unsigned char* const h = Group::kResidual ? place(plan.h, plan.at[1]) : nullptr;
   group.take(
       has,
       [&]<class E>(int which, int v) {
@@ -151,29 +150,24 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
   ends(0);
   const Stats<float> stats = group.statistics(has, meet, ends);
   if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
-  unsigned char* const y = place(plan.y, plan.in[0].at);
+  unsigned char* const y = place(plan.y, plan.at[0]);
   const int weight_at = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
   __syncwarp();  // all have read what neighbours write
-  const auto finish = [&]<class W>() {
-    group.template write<W>(
-        stats, has, bool(k.w), bool(k.b),
-        [&]<class E>(int which, int v) {
-          const E* p = (which ? k.b : k.w).as<E>() + weight_at + group.of(v);
-          return left(v) >= kWidth && skew_of(p) == 0 ? load_vector<From::cached, kWidth>(p)
-                                                      : load_part<kWidth>(p, min(left(v), kWidth));
-        },
-        [&](int v, const Vector<T, kWidth>& r) { put(y, v, r); });
-  };
-  if (sizeof(T) == 4 || !plan.narrow_weights)
-    finish.template operator()<float>();
-  else
-    finish.template operator()<T>();
+  group.write(
+      stats, has,
+      [&]<class E>(int which, int v) {
+        const E* p = static_cast<const E*>(which ? plan.b : plan.w) + weight_at + group.of(v);
+        return left(v) >= kWidth && skew_of(p) == 0
+                   ? load_vector<From::cached, kWidth>(p)
+                   : load_part<kWidth>(p, max(0, min(left(v), kWidth)));
+      },
+      [&](int v, const Vector<T, kWidth>& r) { put(y, v, r); });
   copies_follow_writes();
   __syncwarp();
   if (elements > 0) {
-    send_back<T>(begin_of(plan.y), here + plan.in[0].at, elements * int{sizeof(T)}, group.lane);
+    send_back<T>(begin_of(plan.y), here + plan.at[0], elements * int{sizeof(T)}, group.lane);
     if constexpr (Group::kResidual)
-      send_back<H>(begin_of(plan.h), here + plan.in[1].at, elements * int{sizeof(H)}, group.lane);
+      send_back<H>(begin_of(plan.h), here + plan.at[1], elements * int{sizeof(H)}, group.lane);
     asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
   }
 #endif
@@ -186,16 +180,19 @@ bool forward_skewed(const Cuda& on, const NormForwardArgs& k) {
   constexpr int64_t kMost = int64_t{1} << 30;  // groups are counted in int
   if (detail::properties(on.device).major < 9 || k.x.rows * (k.x.cols / size) > kMost) return false;
   ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
-  const int chunks = plan.order.chunks;
+  const int chunks = plan.chunks;
   const auto in = {plan.in[0], plan.in[1], plan.in[2], plan.y, plan.h};
   const bool dense = std::all_of(in.begin(), in.end(), [](const auto& t) { return t.dense; });
-  plan.at_once = dense ? kWarpSize / plan.order.lanes : 1;
+  plan.at_once = dense ? kWarpSize / plan.lanes : 1;
   const int64_t elements =
-      chunks == 1 ? plan.at_once * size : int64_t{plan.order.vecs} * kWarpSize * kLaneWidth<T>;
-  for (ForwardRows& t : plan.in) {
-    t.at = plan.stage_bytes;
-    if (t.element > 0)
-      plan.stage_bytes += static_cast<uint32_t>((elements * t.element + 47) / 16 * 16);
+      chunks == 1 ? plan.at_once * size : int64_t{plan.vecs} * kWarpSize * kLaneWidth<T>;
+  const ConstRows* const tensors[] = {&k.x, &k.residual, &k.z};
+  for (int i = 0; i < 3; ++i) {
+    const ForwardRows& t = plan.in[i];
+    if (t.element == 0) continue;
+    plan.bytes[i] = (tensors[i]->rows - 1) * t.row_bytes + tensors[i]->cols * t.element;
+    plan.at[i] = plan.stage_bytes;
+    plan.stage_bytes += static_cast<uint32_t>((elements * t.element + 47) / 16 * 16);
   }
   const auto go = [&]<Holder kHolder>(int blocks) {
     return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
@@ -204,7 +201,7 @@ bool forward_skewed(const Cuda& on, const NormForwardArgs& k) {
               .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
               .shared = static_cast<size_t>(plan.warps) * plan.stage_bytes,
               .cluster = static_cast<unsigned>(plan.cluster)},
-             norm_forward_skewed_kernel<T, kCentred, kBeside, kHolder>, k, plan);
+             norm_forward_skewed_kernel<T, kCentred, kBeside, kHolder>, plan);
       return true;
     });
   };
