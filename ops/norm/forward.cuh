@@ -31,8 +31,6 @@ bool fast_forward(const Cuda& on, const NormForwardArgs& k) {
   if (!can_hold<T>(k)) return false;
   if (is_short<T>(k, size * int64_t{sizeof(T)}) && forward_skewed<T>(on, k)) return true;
   if (is_aligned_forward<T>(k, size)) return aligned_forward<T>(on, k, order);
-  if constexpr (sizeof(T) == 4)
-    return (!k.z && forward_skewed<T>(on, k)) || forward_mixed<T, false>(on, k);
   return forward_skewed<T>(on, k);
 }
 

@@ -188,6 +188,34 @@ TEST_F(NormPlans, RowDependsOnNothingAround) {
     }
 }
 
+TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
+  // So many that a warp has several turns, from memory that begins one element after its results'.
+  const NoGrad off;
+  for (DType dtype : {bfloat16, float32})
+    for (int64_t cols : {32, 257})
+      for (int residual : {0, 1})
+        for (int64_t shift : {0, 1}) {
+          SCOPED_TRACE(format("cols {} residual {} shift {}", cols, residual, shift));
+          const int64_t rows = cols == 32 ? 70000 : 17500;
+          Member m;
+          m.options.kind = NormKind::layer, m.w = m.b = true, m.residual = residual;
+          NormArguments a(m, {rows, cols}, dtype, dtype);
+          const auto shifted = [&] {
+            const Tensor flat = randn({rows * cols + 1}).to(dtype);
+            return flat.slice(0, shift, rows * cols + shift).reshape({rows, cols});
+          };
+          a.x = shifted();
+          if (residual) a.in.residual = shifted();
+          force_general(true);
+          const NormResult general = a.norm();
+          force_general(false);
+          const NormResult fast = a.norm();
+          EXPECT_SAME_BITS(fast.y, general.y);
+          EXPECT_SAME_BITS(fast.rstd.value, general.rstd.value);
+          expect_same(fast.h, general.h);
+        }
+}
+
 TEST_F(NormPlans, SmallBackwardIsOneLaunch) {
   const MostInOneLaunch plan(2 * 768 * 128, 0);
   Member m;
