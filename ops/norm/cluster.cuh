@@ -46,9 +46,16 @@ __device__ __forceinline__ void cluster_sync() {
                    : "memory");
 #endif
 }
-/// The same in two steps, for barriers that publish_barriers() has published: a release would wait
-/// for what the whole GPU has on its way (MEMBAR.ALL.GPU).
+/// The same in two steps.
 __device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+/// The first step where others need to see no more than barriers, which publish_barriers() has
+/// published: a release waits for what this block has on its way to all of the GPU
+/// (MEMBAR.ALL.GPU).
+__device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif

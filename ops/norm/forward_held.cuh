@@ -48,7 +48,7 @@ struct HeldMeeting {
       publish_barriers();
     }
     __syncwarp();
-    cluster_arrive();
+    cluster_arrive_relaxed();
   }
   __device__ __forceinline__ const float2* operator()(float2 mine) {
     const uint32_t set = meetings & 1;
