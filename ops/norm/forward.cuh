@@ -2,7 +2,6 @@
 
 #include "norma/ops/norm/forward_any.cuh"
 #include "norma/ops/norm/forward_held.cuh"
-#include "norma/ops/norm/forward_ring.cuh"
 #include "norma/ops/norm/forward_skewed.cuh"
 #include "norma/ops/norm/plans.h"
 
@@ -18,20 +17,12 @@ bool is_short(const NormForwardArgs& k, int64_t bytes) {
   if (sizeof(T) == 4 || k.z || k.residual) return bytes <= 256;
   return bytes <= 128 && k.options.kind != NormKind::layer;
 }
-/// A gate beside a residual is rare, and has kernels that choose as they run.
-template <class T>
-bool aligned_forward(const Cuda& on, const NormForwardArgs& k, const RowOrder& order) {
-  if (!k.z || !k.residual) return forward_held<T>(on, k);
-  return order.chunks > kHeldWarps ? forward_ring<T>(on, k) : forward_mixed<T, true>(on, k);
-}
 template <class T>
 bool fast_forward(const Cuda& on, const NormForwardArgs& k) {
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
-  const RowOrder order = forward_order(size, kLaneWidth<T>);
   if (!can_hold<T>(k)) return false;
   if (is_short<T>(k, size * int64_t{sizeof(T)}) && forward_skewed<T>(on, k)) return true;
-  if (is_aligned_forward<T>(k, size)) return aligned_forward<T>(on, k, order);
-  return forward_skewed<T>(on, k);
+  return is_aligned_forward<T>(k, size) ? forward_held<T>(on, k) : forward_skewed<T>(on, k);
 }
 
 template <class T>

@@ -367,11 +367,11 @@ bool can_hold(const NormForwardArgs& k) {
   const auto weight = [](const ConstVec& w) {
     return !w || w.dtype == dtype_of<T> || w.dtype == DType::float32;
   };
-  return o.activation != GateActivation::gelu && o.casting == Casting::wide &&
-         o.variance == Variance::two_pass && o.dropout == 0 && !k.row_scale && !k.w2 && !k.x_hat &&
-         !k.y2 && bool(k.h) == bool(k.residual) && (!k.h || k.h.dtype == k.residual.dtype) &&
-         k.y.dtype == dtype_of<T> && weight(k.w) && weight(k.b) &&
-         (!k.w || !k.b || k.w.dtype == k.b.dtype);
+  return !(k.z && k.residual) && o.activation != GateActivation::gelu &&
+         o.casting == Casting::wide && o.variance == Variance::two_pass && o.dropout == 0 &&
+         !k.row_scale && !k.w2 && !k.x_hat && !k.y2 && bool(k.h) == bool(k.residual) &&
+         (!k.h || k.h.dtype == k.residual.dtype) && k.y.dtype == dtype_of<T> && weight(k.w) &&
+         weight(k.b) && (!k.w || !k.b || k.w.dtype == k.b.dtype);
 }
 
 /// Whether every vector of every tensor is whole and on 16 bytes.
@@ -386,7 +386,6 @@ bool is_aligned_forward(const NormForwardArgs& k, int64_t size) {
 template <class T, class F>
 bool by_member(const NormForwardArgs& k, const F& f) {
   const auto beside = [&]<bool kCentred>() {
-    if (k.z && k.residual) return false;
     if (k.options.gate == GateOrder::norm_then_gate)
       return f.template operator()<kCentred, Beside::gate_last>();
     if (k.options.gate == GateOrder::gate_then_norm)

@@ -43,6 +43,7 @@ const char* why(const NormForwardArgs& k) {
   if (k.row_scale) return "it has a row scale";
   if (k.w2 || k.y2) return "it has a second weight";
   if (k.x_hat) return "it saves x̂";
+  if (k.z && k.residual) return "it has a gate beside a residual";
   if (bool(k.h) != bool(k.residual)) return "it makes an h of its own";
   const bool beside =
       (k.w && k.b && k.w.dtype != k.b.dtype) || (k.h && k.h.dtype != k.residual.dtype);

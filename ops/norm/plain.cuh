@@ -147,15 +147,6 @@ __device__ __forceinline__ void read_weight(const ConstVec& w, int64_t c, int n,
       read_from(w.as<float>() + c, n, v);
   }
 }
-template <bool kAligned, class T, class Acc, int kWidth>
-__device__ __forceinline__ void write_vector(T* p, int n, const Acc (&v)[kWidth]) {
-  if constexpr (kAligned) {
-    if (n > 0) write_whole(p, v);
-  } else {
-    write_to(p, n, v);
-  }
-}
-
 /// Whether every vector of a group is whole and on 16 bytes.
 template <class T, class View>
 bool is_even(const View& t, int64_t size) {
