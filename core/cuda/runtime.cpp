@@ -100,6 +100,8 @@ void allow_shared_memory(const void* kernel, size_t bytes) {
   static auto* allowed = new std::map<std::pair<int, const void*>, size_t>;
   const std::lock_guard lock(mutex);
   size_t& most = (*allowed)[{current_index, kernel}];
+  // The attribute may also lower the limit: never below what needs no permission.
+  bytes = std::max(bytes, size_t{48} << 10);
   if (bytes <= most) return;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(bytes)),
