@@ -1,7 +1,5 @@
 #pragma once
 
-#include <algorithm>
-
 #include "norma/core/cuda/async_copy.cuh"
 #include "norma/ops/norm/forward_group.cuh"
 

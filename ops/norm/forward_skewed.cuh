@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "norma/ops/norm/forward_held.cuh"
 
 namespace norma::norm_cuda {
