@@ -74,13 +74,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     for (int n = 0; n < kN; n += 16) {
       Block<T> a;
       load_a(a, &sh.c[0][0], kWide, i0, n);
-#pragma unroll
-      for (int tile = 0; tile < kTilesQ; tile += 2) {
-        Block<T> b;
-        load_b(b, &sh.b[0][0], kWide, n, j0 + tile * 8);
-        multiply_add(cb[tile], a, b, 0);
-        multiply_add(cb[tile + 1], a, b, 1);
-      }
+      multiply_tiles(cb, a, &sh.b[0][0], kWide, n, j0);
     }
 #pragma unroll
     for (int tile = 0; tile < kTilesQ; ++tile)
@@ -114,13 +108,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         for (int p = 0; p < kP; p += 16) {
           Block<T> a;
           load_a(a, &own.dy[0][0], kNarrow, i0, p);
-#pragma unroll
-          for (int tile = 0; tile < kTilesQ; tile += 2) {
-            Block<T> b;
-            load_b(b, &own.x[0][0], kNarrow, p, j0 + tile * 8);
-            multiply_add(r[tile], a, b, 0);
-            multiply_add(r[tile + 1], a, b, 1);
-          }
+          multiply_tiles(r, a, &own.x[0][0], kNarrow, p, j0);
         }
       }
       float of_rows[2] = {}, of_columns[kTilesQ * 2];
@@ -168,13 +156,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       for (int p = 0; p < kP; p += 16) {
         Block<T> a;
         load_a(a, &own.dy[0][0], kNarrow, i0, p);
-#pragma unroll
-        for (int tile = 0; tile < kTilesN; tile += 2) {
-          Block<T> b;
-          load_b_turned(b, &own.state[0][0], kWide, p, n0 + tile * 8);
-          multiply_add(through[tile], a, b, 0);
-          multiply_add(through[tile + 1], a, b, 1);
-        }
+        multiply_tiles_turned(through, a, &own.state[0][0], kWide, p, n0);
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -197,13 +179,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       for (int p = 0; p < kP; p += 16) {
         Block<T> a;
         load_a(a, &own.x[0][0], kNarrow, i0, p);
-#pragma unroll
-        for (int tile = 0; tile < kTilesN; tile += 2) {
-          Block<T> b;
-          load_b_turned(b, &own.dstate[0][0], kWide, p, n0 + tile * 8);
-          multiply_add(through[tile], a, b, 0);
-          multiply_add(through[tile + 1], a, b, 1);
-        }
+        multiply_tiles_turned(through, a, &own.dstate[0][0], kWide, p, n0);
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -249,13 +225,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       for (int n = 0; n < kN; n += 16) {
         Block<T> a;
         load_a(a, &sh.b[0][0], kWide, i0, n);
-#pragma unroll
-        for (int tile = 0; tile < kTilesP; tile += 2) {
-          Block<T> b;
-          load_b(b, &own.dstate[0][0], kWide, n, p0 + tile * 8);
-          multiply_add(du[tile], a, b, 0);
-          multiply_add(du[tile + 1], a, b, 1);
-        }
+        multiply_tiles(du, a, &own.dstate[0][0], kWide, n, p0);
       }
 #pragma unroll
       for (int tile = 0; tile < kTilesP; ++tile)
@@ -266,13 +236,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
         if (i < i0) continue;
         Block<T> a;
         load_a_turned(a, &sh.m[0][0], kSquare, i0, i);
-#pragma unroll
-        for (int tile = 0; tile < kTilesP; tile += 2) {
-          Block<T> b;
-          load_b_turned(b, &own.dy[0][0], kNarrow, i, p0 + tile * 8);
-          multiply_add(du[tile], a, b, 0);
-          multiply_add(du[tile + 1], a, b, 1);
-        }
+        multiply_tiles_turned(du, a, &own.dy[0][0], kNarrow, i, p0);
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -300,8 +264,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     __syncthreads();
 
     float* to = k.sums + blockIdx.x * int64_t{s.heads} * (kP + 2);
-    if (warp == 0) {  // the gradient of Δ a: sums from the back, two steps a lane
-      const float a = k.a[head];
+    if (warp == 0) {  // two steps a lane
       float dsum[2], falls = 0;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -315,25 +278,10 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
       float dot = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) dot += sh.dot[w];
-      if (lane == kWarpSize - 1) dsum[1] += falls + fade * dot;
-      float behind = dsum[0] + dsum[1];  // of this lane and all after it
-#pragma unroll
-      for (int step = 1; step < kWarpSize; step *= 2) {
-        const float other = __shfl_down_sync(0xffffffffu, behind, step);
-        if (lane + step < kWarpSize) behind += other;
-      }
-      const float dfade[2] = {behind, behind - dsum[0]};
-      float da = 0, ddt_bias = 0;
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
+      finish_steps(k, batch, t0, head, dsum, falls + fade * dot, k.a[head], [&](int e) {
         const int j = lane * 2 + e;
-        const float raw = (over_quarters(sh.along, j) + a * dfade[e]) * own.slope[j];
-        da += own.delta[j] * dfade[e];
-        ddt_bias += raw;
-        if (t0 + j < s.length) k.ddt.row(batch, t0 + j)[head] = convert<T>(raw);
-      }
-      da = warp_sum(da), ddt_bias = warp_sum(ddt_bias);
-      if (lane == 0) to[s.heads * kP + head] = da, to[s.heads * (kP + 1) + head] = ddt_bias;
+        return StepSums{over_quarters(sh.along, j), own.delta[j], own.slope[j]};
+      });
     } else if (warp >= 2 && warp < 4) {
       const int p = int(threadIdx.x) - 2 * kWarpSize;
       float dd = 0;
@@ -356,24 +304,12 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks)
     if (q <= i0) {  // dc += dcb b
       Block<T> a;
       load_a(a, &sh.m[0][0], kSquare, i0, q);
-#pragma unroll
-      for (int tile = 0; tile < kTilesN; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &sh.b[0][0], kWide, q, n0 + tile * 8);
-        multiply_add(dc[tile], a, b, 0);
-        multiply_add(dc[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(dc, a, &sh.b[0][0], kWide, q, n0);
     }
     if (q >= i0) {  // db += dcbᵀ c
       Block<T> a;
       load_a_turned(a, &sh.m[0][0], kSquare, i0, q);
-#pragma unroll
-      for (int tile = 0; tile < kTilesN; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &sh.c[0][0], kWide, q, n0 + tile * 8);
-        multiply_add(db[tile], a, b, 0);
-        multiply_add(db[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(db, a, &sh.c[0][0], kWide, q, n0);
     }
   }
 #pragma unroll

@@ -27,6 +27,41 @@ __device__ __forceinline__ float over_row(float v) {
   v += __shfl_xor_sync(0xffffffffu, v, 1);
   return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
+/// What one warp makes of the gradients of a chunk's running sums of Δ a, two steps a lane: added
+/// up from the back they are those of Δ a; ddt follows, and the chunk's parts of da and ddt_bias.
+///   last  what the chunk's last sum gets besides
+///   of    of(e) has what else is of the lane's step e, read when it is wanted
+struct StepSums {
+  float along, delta, slope;  ///< ⟨d(Δ x), x⟩, Δ and dΔ/dt
+};
+template <class T, class Of>
+__device__ __forceinline__ void finish_steps(const BackwardKernelArgs<T>& k, int64_t batch,
+                                             int64_t t0, int head, float (&dsum)[2], float last,
+                                             float a, const Of& of) {
+  const int lane = lane_of();
+  if (lane == kWarpSize - 1) dsum[1] += last;
+  float behind = dsum[0] + dsum[1];  // of this lane and all after it
+#pragma unroll
+  for (int step = 1; step < kWarpSize; step *= 2) {
+    const float other = __shfl_down_sync(0xffffffffu, behind, step);
+    if (lane + step < kWarpSize) behind += other;
+  }
+  const float dfade[2] = {behind, behind - dsum[0]};
+  float da = 0, ddt_bias = 0;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int64_t t = t0 + lane * 2 + e;
+    const StepSums own = of(e);
+    const float raw = (own.along + a * dfade[e]) * own.slope;
+    da += own.delta * dfade[e];
+    ddt_bias += raw;
+    if (t < k.size.length) k.ddt.row(batch, t)[head] = convert<T>(raw);
+  }
+  da = warp_sum(da), ddt_bias = warp_sum(ddt_bias);
+  const int64_t heads = k.size.heads;
+  float* to = k.sums + (blockIdx.x * (kP + 2) + kP) * heads + head;
+  if (lane == 0) to[0] = da, to[heads] = ddt_bias;
+}
 /// What is left to a chunk, of half types.
 template <class T, int kN>
 void backward_chunks(Cuda on, const BackwardKernelArgs<T>& k);

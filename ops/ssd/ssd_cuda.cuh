@@ -313,6 +313,31 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const Block<T>& a, c
   }
 }
 
+/// c += A's block times B's row of blocks at (k, n), which is stored a row n.
+template <class T, int kTiles>
+__device__ __forceinline__ void multiply_tiles(float (&c)[kTiles][4], const Block<T>& a, const T* b,
+                                               int stride, int k, int n) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+    Block<T> two;
+    load_b(two, b, stride, k, n + tile * 8);
+    multiply_add(c[tile], a, two, 0);
+    multiply_add(c[tile + 1], a, two, 1);
+  }
+}
+/// The same, stored a row k.
+template <class T, int kTiles>
+__device__ __forceinline__ void multiply_tiles_turned(float (&c)[kTiles][4], const Block<T>& a,
+                                                      const T* b, int stride, int k, int n) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile += 2) {
+    Block<T> two;
+    load_b_turned(two, b, stride, k, n + tile * 8);
+    multiply_add(c[tile], a, two, 0);
+    multiply_add(c[tile + 1], a, two, 1);
+  }
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 __device__ __forceinline__ float exp_fast(float v) { return exp2_fast(v * kLog2E); }
 

@@ -86,13 +86,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) ssd_forward_kernel(Forwa
     float y[kP / 8][4] = {};
 #pragma unroll
     for (int n = 0; n < kN; n += 16) {
-#pragma unroll
-      for (int tile = 0; tile < kP / 8; tile += 2) {
-        Block<T> b;
-        load_b(b, &shared.wide[from][0][0], kN + kPad, n, tile * 8);
-        multiply_add(y[tile], cs[n / 16], b, 0);
-        multiply_add(y[tile + 1], cs[n / 16], b, 1);
-      }
+      multiply_tiles(y, cs[n / 16], &shared.wide[from][0][0], kN + kPad, n, 0);
     }
     const float rise[2] = {exp2_fast(sums[0]), exp2_fast(sums[1])};
 #pragma unroll
@@ -120,13 +114,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) ssd_forward_kernel(Forwa
           set_pair(a, half * 2 + rows, m[0], m[1]);
         }
       }
-#pragma unroll
-      for (int tile = 0; tile < kP / 8; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &shared.x[from][0][0], kP + kPad, j, tile * 8);
-        multiply_add(y[tile], a, b, 0);
-        multiply_add(y[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(y, a, &shared.x[from][0][0], kP + kPad, j, 0);
     }
     if (k.d) {
 #pragma unroll

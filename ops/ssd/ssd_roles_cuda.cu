@@ -209,13 +209,7 @@ struct Backward {
       for (int n = 0; n < kN; n += 16) {
         Block<T> a;
         load_a(a, &sh.b[0][0], kWide, i0, n);
-#pragma unroll
-        for (int tile = 0; tile < kTilesP; tile += 2) {
-          Block<T> b;
-          load_b(b, &own.dstate[0][0], kWide, n, tile * 8);
-          multiply_add(du[tile], a, b, 0);
-          multiply_add(du[tile + 1], a, b, 1);
-        }
+        multiply_tiles(du, a, &own.dstate[0][0], kWide, n, 0);
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -236,13 +230,7 @@ struct Backward {
         if (i < i0) continue;
         Block<T> a;
         load_a_turned(a, &at.m[0][0], kSquare, i0, i);
-#pragma unroll
-        for (int tile = 0; tile < kTilesP; tile += 2) {
-          Block<T> b;
-          load_b_turned(b, &own.dy[0][0], kNarrow, i, tile * 8);
-          multiply_add(du[tile], a, b, 0);
-          multiply_add(du[tile + 1], a, b, 1);
-        }
+        multiply_tiles_turned(du, a, &own.dy[0][0], kNarrow, i, 0);
       }
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -278,13 +266,7 @@ struct Backward {
         for (int p = 0; p < kP; p += 16) {
           Block<T> a;
           load_a(a, &own.dy[0][0], kNarrow, i0, p);
-#pragma unroll
-          for (int tile = 0; tile < 8; tile += 2) {
-            Block<T> b;
-            load_b_turned(b, &own.state[0][0], kWide, p, n0 + tile * 8);
-            multiply_add(through[tile], a, b, 0);
-            multiply_add(through[tile + 1], a, b, 1);
-          }
+          multiply_tiles_turned(through, a, &own.state[0][0], kWide, p, n0);
         }
 #pragma unroll
         for (int tile = 0; tile < 8; ++tile)
@@ -309,13 +291,7 @@ struct Backward {
       if (j > i0) break;
       Block<T> a;
       load_a(a, &sh.ring[0].m[0][0], kSquare, i0, j);
-#pragma unroll
-      for (int tile = 0; tile < kTilesN; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &sh.b[0][0], kWide, j, tile * 8);
-        multiply_add(dc[tile], a, b, 0);
-        multiply_add(dc[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(dc, a, &sh.b[0][0], kWide, j, 0);
     }
     put_sums(dc, k.dc, k.dc_parts);
   }
@@ -336,13 +312,7 @@ struct Backward {
         Block<T> a;
         load_a(a, &own.x[0][0], kNarrow, i0, p);
         scale_rows(a, fall);
-#pragma unroll
-        for (int tile = 0; tile < kTilesN; tile += 2) {
-          Block<T> b;
-          load_b_turned(b, &own.dstate[0][0], kWide, p, tile * 8);
-          multiply_add(db[tile], a, b, 0);
-          multiply_add(db[tile + 1], a, b, 1);
-        }
+        multiply_tiles_turned(db, a, &own.dstate[0][0], kWide, p, 0);
       }
       float dot[2][4] = {}, dd[2][4] = {};
 #pragma unroll
@@ -378,13 +348,7 @@ struct Backward {
       if (i < i0) continue;
       Block<T> a;
       load_a_turned(a, &sh.ring[0].m[0][0], kSquare, i0, i);
-#pragma unroll
-      for (int tile = 0; tile < kTilesN; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &sh.c[0][0], kWide, i, tile * 8);
-        multiply_add(db[tile], a, b, 0);
-        multiply_add(db[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(db, a, &sh.c[0][0], kWide, i, 0);
     }
     put_sums(db, k.db, k.db_parts);
   }
@@ -400,7 +364,7 @@ struct Backward {
     }
   };
 
-  /// The gradient of Δ a, sums from the back, and with it those of dt, a and dt_bias: one warp.
+  /// The gradients of dt, a and dt_bias: one warp.
   __device__ __forceinline__ void finish(int head, const typename Shared::Sums& sums,
                                          const OwnSteps& steps) const {
     float dsum[2], along[2], falls = 0;
@@ -420,26 +384,9 @@ struct Backward {
     float dot = 0;
 #pragma unroll
     for (float each : sums.dot) dot += each;
-    if (lane == kWarpSize - 1) dsum[1] += falls + steps.fade * dot;
-    float behind = dsum[0] + dsum[1];  // of this lane and all after it
-#pragma unroll
-    for (int step = 1; step < kWarpSize; step *= 2) {
-      const float other = __shfl_down_sync(0xffffffffu, behind, step);
-      if (lane + step < kWarpSize) behind += other;
-    }
-    const float dfade[2] = {behind, behind - dsum[0]};
-    float da = 0, ddt_bias = 0;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int j = lane * 2 + e;
-      const float raw = (along[e] + steps.a * dfade[e]) * steps.slope[e];
-      da += steps.delta[e] * dfade[e];
-      ddt_bias += raw;
-      if (begin() + j < k.size.length) k.ddt.row(batch, begin() + j)[head] = convert<T>(raw);
-    }
-    da = warp_sum(da), ddt_bias = warp_sum(ddt_bias);
-    float* to = sums_of_chunk() + k.size.heads * kP + head;
-    if (lane == 0) to[0] = da, to[k.size.heads] = ddt_bias;
+    finish_steps(k, batch, begin(), head, dsum, falls + steps.fade * dot, steps.a, [&](int e) {
+      return StepSums{along[e], steps.delta[e], steps.slope[e]};
+    });
   }
 
   __device__ __forceinline__ float* sums_of_chunk() const {

@@ -174,13 +174,7 @@ __global__ void __launch_bounds__(kThreads<kColumns>, sizeof(T) == 2 ? 512 / kTh
       Block<T> a;
       load_a_turned(a, &shared.rows[at][0][0], kP + kPad, p, q);
       scale_columns(a, &shared.factors[q + c]);
-#pragma unroll
-      for (int tile = 0; tile < kOfWarp / 8; tile += 2) {
-        Block<T> b;
-        load_b_turned(b, &shared.columns[at][0][0], kColumns + kPad, q, w0 + tile * 8);
-        multiply_add(state[tile], a, b, 0);
-        multiply_add(state[tile + 1], a, b, 1);
-      }
+      multiply_tiles_turned(state, a, &shared.columns[at][0][0], kColumns + kPad, q, w0);
     }
   }
   if (!wants_end) return;
