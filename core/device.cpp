@@ -1,5 +1,7 @@
 #include "norma/core/device.h"
 
+#include <charconv>
+
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/error.h"
 
@@ -23,12 +25,14 @@ Device device_from_string(std::string_view name) {
   if (name == "best") return Device::best();
   if (name == "cpu") return cpu;
   Device device = cuda;
-  const bool numbered =
-      name.size() == 6 && name.starts_with("cuda:") && name[5] >= '0' && name[5] <= '9';
-  if (numbered)
-    device.index = static_cast<uint8_t>(name[5] - '0');
-  else if (name != "cuda")
+  if (name.starts_with("cuda:")) {
+    const char *number = name.data() + 5, *end = name.data() + name.size();
+    const auto [stop, error] = std::from_chars(number, end, device.index);
+    if (error != std::errc() || stop != end)
+      throw DeviceError("device: N of cuda:N must be 0 to 255, but is {}", name.substr(5));
+  } else if (name != "cuda") {
     throw DeviceError("device: must be cpu, cuda, cuda:N or best, but is {}", name);
+  }
   require_available(device);
   return device;
 }

@@ -99,14 +99,21 @@ void Tensor::require_span(DType wanted) const {
                      strides());
 }
 
-double Tensor::item_as_double() const {
+std::string to_string(const TensorSpec& spec) {
+  return format("{} {} on {}", to_string(spec.dtype), spec.shape, spec.device);
+}
+
+template <class T>
+T Tensor::item_as() const {
   detail::forbid_host_read("item", *this);
   if (numel() != 1)
     throw ShapeError("item: the tensor must have one element, but has shape {}", shape());
-  Tensor out = empty(shape(), float64);
+  Tensor out = empty(shape(), dtype_of<T>);
   detail::copy_elements(*this, out);
-  return *static_cast<double*>(out.data());
+  return *static_cast<T*>(out.data());
 }
+template double Tensor::item_as() const;
+template int64_t Tensor::item_as() const;
 
 template <class T>
 std::vector<T> Tensor::to_vector() const {

@@ -39,6 +39,7 @@ struct TensorSpec {
   Device device = cpu;
   bool operator==(const TensorSpec&) const = default;
 };
+std::string to_string(const TensorSpec& spec);  ///< float32 (2, 3) on cpu
 
 /// What a Tensor points to. Views share the storage; each has a shape, strides and offset.
 struct TensorImpl : RefCounted {
@@ -91,8 +92,11 @@ class Tensor {
     return {static_cast<T*>(data()), static_cast<size_t>(numel())};
   }
   template <class T = double>
-  T item() const {  ///< the one element, converted
-    return static_cast<T>(item_as_double());
+  T item() const {                          ///< the one element, converted
+    if constexpr (std::is_integral_v<T>) {  // an int64 beyond 2⁵³ has no double of its own
+      if (!is_floating(dtype())) return static_cast<T>(item_as<int64_t>());
+    }
+    return static_cast<T>(item_as<double>());
   }
   template <class T>
   std::vector<T> to_vector() const;  ///< every element in row-major order, converted
@@ -158,7 +162,8 @@ class Tensor {
   void give_up() { impl_.give_up(); }
   [[noreturn]] static void throw_undefined();
   void require_span(DType dtype) const;
-  double item_as_double() const;
+  template <class T>
+  T item_as() const;
   Ref<TensorImpl> impl_;
 };
 

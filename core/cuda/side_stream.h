@@ -11,7 +11,7 @@ namespace norma::detail {
 // A second stream beside the thread's, for work that nobody needs soon: the product that gives a
 // weight's gradient beside the rest of the sweep. Small ones leave most of a GPU idle; a recorded
 // graph gets a second branch by it. Defined in builds with CUDA alone, but for sweep_joins and
-// OneStream (core/autograd.cpp).
+// OneStream (core/sweep.cpp).
 
 /// Whether a sweep runs on this thread: it joins what is given to the side before it ends.
 bool sweep_joins();
@@ -36,6 +36,11 @@ std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work);
 /// The thread's stream waits for the side.
 void join_side();
+/// The same, where something was given to it: before someone reads a gradient.
+inline void join_side_stream() {
+  if constexpr (kBuiltWithCuda)
+    if (side_pending) join_side();
+}
 /// The same, where one of `inputs` is a result of the side's.
 void join_side_for(std::span<const Tensor* const> inputs);
 /// Forgets what was given to the side, where the record of it is thrown away.

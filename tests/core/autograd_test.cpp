@@ -75,6 +75,25 @@ TEST(Autograd, DetachedValuesAreConstants) {
   EXPECT_SAME_BITS(x.grad(), tensor({3}));
 }
 
+TEST(Autograd, HookRegisteredByAHookIsForTheNextSweep) {
+  const Tensor x = leaf({1});
+  std::vector<int> calls;
+  const std::string held(64, 'h');  // what a moved hook would have lost
+  x.register_hook([&calls, &x, held](const Tensor&) -> std::optional<Tensor> {
+    for (int i = 0; i < 8; ++i)
+      x.register_hook([&calls](const Tensor&) -> std::optional<Tensor> {
+        calls.push_back(1);
+        return none;
+      });
+    calls.push_back(held == std::string(64, 'h') ? 0 : -1);
+    return none;
+  });
+  x.sum().backward();
+  EXPECT_EQ(calls, std::vector<int>({0}));
+  x.sum().backward();
+  EXPECT_EQ(calls, std::vector<int>({0, 0, 1, 1, 1, 1, 1, 1, 1, 1}));
+}
+
 TEST(Autograd, HooksSeeAndReplaceGradients) {
   const Tensor x = leaf({1, 2});
   const Tensor y = x * 2;

@@ -131,6 +131,24 @@ TEST(Tensor, PrintsAllDigitsOfIntegersThatNoDoubleHolds) {
   EXPECT_EQ(to_string(from_span(std::span<const int64_t>(&value, 1))), "[9007199254740993]");
 }
 
+TEST(Tensor, ItemIsExactWhereNoDoubleHoldsIt) {
+  const int64_t odd = (int64_t{1} << 53) + 1;
+  const Tensor t = from_span(std::span<const int64_t>(&odd, 1));
+  EXPECT_EQ(t.item<int64_t>(), odd);
+  EXPECT_EQ(scalar(2.5).item<int64_t>(), 2);
+}
+
+TEST(Device, NamesAreReadWhole) {
+  EXPECT_EQ(device_from_string("cpu"), cpu);
+  EXPECT_EQ(message_of([] { device_from_string("gpu"); }),
+            "device: must be cpu, cuda, cuda:N or best, but is gpu");
+  for (const char* n : {"", "x", "1x", "-1", "256"})
+    EXPECT_EQ(message_of([&] { device_from_string(std::string("cuda:") + n); }),
+              format("device: N of cuda:N must be 0 to 255, but is {}", n));
+  EXPECT_THAT(message_of([] { device_from_string("cuda:200"); }),
+              ::testing::StartsWith("cuda:200: must be"));
+}
+
 TEST(Tensor, MistakesAreNamed) {
   EXPECT_EQ(message_of([] { ones({2}).item(); }),
             "item: the tensor must have one element, but has shape (2,)");
