@@ -27,7 +27,7 @@ class NormModule {
 };
 using NormFactory = std::function<std::unique_ptr<NormModule>(const NormSpec&)>;
 
-/// Adds a kind of norm. ValueError where the name is taken.
+/// Adds a kind of norm, before other threads make any. ValueError where the name is taken.
 void register_norm(std::string kind, NormFactory factory);
 std::vector<std::string> norm_kinds();  ///< in alphabetic order
 

@@ -223,8 +223,20 @@ void Optimizer::load_state(const std::vector<std::pair<std::string, Tensor>>& te
   steps_ = steps;
 }
 
+namespace {
+void require_setting(bool holds, const char* optimizer, const char* setting, const char* wanted,
+                     double got) {
+  if (!holds) throw ValueError("{}: {} must be {}, but is {}", optimizer, setting, wanted, got);
+}
+bool is_share(double x) { return x >= 0 && x < 1; }
+}  // namespace
+
 AdamW::AdamW(const std::vector<ParameterGroup>& groups, const AdamwOptions& options)
     : Optimizer(groups, {"m", "v"}), options_(options) {
+  require_setting(options.lr >= 0, "AdamW", "lr", "at least 0", options.lr);
+  require_setting(is_share(options.beta1), "AdamW", "beta1", "in [0, 1)", options.beta1);
+  require_setting(is_share(options.beta2), "AdamW", "beta2", "in [0, 1)", options.beta2);
+  require_setting(options.eps > 0, "AdamW", "eps", "above 0", options.eps);
   set_lr(options.lr);
 }
 
@@ -259,6 +271,10 @@ Sgd::Sgd(const std::vector<ParameterGroup>& groups, const SgdOptions& options)
     : Optimizer(groups, options.momentum > 0 ? std::vector<std::string>{"velocity"}
                                              : std::vector<std::string>{}),
       options_(options) {
+  require_setting(options.lr >= 0, "Sgd", "lr", "at least 0", options.lr);
+  require_setting(is_share(options.momentum), "Sgd", "momentum", "in [0, 1)", options.momentum);
+  require_setting(!options.nesterov || options.momentum > 0, "Sgd", "momentum",
+                  "above 0 for Nesterov", options.momentum);
   set_lr(options.lr);
 }
 

@@ -25,7 +25,8 @@ namespace {
 using namespace norma;
 using namespace norma::nn;
 
-// The first Ctrl-C ends the run after its step; the second ends the program at once.
+// The first Ctrl-C, or SIGTERM as a scheduler sends it, ends the run after its step; the second
+// ends the program at once.
 volatile std::sig_atomic_t interrupted = 0;
 void on_interrupt(int) {
   if (interrupted) _exit(130);
@@ -262,7 +263,7 @@ void profile(Trainer& trainer) {
 
 void run_train(Settings& s) {
   if (s.threads != 0) set_num_threads(s.threads);
-  std::signal(SIGINT, on_interrupt);
+  for (int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   std::unique_ptr<Trainer> trainer;
   if (!s.resume.empty()) {
     const RunFolder run = RunFolder::open(s.resume);

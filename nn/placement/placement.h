@@ -63,7 +63,8 @@ struct Placement {
 ///   residual-dual  post beside a second stream d + f(x), the output x + norm(d) (Xie et al. 2023,
 ///                  arXiv:2304.14802)
 const Placement& placement(std::string_view name);
-/// Adds a placement of one's own. ValueError where the name is taken.
+/// Adds a placement of one's own, before other threads look for any. ValueError where the name is
+/// taken.
 void register_placement(std::string name, Placement placement);
 std::vector<std::string> placement_names();  ///< in alphabetic order
 

@@ -53,6 +53,22 @@ TEST(Sgd, MomentumAndNesterovFollowTheirFormula) {
   }
 }
 
+TEST(Optimizer, SettingsThatCannotBeAreNamed) {
+  const Tensor p = zeros({1}).requires_grad_();
+  const std::vector<ParameterGroup> groups{{{{"p", p}}, 0}};
+  EXPECT_THROW_MSG(AdamW(groups, {.lr = -1}), ValueError,
+                   "AdamW: lr must be at least 0, but is -1");
+  EXPECT_THROW_MSG(AdamW(groups, {.beta1 = 1}), ValueError,
+                   "AdamW: beta1 must be in [0, 1), but is 1");
+  EXPECT_THROW_MSG(AdamW(groups, {.beta2 = -0.5}), ValueError,
+                   "AdamW: beta2 must be in [0, 1), but is -0.5");
+  EXPECT_THROW_MSG(AdamW(groups, {.eps = 0}), ValueError, "AdamW: eps must be above 0, but is 0");
+  EXPECT_THROW_MSG(Sgd(groups, {.momentum = 1}), ValueError,
+                   "Sgd: momentum must be in [0, 1), but is 1");
+  EXPECT_THROW_MSG(Sgd(groups, {.nesterov = true}), ValueError,
+                   "Sgd: momentum must be above 0 for Nesterov, but is 0");
+}
+
 TEST(ClipGradNorm, ScalesToTheLimitAndReportsTheNormBefore) {
   const Tensor a = zeros({2}).requires_grad_(), b = zeros({1}).requires_grad_();
   a.set_grad(tensor({3, 0}));
