@@ -422,10 +422,10 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
   if (args.parts > 1)
     args.db_parts = over_heads.data(), args.dc_parts = over_heads.data() + args.parts * of_rows;
   args.sums = over_chunks.data();
-  if constexpr (sizeof(T) == 2)
-    backward_chunks<T, kN>(on, args);
-  else
+  if constexpr (sizeof(T) == 4)
     backward_chunks<kN>(on, args);
+  else if (!backward_chunks_hopper<T, kN>(on, args))
+    backward_chunks<T, kN>(on, args);
   if (args.parts > 1)
     launch(on, {.grid = grid_for(of_rows / 4, 256), .block = dim3(256)}, ssd_over_parts_kernel<T>,
            reinterpret_cast<const float4*>(args.db_parts),

@@ -62,8 +62,64 @@ __device__ __forceinline__ void finish_steps(const BackwardKernelArgs<T>& k, int
   float* to = k.sums + (blockIdx.x * (kP + 2) + kP) * heads + head;
   if (lane == 0) to[0] = da, to[heads] = ddt_bias;
 }
+
+// What both kernels of half types share: each warp has 16 steps of a chunk.
+
+/// Σ over the eight rows of four columns a lane: column lane / 8.
+__device__ __forceinline__ float over_rows(const float (&v)[4]) {
+  const bool late = lane_of() & 16, odd = lane_of() & 8;
+  const float first = (late ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, late ? v[0] : v[2], 16);
+  const float second = (late ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, late ? v[1] : v[3], 16);
+  const float sum = (odd ? second : first) + __shfl_xor_sync(0xffffffffu, odd ? first : second, 8);
+  return sum + __shfl_xor_sync(0xffffffffu, sum, 4);
+}
+/// Of a head, for its steps' gradients.
+struct HeadSums {
+  float rows[kQ], columns[kQ / 16][kQ], risen[kQ], fallen[kQ], dot[kP / 16];
+};
+/// Two steps a lane of a head.
+struct OwnSteps {
+  float a, fade, delta[2], slope[2];
+  template <class Head>
+  __device__ __forceinline__ void read(const Head& own, float of_head) {
+    a = of_head, fade = exp2_fast(own.sum[kQ - 1]);
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      delta[e] = own.delta[lane_of() * 2 + e], slope[e] = own.slope[lane_of() * 2 + e];
+  }
+};
+/// The gradients of dt, a and dt_bias: one warp.
+template <class T>
+__device__ __forceinline__ void finish_head(const BackwardKernelArgs<T>& k, int64_t batch,
+                                            int64_t t0, int head, const HeadSums& sums,
+                                            const OwnSteps& steps) {
+  float dsum[2], along[2], falls = 0;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int j = lane_of() * 2 + e;
+    float columns = 0;
+#pragma unroll
+    for (int rows = 0; rows < kQ / 16; ++rows)
+      if (rows >= j / 16) columns += sums.columns[rows][j];
+    const float fallen = sums.fallen[j] * steps.delta[e];
+    falls += fallen;
+    dsum[e] = sums.rows[j] + sums.risen[j] - fallen - columns * steps.delta[e];
+    along[e] = sums.fallen[j] + columns;  // ⟨d(Δ x), x⟩
+  }
+  falls = warp_sum(falls);
+  float dot = 0;
+#pragma unroll
+  for (float each : sums.dot) dot += each;
+  finish_steps(k, batch, t0, head, dsum, falls + steps.fade * dot, steps.a, [&](int e) {
+    return StepSums{along[e], steps.delta[e], steps.slope[e]};
+  });
+}
+
 /// What is left to a chunk, of half types.
 template <class T, int kN>
 void backward_chunks(Cuda on, const BackwardKernelArgs<T>& k);
+/// The same on Hopper; false where it is another GPU, or strides that its copy engine cannot read.
+template <class T, int kN>
+bool backward_chunks_hopper(Cuda on, const BackwardKernelArgs<T>& k);
 
 }  // namespace norma::ssd_cuda

@@ -20,26 +20,14 @@ struct BackwardShared {
     T x[kQ][kP + kPad], dy[kQ][kP + kPad];
     float sum[kQ], delta[kQ], slope[kQ], d[kP];
   };
-  struct Sums {  // of a head, for its steps' gradients
-    float rows[kQ], columns[kQ / 16][kQ], risen[kQ], fallen[kQ], dot[kP / 16];
-  };
   struct Ring {
     T m[kQ][kQ + kPad];
-    Sums sums;
+    HeadSums sums;
     Head head;
   };
   T b[kQ][kN + kPad], c[kQ][kN + kPad];
   Ring ring[kBuffers];
 };
-
-/// Σ over the eight rows of four columns a lane: column lane / 8.
-__device__ __forceinline__ float over_rows(const float (&v)[4]) {
-  const bool late = lane_of() & 16, odd = lane_of() & 8;
-  const float first = (late ? v[2] : v[0]) + __shfl_xor_sync(0xffffffffu, late ? v[0] : v[2], 16);
-  const float second = (late ? v[3] : v[1]) + __shfl_xor_sync(0xffffffffu, late ? v[1] : v[3], 16);
-  const float sum = (odd ? second : first) + __shfl_xor_sync(0xffffffffu, odd ? first : second, 8);
-  return sum + __shfl_xor_sync(0xffffffffu, sum, 4);
-}
 
 /// A block's chunk and heads, and a warp's 16 steps in it.
 template <class T, int kN, int kBuffers>
@@ -303,7 +291,7 @@ struct Backward {
     OwnSteps steps;  // its place is read over before its sums are whole
     const auto work = [&](int head, Ring& at) {
       const Head& own = at.head;
-      steps.read(own, k.a[head], lane);
+      steps.read(own, k.a[head]);
       const float end = own.sum[kQ - 1];
       const float fall[2] = {exp2_fast(end - own.sum[i0 + g]) * own.delta[i0 + g],
                              exp2_fast(end - own.sum[i0 + g + 8]) * own.delta[i0 + g + 8]};
@@ -340,7 +328,7 @@ struct Backward {
       }
     };
     each_head<true>(work, [&](int head, const Ring& at) {
-      if (block == 0) finish(head, at.sums, steps);
+      if (block == 0) finish_head(k, batch, begin(), head, at.sums, steps);
     });
     __syncthreads();
 #pragma unroll
@@ -351,42 +339,6 @@ struct Backward {
       multiply_tiles_turned(db, a, &sh.c[0][0], kWide, i, 0);
     }
     put_sums(db, k.db, k.db_parts);
-  }
-
-  /// Two steps a lane of a head.
-  struct OwnSteps {
-    float a, fade, delta[2], slope[2];
-    __device__ __forceinline__ void read(const Head& own, float of_head, int lane) {
-      a = of_head, fade = exp2_fast(own.sum[kQ - 1]);
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-        delta[e] = own.delta[lane * 2 + e], slope[e] = own.slope[lane * 2 + e];
-    }
-  };
-
-  /// The gradients of dt, a and dt_bias: one warp.
-  __device__ __forceinline__ void finish(int head, const typename Shared::Sums& sums,
-                                         const OwnSteps& steps) const {
-    float dsum[2], along[2], falls = 0;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int j = lane * 2 + e;
-      float columns = 0;
-#pragma unroll
-      for (int rows = 0; rows < kQ / 16; ++rows)
-        if (rows >= j / 16) columns += sums.columns[rows][j];
-      const float fallen = sums.fallen[j] * steps.delta[e];
-      falls += fallen;
-      dsum[e] = sums.rows[j] + sums.risen[j] - fallen - columns * steps.delta[e];
-      along[e] = sums.fallen[j] + columns;  // ⟨d(Δ x), x⟩
-    }
-    falls = warp_sum(falls);
-    float dot = 0;
-#pragma unroll
-    for (float each : sums.dot) dot += each;
-    finish_steps(k, batch, begin(), head, dsum, falls + steps.fade * dot, steps.a, [&](int e) {
-      return StepSums{along[e], steps.delta[e], steps.slope[e]};
-    });
   }
 
   __device__ __forceinline__ float* sums_of_chunk() const {
