@@ -57,7 +57,8 @@ struct Lanes32 {
 
   Lanes32() : Lanes32(Acc(0)) {}
   Lanes32(Acc value) {  // NOLINT: a number stands for 32 of them
-    for (auto& e : v) e = value - Vector<Acc>{};
+    // Not a loop: g++ makes a string instruction of one that fills with zeros, as slow as ten rows.
+    for_constants<kVectors>([&](auto i) { v[i] = value - Vector<Acc>{}; });
   }
   friend Lanes32 operator+(const Lanes32& a, const Lanes32& b) {
     return each(a, b, [](auto x, auto y) { return x + y; });
@@ -195,6 +196,48 @@ template <class F>
   int64_t c = 0;
   for (; c + kLanes32 <= n; c += kLanes32) f(c, All32{});
   if (c < n) f(c, n - c);
+}
+
+/// One vector of 32 lanes, or all of those at a row's end: see for_parts.
+template <int kVector>
+struct PartOf32 {
+  template <class Acc>
+  Vector<Acc> load(const Acc* from, Acc = 0) const {
+    return *reinterpret_cast<const Vector<Acc>*>(from + kVector * VectorOf<Acc>::kWidth);
+  }
+  template <class Acc>
+  void store(const Vector<Acc>& v, Acc* to) const {
+    *reinterpret_cast<Vector<Acc>*>(to + kVector * VectorOf<Acc>::kWidth) = v;
+  }
+  template <class Acc>
+  Vector<Acc>& of(Lanes32<Acc>& lanes) const {
+    return lanes.v[kVector];
+  }
+};
+struct EndOf32 {
+  int64_t n;
+  template <class Acc>
+  Lanes32<Acc> load(const Acc* from, Acc rest = 0) const {
+    return load32(from, n, rest);
+  }
+  template <class Acc>
+  void store(const Lanes32<Acc>& v, Acc* to) const {
+    store32<false>(v, to, n);
+  }
+  template <class Acc>
+  Lanes32<Acc>& of(Lanes32<Acc>& lanes) const {
+    return lanes;
+  }
+};
+/// f(part) for each vector of the 32 lanes in turn, or once where they are fewer: a long formula
+/// stays in registers, where with 32 lanes of each of its terms it would not.
+template <class Acc, class Count, class F>
+[[gnu::always_inline]] inline void for_parts(Count count, const F& f) {
+  if constexpr (std::is_same_v<Count, All32>)
+    for_constants<Lanes32<Acc>::kVectors>([&](auto v)
+                                              __attribute__((always_inline)) { f(PartOf32<v>{}); });
+  else
+    f(EndOf32{count});
 }
 
 /// Asks for the lines of 32 elements, to be read some rows later.

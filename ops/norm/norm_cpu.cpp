@@ -17,6 +17,7 @@ namespace norma {
 namespace {
 
 using detail::for_each32;
+using detail::for_parts;
 using detail::Lanes32;
 using detail::load32;
 using detail::Stats;
@@ -284,70 +285,76 @@ struct GradientRow {
   Acc mean = 0, mean_rest = 0, rstd, mean_g = 0, mean_gx = 0;
   const T* dh = nullptr;
   T *dx, *dz = nullptr;
-  const T *later_h, *later_dy;  // the same columns of the row to be read some rows later
+  // The same columns of the row to be read some rows later, where it should be asked for.
+  const T *later_h = nullptr, *later_dy = nullptr;
 };
 
-/// Σ g and Σ g x̂ over columns first … first + n − 1 of at most a leaf.
-template <int kRows, class T, class Acc>
-void gradient_sums_of_leaf(const GradientRow<T, Acc>* rows, const Acc* w, int64_t first, int64_t n,
-                           Totals<Acc>* out) {
-  Lanes32<Acc> sum_g[kRows], sum_gx[kRows];
-  for_each32(
-      n, [&](int64_t i, auto count) __attribute__((always_inline)) {
-        const int64_t c = first + i;
-        const Lanes32<Acc> weight = load32(w + c, count);
-        for (int r = 0; r < kRows; ++r) {
-          const GradientRow<T, Acc>& row = rows[r];
-          const Lanes32<Acc> x_hat =
-              (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
-          const Lanes32<Acc> g = load32(row.dn + c, count) * weight;
-          sum_g[r] += g;
-          sum_gx[r] += g * x_hat;
-        }
-      });
-  for (int r = 0; r < kRows; ++r) out[r] = totals(sum_g[r], sum_gx[r]);
-}
-template <class T, class Acc>
-void gradient_sums(const GradientRow<T, Acc>* rows, int count, const Acc* w, int64_t n,
-                   Totals<Acc>* out) {
-  if (n <= detail::kLeaf)
-    visit_count(count, [&](auto rows_now) { gradient_sums_of_leaf<rows_now>(rows, w, 0, n, out); });
-  else
-    for (int r = 0; r < count; ++r)
-      out[r] = sum_of_leaves(n, [&](int64_t first, int64_t leaf) {
-        Totals<Acc> sums;
-        gradient_sums_of_leaf<1>(rows + r, w, first, leaf, &sums);
-        return sums;
-      });
-}
+/// Where a block adds up dw and db; db is null where nobody wants it.
+template <class Acc>
+struct WeightSums {
+  Acc *w, *b;
+};
 
-/// The gradients of kRows rows, added to dw and db in the order of the rows. kStream: past the
-/// caches, while what a later row needs comes from memory.
-template <bool kStream, int kRows, class T, class Acc>
-void finish_rows(const GradientRow<T, Acc>* rows, const Acc* w, Acc* dw, Acc* db, int64_t n) {
+/// Σ g and Σ g x̂ over columns first … first + n − 1 of at most a leaf, while the row's terms join
+/// dw and db. These need no sum over the row, so that they are taken here, where memory is read,
+/// and not between what finish_row sends past the caches: there each store waits behind those.
+template <class T, class Acc>
+Totals<Acc> gradient_sums_of_leaf(const GradientRow<T, Acc>& row, const Acc* w,
+                                  const WeightSums<Acc>& sums, int64_t first, int64_t n) {
+  // Read one by one: a copy of what was just written in parts waits until all stores are done.
+  const Acc *u = row.u + first, *dn = row.dn + first;
+  const Acc mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
+  const T *later_h = row.later_h, *later_dy = row.later_dy;
+  Acc *dw = sums.w + first, *db = sums.b ? sums.b + first : nullptr;
+  w += first;
+  Lanes32<Acc> sum_g, sum_gx;
   for_each32(
       n, [&](int64_t c, auto count) __attribute__((always_inline)) {
-        const Lanes32<Acc> weight = load32(w + c, count);
-        Lanes32<Acc> sum_w = load32(dw + c, count), sum_b = load32(db + c, count);
-        for (int r = 0; r < kRows; ++r) {
-          const GradientRow<T, Acc>& row = rows[r];
-          if (kStream) detail::prefetch32(row.later_h + c), detail::prefetch32(row.later_dy + c);
-          const Lanes32<Acc> x_hat =
-              (load32(row.u + c, count, row.mean) - row.mean - row.mean_rest) * row.rstd;
-          const Lanes32<Acc> dn = load32(row.dn + c, count);
-          sum_w += dn * x_hat;
-          sum_b += dn;
-          Lanes32<Acc> d = (dn * weight - row.mean_g - x_hat * row.mean_gx) * row.rstd;
-          if (row.gate) {
-            const Lanes32<Acc> dz = d * load32(row.h + c, count) * load32(row.slope + c, count);
-            store32<kStream>(dz, row.dz + c, count);
-            d = d * load32(row.gate + c, count);
-          }
-          if (row.dh) d += detail::load32_as<Acc>(row.dh + c, count);
-          store32<kStream>(d, row.dx + c, count);
+        if (later_h)
+          detail::prefetch32(later_h + first + c), detail::prefetch32(later_dy + first + c);
+        for_parts<Acc>(
+            count, [&](auto part) __attribute__((always_inline)) {
+              const auto x_hat = (part.load(u + c, mean) - mean - rest) * rstd;
+              const auto d = part.load(dn + c), g = d * part.load(w + c);
+              part.of(sum_g) += g;
+              part.of(sum_gx) += g * x_hat;
+              part.store(part.load(dw + c) + d * x_hat, dw + c);
+              if (db) part.store(part.load(db + c) + d, db + c);
+            });
+      });
+  return totals(sum_g, sum_gx);
+}
+template <class T, class Acc>
+Totals<Acc> gradient_sums(const GradientRow<T, Acc>& row, const Acc* w, const WeightSums<Acc>& sums,
+                          int64_t n) {
+  return sum_of_leaves(n, [&](int64_t first, int64_t leaf) {
+    return gradient_sums_of_leaf(row, w, sums, first, leaf);
+  });
+}
+
+/// The gradient of a row. kStream: past the caches.
+template <bool kStream, class T, class Acc>
+void finish_row(const GradientRow<T, Acc>& row, const Acc* w, int64_t n) {
+  const Acc *u = row.u, *dn = row.dn, *h = row.h, *gate = row.gate, *slope = row.slope;
+  const Acc mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
+  const Acc mean_g = row.mean_g, mean_gx = row.mean_gx;
+  const T* dh = row.dh;
+  T *dx = row.dx, *dz = row.dz;
+  for_each32(
+      n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+        Lanes32<Acc> d;
+        for_parts<Acc>(
+            count, [&](auto part) __attribute__((always_inline)) {
+              const auto x_hat = (part.load(u + c, mean) - mean - rest) * rstd;
+              const auto g = part.load(dn + c) * part.load(w + c);
+              part.of(d) = (g - mean_g - x_hat * mean_gx) * rstd;
+            });
+        if (gate) {
+          store32<kStream>(d * load32(h + c, count) * load32(slope + c, count), dz + c, count);
+          d = d * load32(gate + c, count);
         }
-        store32<false>(sum_w, dw + c, count);
-        store32<false>(sum_b, db + c, count);
+        if (dh) d += detail::load32_as<Acc>(dh + c, count);
+        store32<kStream>(d, dx + c, count);
       });
 }
 
@@ -388,11 +395,14 @@ void backward(const NormBackwardArgs& k) {
   const Rows& dx = k.dx ? k.dx : k.dresidual;
   constexpr int kBuffers = 7;
   const bool buffered = !std::is_same_v<T, Acc> || k.z || !dx;
-  const int together = rows_together(group, buffered);
   const bool stream = streams<T>(dx, group, 3) && (!k.z || streams<T>(k.dz, group, 5));
-  constexpr int64_t kAhead = 8 << 10;  // bytes of one operand: less arrives late, more is evicted
-  const int64_t later =
-      std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T))));
+  // The processor's own looking ahead likes short rows as they lie, one after another, and ends
+  // with a page: longer rows are asked for (65536 × 256 and 1024 take 0.85 of the time).
+  const int together = stream && group > 128 ? 1 : rows_together(group, buffered);
+  constexpr int64_t kPage = 4 << 10, kAhead = 8 << 10;  // bytes of one operand
+  const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(T));
+  const bool ask = stream && row_bytes >= kPage;
+  const int64_t later = std::max<int64_t>(1, kAhead / row_bytes);
   Tensor scratch;
   if (buffered) scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
 
@@ -411,8 +421,7 @@ void backward(const NormBackwardArgs& k) {
     row.rstd = k.rstd.at<Acc>(i * groups + j);
     if (k.dh) row.dh = k.dh.row<T>(i) + at;
     row.dx = dx ? dx.row<T>(i) + at : unwanted;
-    row.later_h = k.h.row<T>(next) + at;
-    row.later_dy = k.dy.row<T>(next) + at;
+    if (ask) row.later_h = k.h.row<T>(next) + at, row.later_dy = k.dy.row<T>(next) + at;
     if (k.z)
       detail::activate<Acc>(o, converted<Acc>(k.z.row<T>(i) + at, group, z_buffer), group, gate,
                             slope);
@@ -436,19 +445,15 @@ void backward(const NormBackwardArgs& k) {
     GradientRow<T, Acc> rows[kTogether];
     Totals<Acc> s[kTogether];
     const Acc* w = affine.w() + j * group;
+    const WeightSums<Acc> weights{dw + j * group, k.db ? db + j * group : nullptr};
     for (int r = 0; r < count; ++r) begin_row(i + r, j, buffers, rows[r]);
-    gradient_sums(rows, count, w, group, s);
+    for (int r = 0; r < count; ++r) s[r] = gradient_sums(rows[r], w, weights, group);
     for (int r = 0; r < count; ++r) {
       if (o.kind == NormKind::layer) rows[r].mean_g = s[r].a / static_cast<Acc>(group);
       rows[r].mean_gx = o.kind == NormKind::l2 ? s[r].b : s[r].b / static_cast<Acc>(group);
     }
-    dw += j * group, db += j * group;
-    // Several streams past the caches at once are slower than one after another.
-    if (stream)
-      for (int r = 0; r < count; ++r) finish_rows<true, 1>(rows + r, w, dw, db, group);
-    else
-      visit_count(count,
-                  [&](auto rows_now) { finish_rows<false, rows_now>(rows, w, dw, db, group); });
+    for (int r = 0; r < count; ++r)
+      stream ? finish_row<true>(rows[r], w, group) : finish_row<false>(rows[r], w, group);
   };
 
   parallel_for(blocks.blocks, [&](int64_t block) {
