@@ -36,13 +36,26 @@ constexpr int kBackwardBlocks = kTaps > 4 || sizeof(T) == 8 ? 2
                                 : sizeof(T) == 4            ? 4
                                                             : 3;
 
-/// Rows a thread. Of the sizes alone, as the order of sums over rows follows from it.
-template <class T>
-int64_t steps_of(int64_t batch, int64_t length, int64_t channels, int blocks) {
-  const int64_t beside = batch * ceil_div(channels, int64_t{kWide<T> * kWarpSize});
-  const int64_t tiles = std::max<int64_t>(1, 132 * blocks / beside) * kRowThreads;
-  return std::clamp<int64_t>(ceil_div(length, tiles), 16, 256);
-}
+/// Rows cut into tiles, one a thread. Of the sizes alone, as the order of sums over rows follows
+/// from them. A block's tiles may be of two sequences: where tiles come by whole blocks a sequence,
+/// a backward pass has too few for the places on the multiprocessors, and up to half stay empty.
+struct Tiles {
+  int64_t steps, each, all;  // rows a tile, tiles a sequence, tiles
+
+  /// By multiples of `together`, where there are several a sequence.
+  template <class T>
+  static Tiles of(int64_t batch, int64_t length, int64_t channels, int blocks, int together) {
+    const int64_t beside =
+        std::max<int64_t>(1, batch * ceil_div(channels, int64_t{kWide<T> * kWarpSize}));
+    const int64_t places = 132 * blocks * kRowThreads / beside;
+    const int64_t wanted = std::max<int64_t>(1, places / together) * together;
+    const int64_t steps = std::clamp<int64_t>(ceil_div(length, wanted), 16, 256);
+    const int64_t each = ceil_div(length, steps);
+    return {steps, each, batch * each};
+  }
+  int64_t blocks() const { return ceil_div(all, int64_t{kRowThreads}); }
+  __device__ int64_t own() const { return int64_t{blockIdx.x} * kRowThreads + threadIdx.y; }
+};
 
 /// A (B, T, C) tensor as a kernel walks it; null where absent.
 template <class T>
@@ -169,7 +182,8 @@ struct ForwardKernelArgs {
   Sequence<const T> x, state;
   const stats_t<T>*w, *b;
   Sequence<T> y;
-  int64_t channels, steps, blocks;  // rows a thread; blocks of tiles
+  int64_t channels;
+  Tiles tiles;
   int taps;
   bool silu;
 };
@@ -178,10 +192,10 @@ template <class T, int kTaps, int kWidth>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kTaps>)
     conv1d_forward_kernel(ForwardKernelArgs<T> k) {
   const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
-  const int64_t batch = blockIdx.x / k.blocks;
-  const int64_t begin = (blockIdx.x % k.blocks * kRowThreads + threadIdx.y) * k.steps;
-  const int64_t end = min(begin + k.steps, k.x.length);
-  if (c >= k.channels || begin >= end) return;
+  const int64_t tile = k.tiles.own(), batch = tile / k.tiles.each;
+  if (c >= k.channels || tile >= k.tiles.all) return;
+  const int64_t begin = tile % k.tiles.each * k.tiles.steps;
+  const int64_t end = min(begin + k.tiles.steps, k.x.length);
   Weights<T, kTaps, kWidth> weights;
   weights.read(k.w, k.b, c, k.taps);
   const Input<T, kWidth> input{k.x, k.state, batch, c, k.taps - 1};
@@ -241,9 +255,10 @@ struct BackwardKernelArgs {
   Sequence<const T> dy, dlast, x, state;
   const stats_t<T>*w, *b;
   Sequence<T> dx, dstate;
-  stats_t<T>* partial;              // (row blocks, K + 1, C)
-  int64_t channels, steps, blocks;  // rows a thread; blocks of tiles
-  int64_t first;                    // −(K − 1) where dstate is wanted, else 0
+  stats_t<T>* partial;  // (row blocks, K + 1, C)
+  int64_t channels;
+  Tiles tiles;
+  int64_t first;  // −(K − 1) where dstate is wanted, else 0
   int taps;
   bool silu;
 };
@@ -351,21 +366,24 @@ template <class T, int kTaps, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps>)
     conv1d_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
+#if __CUDA_ARCH__ >= 900  // the weights' kernel takes places that become free, and waits there
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
   const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
-  const int64_t batch = blockIdx.x / k.blocks;
-  const int64_t begin = k.first + (blockIdx.x % k.blocks * kRowThreads + threadIdx.y) * k.steps;
+  const int64_t tile = k.tiles.own(), batch = tile / k.tiles.each, steps = k.tiles.steps;
+  const int64_t begin = k.first + tile % k.tiles.each * steps;
   const int64_t left = k.x.length - begin;  // at least the rows that a thread looks at, or all
   BackwardWalk<T, kTaps, kWidth> walk{k,
                                       {k.x, k.state, batch, c, k.taps - 1},
                                       begin,
-                                      int(min(k.steps, left)),
+                                      int(min(steps, left)),
                                       begin < 0 ? -int(begin) : 0,
-                                      int(min(k.steps + kTaps + k.taps, left)),
-                                      int(min(k.steps, left - kTaps - kBackwardAhead<T, kTaps>)),
+                                      int(min(steps + kTaps + k.taps, left)),
+                                      int(min(steps, left - kTaps - kBackwardAhead<T, kTaps>)),
                                       k.x.row(batch, begin) + c,
                                       k.dy.row(batch, begin) + c,
                                       k.dx.row(batch, begin) + c};
-  if (c < k.channels && left > 0) walk.run();
+  if (c < k.channels && tile < k.tiles.all) walk.run();
   // The block's rows are added by index.
   __shared__ Acc rows[kRowThreads][kWidth][kWarpSize];
   const int missing = kTaps - k.taps;
@@ -433,15 +451,14 @@ void forward(Cuda on, const Conv1dForwardArgs& k) {
   const auto x = Sequence<const T>::of(k.x), state = Sequence<const T>::of(k.state);
   const auto y = Sequence<T>::of(k.y);
   if (batch * length * channels > 0) {
-    const int64_t steps = steps_of<T>(batch, length, channels, kForwardBlocks<T, 4>);
-    const int64_t blocks = ceil_div(length, steps * kRowThreads);
+    const auto tiles = Tiles::of<T>(batch, length, channels, kForwardBlocks<T, 4>, kRowThreads);
     const ForwardKernelArgs<T> args{x,        state, k.w.as<Acc>(), k.b.as<Acc>(), y,
-                                    channels, steps, blocks,        taps,          k.silu};
+                                    channels, tiles, taps,          k.silu};
     const bool aligned = channels % kWide<T> == 0 && x.template aligned<kWide<T>>() &&
                          state.template aligned<kWide<T>>() && y.template aligned<kWide<T>>();
     visit_plan<T>(taps, aligned, [&]<int kTaps, int kWidth>() {
       launch(on,
-             {.grid = dim3(unsigned(batch * blocks),
+             {.grid = dim3(unsigned(tiles.blocks()),
                            unsigned(ceil_div(channels, int64_t{kWarpSize * kWidth}))),
               .block = dim3(kWarpSize, kRowThreads)},
              conv1d_forward_kernel<T, kTaps, kWidth>, args);
@@ -464,11 +481,8 @@ void backward(Cuda on, const Conv1dBackwardArgs& k) {
   args.w = k.w.as<Acc>(), args.b = k.b.as<Acc>(), args.silu = k.silu;
   args.channels = channels, args.taps = int(k.w.shape[1]);
   args.first = k.dstate.data ? 1 - args.taps : 0;
-  args.steps = channels == 0 || batch == 0
-                   ? 1
-                   : steps_of<T>(batch, length - args.first, channels, kBackwardBlocks<T, 4>);
-  args.blocks = ceil_div(length - args.first, args.steps * kRowThreads);
-  const int64_t parts = batch * args.blocks, n = channels * (args.taps + 1);
+  args.tiles = Tiles::of<T>(batch, length - args.first, channels, kBackwardBlocks<T, 4>, 1);
+  const int64_t parts = args.tiles.blocks(), n = channels * (args.taps + 1);
   const DeviceScratch<Acc> partial(on, parts * n + 1);
   args.partial = partial.data();
   const auto wide = [](const auto& s) { return s.template aligned<kWide<T>>(); };
