@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -398,13 +399,45 @@ struct StateSide {
   float* last;         // (B, H, P, N) or null
 };
 
+/// Time cut into pieces of whole chunks, wanted as many, where heads are too few.
+struct Segments {
+  int64_t each, count;
+
+  /// At least four chunks each, for all but the last are read twice.
+  Segments(const Sizes& s, int64_t wanted) {
+    wanted = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, s.chunks / 4));
+    each = ceil_div(s.chunks, std::min(wanted, kMost));
+    count = ceil_div(s.chunks, each);
+  }
+  static constexpr int64_t kMost = 128;
+  /// Of the states at their beginnings, (sides, B, H, count, P, N).
+  int64_t numbers(const Sizes& s, int sides, int n) const {
+    return sides * s.batch * s.heads * count * kP * n;
+  }
+};
+
 template <class T>
 void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, const float* a,
                    const float* dt_bias, bool softplus, double dt_min, double dt_max,
                    const Steps& steps);
-/// Both directions in one launch where there are two.
+/// The states at the segments' beginnings, in the direction of the walk. Both directions in one
+/// launch where there are two, here and below.
+template <class T>
+void carry_states(Cuda on, const Sizes& size, int n, const Steps& steps, const StateSide<T>& along,
+                  const StateSide<T>* against, const Segments& segments, float* carried);
 template <class T>
 void compute_states(Cuda on, const Sizes& size, int n, const Steps& steps,
                     const StateSide<T>& along, const StateSide<T>* against);
+
+/// The same on Hopper, of half types; false where it is another GPU, or strides that its copy
+/// engine cannot read.
+template <class T, int kN>
+bool compute_states_hopper(Cuda on, const Sizes& size, const Steps& steps,
+                           const StateSide<T>& along, const StateSide<T>* against);
+
+/// The forward pass of half types on Hopper, of which `steps` are known; false where it is another
+/// GPU, or strides that its copy engine cannot read.
+template <class T, int kN>
+bool forward_hopper(Cuda on, const SsdForwardArgs& k, const Sizes& size, const Steps& steps);
 
 }  // namespace norma::ssd_cuda

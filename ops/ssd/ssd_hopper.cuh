@@ -43,6 +43,39 @@ __device__ __forceinline__ void store_block(T* panel, int row, int column,
   store_matrices(piece_of(panel, row + lane % 16, column / 8 + lane / 16), pairs);
 }
 
+/// A warp's 16 rows of a state, or of anything of kN columns, rounded, into panels.
+template <class T, int kN>
+__device__ __forceinline__ void put_rows(T* panels, int row, const float (&v)[kN / 2]) {
+#pragma unroll
+  for (int n = 0; n < kN; n += 16) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = pack_pair<T>(v[n / 2 + i * 2], v[n / 2 + i * 2 + 1]);
+    store_block(panels + n / 64 * kPanel, row, n % 64, pairs);
+  }
+}
+/// A warpgroup: a panel's rows times factor(row) into another one.
+template <class T, class F>
+__device__ __forceinline__ void scale_panel(T* to, const T* from, const F& factor) {
+#pragma unroll
+  for (int i = int(threadIdx.x) % kGroup; i < kPanel / 8; i += kGroup) {
+    const float f = factor(i / 8);
+    const uint4 v = reinterpret_cast<const uint4*>(from)[i];
+    const auto scaled = [f](uint32_t pair) {
+      const Pair p = unpack<T>(pair);
+      return pack_pair<T>(p.low * f, p.high * f);
+    };
+    reinterpret_cast<uint4*>(to)[i] =
+        make_uint4(scaled(v.x), scaled(v.y), scaled(v.z), scaled(v.w));
+  }
+}
+
+/// Where a thread's number i of a (64, kN) product lies in it, from its first row and column on.
+template <int kN>
+__device__ __forceinline__ int place_of(int i) {
+  return i / 2 % 2 * 8 * kN + i / 4 * 8 + i % 2;
+}
+
 /// Whether the copy engine takes these strides.
 template <class T>
 bool is_steady(const Sequence<const T>& s, const Sizes& size) {

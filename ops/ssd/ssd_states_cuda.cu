@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "norma/ops/ssd/ssd_cuda.cuh"
 
 namespace norma::ssd_cuda {
@@ -53,23 +51,6 @@ __global__ void __launch_bounds__(kWarpSize* kStepWarps) ssd_steps_kernel(StepsK
   *reinterpret_cast<float2*>(k.steps.slope + at) = make_float2(slope[0], slope[1]);
   *reinterpret_cast<float2*>(k.steps.sum + at) = make_float2(sum - fade[1], sum);
 }
-
-/// Time cut into pieces of whole chunks, wanted as many, where heads are too few.
-struct Segments {
-  int64_t each, count;
-
-  /// At least four chunks each, for all but the last are read twice.
-  Segments(const Sizes& s, int64_t wanted) {
-    wanted = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, s.chunks / 4));
-    each = ceil_div(s.chunks, std::min(wanted, kMost));
-    count = ceil_div(s.chunks, each);
-  }
-  static constexpr int64_t kMost = 128;
-  /// Of the states at their beginnings, (sides, B, H, count, P, N).
-  int64_t numbers(const Sizes& s, int sides, int n) const {
-    return sides * s.batch * s.heads * count * kP * n;
-  }
-};
 
 // The walk over a head's chunks: each warp holds 16 rows and 64 columns of its state in registers.
 // Half types have all columns in one block, which reads the rows once. Where heads are too few for
@@ -269,7 +250,8 @@ void walk(Cuda on, const StatesKernelArgs<T>& args, unsigned sides, int64_t segm
     walk<T, 64>(on, args, sides, segments);
 }
 
-/// The states at the segments' beginnings, in the direction of the walk.
+}  // namespace
+
 template <class T>
 void carry_states(Cuda on, const Sizes& size, int n, const Steps& steps, const StateSide<T>& along,
                   const StateSide<T>* against, const Segments& segments, float* carried) {
@@ -284,11 +266,14 @@ void carry_states(Cuda on, const Sizes& size, int n, const Steps& steps, const S
       ssd_carry_kernel<T>, args);
 }
 
-}  // namespace
-
 template <class T>
 void compute_states(Cuda on, const Sizes& size, int n, const Steps& steps,
                     const StateSide<T>& along, const StateSide<T>* against) {
+  if constexpr (sizeof(T) == 2) {
+    if (n == 128 ? compute_states_hopper<T, 128>(on, size, steps, along, against)
+                 : compute_states_hopper<T, 64>(on, size, steps, along, against))
+      return;
+  }
   const unsigned sides = against ? 2 : 1;
   const int64_t beside = size.batch * size.heads * (n / kOfWarp) * sides;
   // Four blocks on each of 132 multiprocessors; from two on a second reading costs more than it
@@ -308,6 +293,10 @@ template void compute_steps(Cuda, const Sizes&, const Sequence<const Float16>&, 
                             const float*, bool, double, double, const Steps&);
 template void compute_steps(Cuda, const Sizes&, const Sequence<const float>&, const float*,
                             const float*, bool, double, double, const Steps&);
+template void carry_states(Cuda, const Sizes&, int, const Steps&, const StateSide<BFloat16>&,
+                           const StateSide<BFloat16>*, const Segments&, float*);
+template void carry_states(Cuda, const Sizes&, int, const Steps&, const StateSide<Float16>&,
+                           const StateSide<Float16>*, const Segments&, float*);
 template void compute_states(Cuda, const Sizes&, int, const Steps&, const StateSide<BFloat16>&,
                              const StateSide<BFloat16>*);
 template void compute_states(Cuda, const Sizes&, int, const Steps&, const StateSide<Float16>&,
