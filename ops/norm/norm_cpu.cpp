@@ -82,13 +82,14 @@ Split row_blocks(int64_t rows, int64_t cols) {
   return split(rows, std::max<int64_t>(1, kGrain / cols));
 }
 
-/// Whether results should go past the caches: all that the op moves is more than those hold, and
-/// each row of a result begins a line of its own.
+/// Whether results should go past the caches: all that the op moves is more than half of what the
+/// last one holds, and each row of a result begins a line of its own. What fills that cache just
+/// so comes back from memory in part: a forward of 1024 × 4096 takes 0.4 of the time past it.
 template <class T>
 bool streams(const Rows& out, int64_t group, int64_t tensors) {
   const auto whole_lines = [](int64_t n) { return n * static_cast<int64_t>(sizeof(T)) % 64 == 0; };
   return out.rows * out.cols * static_cast<int64_t>(sizeof(T)) * tensors >
-             detail::last_cache_bytes() &&
+             detail::last_cache_bytes() / 2 &&
          reinterpret_cast<uintptr_t>(out.data) % 64 == 0 && whole_lines(out.row_stride) &&
          whole_lines(group);
 }
