@@ -60,9 +60,12 @@ struct RingWarp {
   static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
   static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
   static constexpr bool kGated = kGateFirst || kGateLast;
-  // Missing vectors are zeros and take part in sums, so that no branch parts a warp's two vectors.
-  // With a gate and a mean, registers do not suffice for two at a time.
-  static constexpr bool kDense = kBlock && !kOdd && !(kGated && kFull);
+  // With a gate and a mean, registers do not suffice for the statistics of three rows: they come
+  // with the rows (6 to 8 % faster there, as much slower where a warp has a row of no gate).
+  static constexpr bool kStaged = kGated && kFull;
+  // Missing vectors are zeros and take part in sums, so that no branch parts a warp's two vectors,
+  // where there are registers for two at a time.
+  static constexpr bool kDense = kBlock && !kOdd && !kStaged;
   static constexpr int kStatsLanes = kBlock ? 1 : kWarpSize;       // that fetch a tile's statistics
   static constexpr bool kKeepsBias = kGateLast && sizeof(T) == 2;  // float has no room, nor need
 
@@ -75,6 +78,7 @@ struct RingWarp {
   const int warp = threadIdx.x / kWarpSize;
   const int lanes, lane_in, team;   // of those that share a group: how many, which; their number
   const int unit, chunk;            // the unit's number in the block; the warp's chunk of a group
+  const bool leads;                 // has its unit's first chunk in this block
   int column, group;                // of this lane's first vector
   int place, units, turns;          // among the units of a set, and tiles for it
   uint32_t control, meeting, ring;  // in shared memory: what it keeps, its unit's slots, its stages
@@ -93,7 +97,8 @@ struct RingWarp {
         lane_in(lane & (lanes - 1)),
         team(kBlock ? 0 : lane / lanes),
         unit(kBlock ? warp / p.unit_warps : warp),
-        chunk(kBlock ? rank * p.unit_warps + warp % p.unit_warps : 0) {
+        chunk(kBlock ? rank * p.unit_warps + turned(warp, p.unit_warps) : 0),
+        leads(chunk == rank * p.unit_warps) {
     const int number = static_cast<int>(blockIdx.x) / plan.cluster * plan.units + unit;
     const int set = number % plan.bound;
     column = chunk * kChunk + lane_in * kWidth;
@@ -121,6 +126,12 @@ struct RingWarp {
     }
   }
 
+  /// A warp's chunk among those of its unit in the block. Warps w, w + 4, … share a scheduler: they
+  /// are to have different chunks, since the last one of a row is often a part of one.
+  static __device__ __forceinline__ int turned(int warp, int unit_warps) {
+    const int in_unit = warp % unit_warps;
+    return (in_unit + (warp - in_unit) / 4) % unit_warps;
+  }
   /// v, which the compiler would else work out again at each use.
   template <class V>
   static __device__ __forceinline__ V kept(V v) {
@@ -131,11 +142,12 @@ struct RingWarp {
   __device__ __forceinline__ void start() {
     if (lane == 0) {
       for (int stage = 0; stage < plan.stages; ++stage)
-        landed_in(stage).init(1 + kStatsLanes);  // who announces bytes, and who fetch statistics
+        // Who announces bytes, and who fetch statistics.
+        landed_in(stage).init(1 + (kStaged ? kStatsLanes : 0));
       publish_barriers();
     }
     __syncwarp();
-    clear_stats();
+    if constexpr (kStaged) clear_stats();
     if constexpr (kDense) clear_missing();
     for (int stage = 0; stage < plan.stages; ++stage) send_into(stage, stage);
     if constexpr (kKeepsBias) keep_bias();
@@ -217,7 +229,7 @@ struct RingWarp {
     if (turn >= turns) return;
     const int first = (place + turn * units) * plan.tile_rows;
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
-    if (lane < kStatsLanes) {
+    if (kStaged && lane < kStatsLanes) {
       fetch_stats(stage, first, rows);
       arrive_with_copies(landed_in(stage));
     }
@@ -276,7 +288,7 @@ struct RingWarp {
       for (int v = 0; v < kVecs; ++v) {
         if (!real || !exists(v)) continue;
         read_skewed(mine + of(v) * int{sizeof(T)}, skew, words[v]);
-        keep_first<T>(words[v], count(v));
+        if (count(v) < kWidth) keep_first<T>(words[v], count(v));  // of one lane of a row at most
       }
       __syncwarp();
 #pragma unroll
@@ -301,16 +313,34 @@ struct RingWarp {
     }
     copies_follow_writes();
   }
-  /// Of a tile, rstd, mean and its rest, each of all rows and groups: they are asked for as early
-  /// as the rows, since under full load an answer takes longer than a turn.
+  /// Of a row, asked for while the row before is at work; nothing where they come with the rows.
+  __device__ __forceinline__ Stats<Acc> ask_stats(int row) const {
+    Stats<Acc> s;
+    if (kStaged || row >= plan.rows || group >= plan.groups) return s;
+    const int at = row * plan.groups + group;
+    if (kFull && k.mean) s.mean = k.mean.at<Acc>(at);
+    if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<Acc>(at);
+    s.rstd = k.rstd.at<Acc>(at);
+    return s;
+  }
+  /// What was asked for, or has come with the rows: those of an item, a row and group, of a tile.
+  __device__ __forceinline__ Stats<Acc> stats(const Stats<Acc>& asked, int stage, int item) const {
+    if constexpr (!kStaged) return asked;
+    Stats<Acc> s;
+    s.rstd = read_shared_float(stats_in(stage, 0, item));
+    s.mean = read_shared_float(stats_in(stage, 1, item));
+    s.mean_rest = read_shared_float(stats_in(stage, 2, item));
+    return s;
+  }
+  /// Of a tile in a stage, rstd, mean and its rest, each of all items.
   __device__ __forceinline__ uint32_t stats_in(int stage, int which, int item) const {
     return ring + static_cast<uint32_t>(stage) * plan.stage_bytes + plan.stats_in_stage +
            4u * static_cast<uint32_t>(which * plan.tile_items + item);
   }
   __device__ __forceinline__ void fetch(int stage, int item, int64_t at) const {
     copy_4(stats_in(stage, 0, item), k.rstd.as<Acc>() + at);
-    if (kFull && k.mean) copy_4(stats_in(stage, 1, item), k.mean.as<Acc>() + at);
-    if (kFull && k.mean_rest) copy_4(stats_in(stage, 2, item), k.mean_rest.as<Acc>() + at);
+    if (k.mean) copy_4(stats_in(stage, 1, item), k.mean.as<Acc>() + at);
+    if (k.mean_rest) copy_4(stats_in(stage, 2, item), k.mean_rest.as<Acc>() + at);
   }
   __device__ __forceinline__ void fetch_stats(int stage, int first_row, int rows) const {
     if constexpr (kBlock) return fetch(stage, 0, int64_t{first_row} * plan.groups + group);
@@ -328,15 +358,6 @@ struct RingWarp {
       for (int item = lane; item < 3 * plan.tile_items; item += kWarpSize)
         write_shared(stats_in(stage, 0, item), 0.0f);
     __syncwarp();
-  }
-  __device__ __forceinline__ Stats<Acc> read_stats(int stage, int item) const {
-    Stats<Acc> s;
-    s.rstd = read_shared_float(stats_in(stage, 0, item));
-    if constexpr (kFull) {
-      s.mean = read_shared_float(stats_in(stage, 1, item));
-      s.mean_rest = read_shared_float(stats_in(stage, 2, item));
-    }
-    return s;
   }
   /// `at`: an element of the stage, of which this is vector v of this lane.
   template <class E>
@@ -512,17 +533,19 @@ struct RingWarp {
     const int shift = plan.by_rows ? team : 0;
     int stage = 0;
     uint32_t parity = 0;
+    Stats<Acc> next = ask_stats(place * plan.tile_rows + shift);
     for (int n = 0; n < turns; ++n) {
       keep_pace(n);
       put_aside(n);
       landed_in(stage).wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
-      const int first = (place + n * units) * plan.tile_rows;
+      const int first = (place + n * units) * plan.tile_rows + shift;
       int at = team * (plan.by_rows ? plan.pitch : plan.size) + lane_in * kWidth;
-      for (int r = 0; r < plan.tile_rows && first + r < plan.rows; r += plan.step_rows) {
-        const int row = first + r + shift;
+      for (int r = 0; r < plan.tile_rows && first - shift + r < plan.rows; r += plan.step_rows) {
+        const int row = first + r, after = r + plan.step_rows;
         const bool real = row < plan.rows && group < plan.groups;
-        const Stats<Acc> s = read_stats(stage, r * plan.set_groups + team);
+        const Stats<Acc> s = stats(next, stage, r * plan.set_groups + team);
+        next = ask_stats(first + (after < plan.tile_rows ? after : units * plan.tile_rows));
         if constexpr (kOdd) straighten(from, at, row, real);
         const float2 mine = real ? begin(from, at, s) : float2{0, 0};
         const float2 mean = means_of(over_lanes(mine, lanes));
@@ -538,32 +561,38 @@ struct RingWarp {
 
   /// Rows of many warps, whose sums meet in the unit's slots.
   __device__ __forceinline__ void run_together() {
+    struct Row {
+      int stage = 0;
+      Stats<Acc> asked;
+    };
     const int at = lane_in * kWidth;
-    int stage = 0, stage_before = 0;
     uint32_t parity = 0;
+    Row next{0, ask_stats(place)}, before;
     for (int n = 0; n < turns + plan.behind; ++n) {
-      const int stage_now = stage;
+      const Row now = next;
       if (n < turns) {
+        next.asked = ask_stats(place + (n + 1) * units);
         keep_pace(n);
         put_aside(n);
-        landed_in(stage).wait(parity);
-        const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
+        landed_in(now.stage).wait(parity);
+        const uint32_t from = ring + static_cast<uint32_t>(now.stage) * plan.stage_bytes;
         if constexpr (kOdd) straighten(from, at, place + n * units, true);
-        publish(over_lanes(begin(from, at, read_stats(stage, 0)), kWarpSize), n);
-        if (++stage == plan.stages) stage = 0, parity ^= 1;
+        publish(over_lanes(begin(from, at, stats(now.asked, now.stage, 0)), kWarpSize), n);
+        if (++next.stage == plan.stages) next.stage = 0, parity ^= 1;
       }
-      const int ended = n - plan.behind;
-      if (ended >= 0) {
-        const float2 mean = means_of(collect(ended));
-        const int ended_stage = plan.behind ? stage_before : stage_now;
-        const int row = place + ended * units;
-        const uint32_t from = ring + static_cast<uint32_t>(ended_stage) * plan.stage_bytes;
-        finish(from, at, read_stats(ended_stage, 0), row, mean);
+      const int n_ended = n - plan.behind;
+      if (n_ended >= 0) {
+        const float2 mean = means_of(collect(n_ended));
+        Row ended = now;
+        if (plan.behind) ended = before;
+        const int row = place + n_ended * units;
+        const uint32_t from = ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes;
+        finish(from, at, stats(ended.asked, ended.stage, 0), row, mean);
         if constexpr (kOdd) deliver(from, at, row, true);
         __syncwarp();
-        send_into(ended_stage, ended + plan.stages);
+        send_into(ended.stage, n_ended + plan.stages);
       }
-      stage_before = stage_now;
+      before = now;
     }
   }
   __device__ __forceinline__ BarrierAt arrived_in(int slot) const {
@@ -575,8 +604,7 @@ struct RingWarp {
   __device__ __forceinline__ void publish(float2 mine, int turn) const {
     const int slot = turn & (kSlots - 1);
     if (plan.cluster > 1) {
-      if (lane == 0 && warp % plan.unit_warps == 0)
-        arrived_in(slot).expect(static_cast<uint32_t>(plan.order.chunks) * 8);
+      if (leads && lane == 0) arrived_in(slot).expect(static_cast<uint32_t>(plan.order.chunks) * 8);
       if (lane < plan.ranks)
         send_counted(sums_in(slot, chunk), mine, arrived_in(slot), static_cast<uint32_t>(lane));
     } else if (lane == 0) {
@@ -590,7 +618,7 @@ struct RingWarp {
     arrived_in(slot).wait(static_cast<uint32_t>(turn) / kSlots & 1);
     float2 s{0, 0};
     if (lane < chunks) s = read_shared_pair(sums_in(slot, lane));
-#pragma unroll 1
+#pragma unroll 4
     for (int c = lane + kWarpSize; c < chunks; c += kWarpSize) {
       const float2 other = read_shared_pair(sums_in(slot, c));
       s.x = add(s.x, other.x), s.y = add(s.y, other.y);
@@ -647,7 +675,7 @@ struct RingWarp {
 ///   block
 ///   bound  memory
 template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock, bool kOdd>
-__global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
+__global__ void __launch_bounds__(most_ring_warps(kOdd, kGate, kFull, kBlock) * kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
                               const __grid_constant__ Pace pace,
@@ -656,7 +684,7 @@ __global__ void __launch_bounds__(kRingWarps* kWarpSize, 1)
   extern __shared__ __align__(128) unsigned char memory[];
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
-  cudaTriggerProgrammaticLaunchCompletion();  // norm_fold_kernel may come and wait
+  wait_for_previous_kernel();  // and norm_fold_kernel may come and wait
   RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, aside, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int unit = 0; unit < plan.units; ++unit)
@@ -739,7 +767,8 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
            {.grid = dim3(static_cast<unsigned>(workers * plan.cluster)),
             .block = dim3(static_cast<unsigned>(threads)),
             .shared = shared,
-            .cluster = static_cast<unsigned>(plan.cluster)},
+            .cluster = static_cast<unsigned>(plan.cluster),
+            .overlap = true},
            kernel, k, plan, Pace(on, plan, units * plan.bound, turns), sums,
            many ? aside.data() : nullptr);
     fold(on, sums, places, k);
@@ -749,9 +778,11 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     return order.chunks > 1 ? go.template operator()<kFull, kWide, true, kOdd>()
                             : go.template operator()<kFull, kWide, false, kOdd>();
   };
-  if (odd) {  // what is not LayerNorm has no mean there either: the same bits by a few more steps
+  if (odd) {
     const bool narrow = !wide && (!k.dresidual || k.dresidual.dtype == dtype_of<T>);
-    return narrow && k.dy.cols == size && sized.template operator()<true, false, true>();
+    if (!narrow || k.dy.cols != size) return false;
+    return full ? sized.template operator()<true, false, true>()
+                : sized.template operator()<false, false, true>();
   }
   if constexpr (kGate == GateOrder::no_gate && sizeof(T) == 2)
     if (wide)

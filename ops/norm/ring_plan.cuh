@@ -73,6 +73,11 @@ struct RingPlan {
 /// Warps of a block, with 128 registers a lane. 24 with 80 spilled: 84 % of copy where these reach
 /// 93. Two chunks a warp were slower too, since their weights are then read from shared memory.
 inline constexpr int kRingWarps = 16;
+/// Odd rows take so much arithmetic that they want more, of 96 registers, where those suffice; and
+/// they are often a chunk longer than a power of two of them, as 65537 elements.
+constexpr int most_ring_warps(bool odd, GateOrder gate, bool full, bool block) {
+  return odd && gate == GateOrder::no_gate && (block || !full) ? 20 : kRingWarps;
+}
 
 /// The rows of dense tensors as rows of `size`.
 inline NormBackwardArgs flattened(NormBackwardArgs k, int64_t size) {
@@ -83,47 +88,44 @@ inline NormBackwardArgs flattened(NormBackwardArgs k, int64_t size) {
   return k;
 }
 
-/// The blocks of a unit that has work for so many warps, and the warps in each. Few blocks; but a
-/// gate in 16 bits, and odd rows, take so much arithmetic for a byte that most of a block's warps
-/// must have work.
-inline void choose_cluster(RingPlan& plan, int parts, bool odd) {
-  const bool computes = odd || plan.in[2].element == 2;
+/// The blocks of a unit that has work for so many warps, and the warps in each. Few blocks; but
+/// where there is much arithmetic for a byte, so many that most of a block's warps have work.
+inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_busy) {
   int most = 0;
   for (int cluster : {1, 2, 4, 8, 16}) {
     const int warps = ceil_div(parts, cluster);
-    if (warps > kRingWarps) continue;
-    const int busy = kRingWarps / warps * parts / cluster;
+    if (warps > most_warps) continue;
+    const int busy = most_warps / warps * parts / cluster;
     if (busy <= most) continue;
     plan.cluster = cluster, plan.unit_warps = warps, most = busy;
-    if (!computes || busy >= kRingWarps - 2) break;
+    if (busy >= least_busy) break;
   }
   if (most == 0) plan.stages = 0;
 }
 
 /// How closely units keep together. Multiprocessors are not served alike: the best finished 18 %
 /// before the worst, and their rows were so far apart that memory was slower for it. Kept together,
-/// they gain 1 to 5 % where memory is the bound, and lose as much where arithmetic is: then
-/// progress differs for no reason that waiting mends. Measured on an H100 (bench/RESULTS.md).
+/// they gain 1 to 7 % where memory is the bound, and lose as much where arithmetic is, or where a
+/// warp is a unit: then progress differs for no reason that waiting mends. Measured on an H100
+/// (bench/RESULTS.md).
 inline void choose_pace(RingPlan& plan, bool full) {
   const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
   const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
-  // All warps have whole chunks; and few blocks meet, or several units are in one.
-  const bool whole = plan.order.chunks > 1 && plan.size % kChunk == 0;
-  const bool busy = whole && plan.warps == kRingWarps && plan.cluster <= 2;
-  const bool several = whole && plan.units > 1;
-  if (plan.in[1].element == 4) return pace(4, plan.order.chunks > 1 ? 2 : 4);
+  const bool block = plan.order.chunks > 1, whole = block && plan.size % kChunk == 0;
+  if (plan.in[1].element == 4) return pace(4, block ? 2 : 4);
   if (residual) return pace(8, 4);
-  if (gated && full) {
-    if (plan.cluster == 1 && (busy || several)) return pace(4, 4);
-    const bool alone = plan.order.chunks == 1 && plan.order.lanes == kWarpSize;
-    return alone || busy || (whole && plan.cluster == 1) ? pace(8, 6) : pace(0, 0);
+  if (!block) return gated ? pace(16, 4) : pace(0, 0);
+  if (full) {
+    if (!whole || plan.cluster > 2) return pace(0, 0);
+    return gated ? pace(8, 4) : pace(4, 4);
   }
-  if (gated) return busy ? pace(4, 2) : plan.cluster <= 8 ? pace(8, 6) : pace(0, 0);
-  if (full)
-    return !busy && !several ? pace(0, 0) : busy && plan.cluster == 1 ? pace(8, 4) : pace(8, 6);
-  const bool many = plan.order.chunks > 1 && plan.warps == kRingWarps && plan.cluster <= 8;
-  if (busy || several || (whole && many && plan.cluster <= 4)) return pace(4, 4);
-  return many || (whole && plan.cluster == 2) ? pace(8, 6) : pace(0, 0);
+  if (gated) {
+    if (!whole) return pace(8, 4);
+    return pace(4, plan.cluster == 16 ? 6 : plan.cluster == 8 && plan.units == 1 ? 4 : 2);
+  }
+  if (plan.cluster > 8) return pace(0, 0);
+  if (!whole) return pace(8, 5);
+  return pace(4, plan.cluster > 2 || plan.unit_warps <= 2 ? 4 : 2);
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -155,17 +157,19 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.bound = ceil_div(plan.groups, plan.set_groups);
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
 
+  const bool full = k.options.kind == NormKind::layer || k.db, narrow = plan.in[1].element == 2;
+  const int most_warps = most_ring_warps(odd, k.options.gate, full, order.chunks > 1);
   const int64_t all = int64_t{plan.rows} * plan.groups;
   // Odd rows have room for a vector more, since they are read from the 16 bytes on which they
   // begin.
-  const int width = plan.in[1].element == 2 ? 8 : 4;
+  const int width = narrow ? 8 : 4;
   plan.pitch = plan.size * plan.set_groups;
   if (odd) plan.pitch = ceil_div(plan.size, width) * width + width;
   int64_t piece = kChunk + (odd ? width : 0);  // elements of a stage
   plan.warp_bytes = kWarpControl;
-  if (plan.in[1].element == 2 && k.b && k.options.gate == GateOrder::norm_then_gate)
+  if (narrow && k.b && k.options.gate == GateOrder::norm_then_gate)
     plan.warp_bytes += static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
-  int64_t head = int64_t{kRingWarps} * plan.warp_bytes + 128;  // before the rings
+  int64_t head = int64_t{most_warps} * plan.warp_bytes + 128;  // before the rings
   const auto memory_of_stage = [&] {
     return piece * plan.element_bytes + ceil_div(int64_t{plan.tile_items} * 12, int64_t{128}) * 128;
   };
@@ -173,10 +177,13 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     return static_cast<int>((int64_t{kRingMemory} - head) / (warp_stages * memory_of_stage()));
   };
   if (order.chunks > 1) {
-    choose_cluster(plan, order.chunks, odd);
+    // Gates in 16 bits, means, and odd rows.
+    const bool computes = odd || (narrow && (k.z || full));
+    const int least_busy = computes ? kRingWarps - 2 : narrow ? kRingWarps - 4 : 1;
+    choose_cluster(plan, order.chunks, most_warps, least_busy);
     if (plan.stages == 0) return plan;
     plan.units = static_cast<int>(std::min<int64_t>(
-        kRingWarps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
+        most_warps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
     plan.warps = plan.units * plan.unit_warps;
     plan.unit_bytes = static_cast<uint32_t>(kSlots * 8 * (1 + order.chunks));
     head += int64_t{plan.units} * plan.unit_bytes;
@@ -186,7 +193,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     plan.tile_items = plan.at_once;
     const int64_t steps = int64_t{ceil_div(plan.rows, plan.step_rows)} * plan.bound;
     plan.warps = static_cast<int>(
-        std::min<int64_t>({kRingWarps, fit(2), ceil_div(steps, kMultiprocessors)}));
+        std::min<int64_t>({most_warps, fit(2), ceil_div(steps, kMultiprocessors)}));
     if (plan.warps < 1) return plan.stages = 0, plan;
     plan.units = plan.warps;
     const int64_t turns = steps / (kMultiprocessors * plan.warps);
@@ -206,7 +213,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
   const int64_t least = k.z ? 3 : 4;
   plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, kMostStages));
-  if (!odd) choose_pace(plan, k.options.kind == NormKind::layer || k.db);
+  if (!odd) choose_pace(plan, full);
   plan.behind = order.chunks > 1 && plan.stages > 2;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole =
