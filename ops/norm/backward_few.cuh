@@ -3,29 +3,33 @@
 #include "norma/ops/norm/backward_terms.cuh"
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/plans.h"
+#include "norma/ops/norm/weight_sums.cuh"
 
 namespace norma::norm_cuda {
 
-inline constexpr int kFewWarps = 16, kMostFewBlocks = 8;
+inline constexpr int kFewWarps = 16, kMostFewBlocks = 16, kMostFewAtOnce = 128;
 
 /// How norm_backward_few_kernel runs: a warp has a chunk of a row; a block, some chunks of all
-/// rows.
+/// rows of its cluster.
 struct FewPlan {
   RowOrder order;
-  int size = 0, rows = 0;
+  int size = 0, all_rows = 0;
+  int rows = 0, clusters = 1;         ///< rows of each cluster, the last one's or fewer
   int cluster = 1, block_chunks = 1;  ///< blocks; chunks of each, a power of two
   float beta = 1;                     ///< of the gate
 };
 
-/// So few rows that a cluster's warps have one chunk each, in one launch, weights' gradients and
-/// all: for them launches are the cost, not bytes. The blocks tell each other their chunks' sums,
-/// and meanwhile add their columns' terms for the weights.
+/// So few rows that every warp has one chunk: for them launches are the cost, not bytes. The blocks
+/// of a cluster tell each other their chunks' sums, and meanwhile add their columns' terms for the
+/// weights: of all rows, in one launch; or there are many clusters, and the terms of each row are
+/// left to norm_fold_kernel.
 ///   bytes  as the ring's kernel
 ///   bound  latency: of a row, and of a cluster's barrier
-template <class T, GateOrder kGate, bool kFull>
+template <class T, GateOrder kGate, bool kFull, bool kMany>
 __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
     norm_backward_few_kernel(const __grid_constant__ NormBackwardArgs k,
-                             const __grid_constant__ FewPlan plan) {
+                             const __grid_constant__ FewPlan plan,
+                             const __grid_constant__ WeightSums<float> sums) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr int kWidth = kLaneWidth<T>, kVecs = kChunk / (kWarpSize * kWidth);
   using Terms = BackwardTerms<T, kGate, kFull>;
@@ -35,9 +39,11 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
   const bool clustered = plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   const int chunks = plan.order.chunks, chunk = rank * plan.block_chunks + warp % plan.block_chunks;
-  const int column = chunk * kChunk + lane * kWidth, row = warp / plan.block_chunks;
+  const int column = chunk * kChunk + lane * kWidth, row_here = warp / plan.block_chunks;
+  const int row = kMany ? static_cast<int>(cluster_number()) * plan.rows + row_here : row_here;
+  const int end = !kMany || row < plan.all_rows ? plan.size : 0;
   const auto column_of = [&](int v) { return column + v * kWarpSize * kWidth; };
-  const auto exists = [&](int v) { return column_of(v) < plan.size; };
+  const auto exists = [&](int v) { return column_of(v) < end; };
   wait_for_previous_kernel();
   if (clustered) cluster_arrive();  // that the others have begun: before they are written to
 
@@ -53,9 +59,11 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
       z[v] = *reinterpret_cast<const uint4*>(k.z.row<T>(row) + column_of(v));
   }
   Stats<float> s;
-  if (kFull && k.mean) s.mean = k.mean.at<float>(row);
-  if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<float>(row);
-  s.rstd = k.rstd.at<float>(row);
+  if (!kMany || end > 0) {
+    if (kFull && k.mean) s.mean = k.mean.at<float>(row);
+    if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<float>(row);
+    s.rstd = k.rstd.at<float>(row);
+  }
 #pragma unroll
   for (int v = 0; v < kVecs; ++v) {
 #pragma unroll
@@ -88,7 +96,7 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
   }
   const float2 mine{lanes_sum(gx.total(), kWarpSize),
                     kFull ? lanes_sum(g.total(), kWarpSize) : 0.0f};
-  float2* const row_slots = slots + row * chunks;
+  float2* const row_slots = slots + row_here * chunks;
   if (clustered) {
     cluster_wait();
     if (lane < plan.cluster && chunk < chunks) {
@@ -103,24 +111,36 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
     row_slots[chunk] = mine;
   }
 
-  // The block's sums for the weights, while the others' sums of rows are on their way.
-  const int first = rank * plan.block_chunks * kChunk;
-  const int end = min(plan.block_chunks * kChunk, plan.size - first);
+  // The terms for the weights, while the others' sums of rows are on their way.
+  if constexpr (kMany) {
 #pragma unroll
-  for (int which = 0; which < (kFull ? 2 : 1); ++which) {
-    const Vec& out = which == 0 ? k.dw : k.db;
-    if (!out) continue;
-    if (which > 0) __syncthreads();  // dw's last readers are done
+    for (int which = 0; which < (kFull ? 2 : 1); ++which) {
+      if (sums.place[which] < 0) continue;
 #pragma unroll
-    for (int v = 0; v < kVecs; ++v)
-      write_whole(&by_warp[warp][lane * kWidth + v * kWarpSize * kWidth],
-                  which == 0 ? dw[v] : db[kFull ? v : 0]);
-    __syncthreads();
-    for (int c = static_cast<int>(threadIdx.x); c < end; c += static_cast<int>(blockDim.x)) {
-      float sum = by_warp[c / kChunk][c % kChunk];
-      for (int r = 1; r < plan.rows; ++r)
-        sum = add(sum, by_warp[r * plan.block_chunks + c / kChunk][c % kChunk]);
-      set_value(out, first + c, sum);
+      for (int v = 0; v < kVecs; ++v)
+        if (exists(v))
+          write_whole(sums.of(row, which) + column_of(v), which == 0 ? dw[v] : db[kFull ? v : 0]);
+    }
+  } else {
+    const int first = rank * plan.block_chunks * kChunk;
+    const int columns_end = min(plan.block_chunks * kChunk, plan.size - first);
+#pragma unroll
+    for (int which = 0; which < (kFull ? 2 : 1); ++which) {
+      const Vec& out = which == 0 ? k.dw : k.db;
+      if (!out) continue;
+      if (which > 0) __syncthreads();  // dw's last readers are done
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+        write_whole(&by_warp[warp][lane * kWidth + v * kWarpSize * kWidth],
+                    which == 0 ? dw[v] : db[kFull ? v : 0]);
+      __syncthreads();
+      for (int c = static_cast<int>(threadIdx.x); c < columns_end;
+           c += static_cast<int>(blockDim.x)) {
+        float sum = by_warp[c / kChunk][c % kChunk];
+        for (int r = 1; r < plan.rows; ++r)
+          sum = add(sum, by_warp[r * plan.block_chunks + c / kChunk][c % kChunk]);
+        set_value(out, first + c, sum);
+      }
     }
   }
   if (clustered)
@@ -157,19 +177,30 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
 #endif
 }
 
-/// One block where its warps suffice, else up to kMostFewBlocks of them; rows is 0 where that is
-/// not enough either.
+/// Up to most_few_elements one cluster, of one block where its warps suffice; else, and up to
+/// sixteen times as many, clusters that run at once. rows is 0 where neither is enough.
 template <class T>
 FewPlan few_plan(const NormBackwardArgs& k) {
   FewPlan plan{.order = RowOrder(k.dy.cols, kLaneWidth<T>)};
-  const int64_t rows = k.dy.rows, chunks = plan.order.chunks;
-  while (plan.block_chunks < chunks &&
-         (plan.block_chunks * 2 * rows <= kFewWarps || plan.block_chunks * kMostFewBlocks < chunks))
-    plan.block_chunks *= 2;
-  plan.cluster = static_cast<int>(ceil_div(chunks, int64_t{plan.block_chunks}));
-  if (plan.block_chunks * rows <= kFewWarps) plan.rows = static_cast<int>(rows);
-  plan.size = static_cast<int>(k.dy.cols);
+  const int64_t rows = k.dy.rows, chunks = plan.order.chunks, elements = rows * k.dy.cols;
+  plan.size = static_cast<int>(k.dy.cols), plan.all_rows = static_cast<int>(rows);
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
+  // As many chunks to a block as its warps have for so many rows, or as a cluster needs.
+  const auto spread = [&](int64_t block_rows) {
+    plan.block_chunks = 1;
+    while (plan.block_chunks < chunks && (plan.block_chunks * 2 * block_rows <= kFewWarps ||
+                                          plan.block_chunks * kMostFewBlocks < chunks))
+      plan.block_chunks *= 2;
+    plan.cluster = static_cast<int>(ceil_div(chunks, int64_t{plan.block_chunks}));
+    return kFewWarps / plan.block_chunks;
+  };
+  if (elements <= most_few_elements && spread(rows) >= rows)
+    return plan.rows = static_cast<int>(rows), plan;
+  const int room = spread(1);
+  if (room == 0 || elements > 16 * most_few_elements) return plan;
+  const int of_cluster = plan.cluster == 1 ? room : 1;
+  plan.clusters = static_cast<int>(ceil_div(rows, int64_t{of_cluster}));
+  if (plan.clusters * plan.cluster <= kMostFewAtOnce) plan.rows = of_cluster;
   return plan;
 }
 
@@ -179,19 +210,30 @@ bool backward_few(const Cuda& on, const NormBackwardArgs& k) {
   const auto of_t = [](const auto& t) { return !t || t.dtype == dtype_of<T>; };
   const FewPlan plan = few_plan<T>(k);
   const bool whole_rows = k.options.group == 0 || k.options.group == k.dy.cols;
-  if (plan.rows == 0 || plan.rows * k.dy.cols > most_few_elements || !whole_rows ||
-      plan.order.lanes < kWarpSize || !of_t(k.h) || !of_t(k.dresidual) ||
-      !is_even_all<T>(k, k.dy.cols))
+  if (plan.rows == 0 || !whole_rows || plan.order.lanes < kWarpSize || !of_t(k.h) ||
+      !of_t(k.dresidual) || !is_even_all<T>(k, k.dy.cols))
     return false;
   const bool full = k.options.kind == NormKind::layer || k.db;
-  launch(
-      on,
-      {.grid = dim3(static_cast<unsigned>(plan.cluster)),
-       .block = dim3(static_cast<unsigned>(plan.rows * plan.block_chunks * kWarpSize)),
-       .cluster = static_cast<unsigned>(plan.cluster),
-       .overlap = true},
-      full ? norm_backward_few_kernel<T, kGate, true> : norm_backward_few_kernel<T, kGate, false>,
-      k, plan);
+  const bool many = plan.clusters > 1;
+  const auto kernel = full   ? many ? norm_backward_few_kernel<T, kGate, true, true>
+                                    : norm_backward_few_kernel<T, kGate, true, false>
+                        : many ? norm_backward_few_kernel<T, kGate, false, true>
+                             : norm_backward_few_kernel<T, kGate, false, false>;
+  const int threads = plan.rows * plan.block_chunks * kWarpSize;
+  if (plan.cluster > 8 &&
+      resident_clusters(on, reinterpret_cast<const void*>(kernel), threads, 0, plan.cluster) == 0)
+    return false;
+  WeightSums<float> sums(k);
+  const DeviceScratch<float> scratch(
+      on, many ? std::max<int64_t>(1, plan.all_rows * sums.worker_size()) : 1);
+  sums.data = scratch.data();
+  launch(on,
+         {.grid = dim3(static_cast<unsigned>(plan.clusters * plan.cluster)),
+          .block = dim3(static_cast<unsigned>(threads)),
+          .cluster = static_cast<unsigned>(plan.cluster),
+          .overlap = true},
+         kernel, k, plan, sums);
+  if (many) fold(on, sums, plan.all_rows, k);
   return true;
 }
 

@@ -21,6 +21,14 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 #endif
   return r;
 }
+/// Of this block's cluster, be it of one block, in the grid.
+__device__ __forceinline__ uint32_t cluster_number() {
+  uint32_t r = blockIdx.x;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(r));
+#endif
+  return r;
+}
 /// The address that `address` of this block's shared memory has in block `rank`.
 __device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
   uint32_t r = address;

@@ -13,7 +13,8 @@ extern bool only_general_plans;
 /// weights' sums added by the block that comes last. For tests and timings: 0 leaves that plan out.
 extern int64_t most_small_elements;
 /// A backward of at most so many elements whose rows fit the warps of a cluster runs as one launch
-/// too. For tests and timings: 0 leaves that plan out.
+/// too; of sixteen times as many, whose rows fit the warps of the GPU, as two short ones. For tests
+/// and timings: 0 leaves those plans out.
 extern int64_t most_few_elements;
 
 /// For tests: blocks that live for a whole call are as many as on a GPU of so many

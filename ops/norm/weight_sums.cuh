@@ -1,5 +1,6 @@
 #pragma once
 
+#include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/scratch.h"
 #include "norma/ops/norm/kernels.h"
 #include "norma/ops/norm/row.cuh"
@@ -40,8 +41,9 @@ __device__ __forceinline__ void add_precisely(Acc& sum, Acc& lost, Acc term) {
 
 inline constexpr int kFoldThreads = 256;
 
-/// The workers' sums in a fixed order: slice s of a column adds the workers s, s + slices, …, and
-/// the first slice the others. A thread has 16 bytes of columns; blockIdx.y is the gradient.
+/// The workers' sums in a fixed order: slice s of a column adds the workers s, s + slices, …; those
+/// of a warp are added by butterflies, where they are not precise, and the first part of the block
+/// adds the others. A thread has 16 bytes of columns; blockIdx.y is the gradient.
 ///   bytes  workers · n · sizeof(Acc), from the second cache
 template <class Acc, bool kPrecise>
 __global__ void __launch_bounds__(kFoldThreads)
@@ -69,9 +71,7 @@ __global__ void __launch_bounds__(kFoldThreads)
       }
     }
   };
-#if __CUDA_ARCH__ >= 900            // older GPUs ignore the overlap
-  cudaGridDependencySynchronize();  // it may have been launched before the sums were there
-#endif
+  wait_for_previous_kernel();  // it may have been launched before the sums were there
   if (c < sums.n) {
 #pragma unroll 8
     for (int w = slice; w < workers; w += slices) {
@@ -80,13 +80,22 @@ __global__ void __launch_bounds__(kFoldThreads)
       add_to(term, kPrecise ? load<kWidest<Acc>>(from + sums.pitch) : term);
     }
   }
-  slice_sums[threadIdx.x] = sum;
+  int part = slice, parts = slices;
+  if (!kPrecise && width < kWarpSize) {
+    part = static_cast<int>(threadIdx.x) / kWarpSize, parts = kFoldThreads / kWarpSize;
+    for (int step = width; step < kWarpSize; step *= 2)
+#pragma unroll
+      for (int e = 0; e < kWidest<Acc>; ++e)
+        sum[e] = add(sum[e], __shfl_xor_sync(0xffffffffu, sum[e], step));
+  }
+  const int column = static_cast<int>(threadIdx.x) % width;
+  slice_sums[part * width + column] = sum;  // a warp's lanes of one column have the same
   if constexpr (kPrecise) rests[threadIdx.x] = lost;
   __syncthreads();
-  if (slice > 0) return;
+  if (static_cast<int>(threadIdx.x) >= width) return;
 #pragma unroll 4
-  for (int t = static_cast<int>(threadIdx.x) + width; t < kFoldThreads; t += width)
-    add_to(slice_sums[t], rests[kPrecise ? t : 0]);
+  for (int p = 1; p < parts; ++p)
+    add_to(slice_sums[p * width + column], rests[kPrecise ? p * width + column : 0]);
 #pragma unroll
   for (int e = 0; e < kWidest<Acc>; ++e)
     if (c + e < sums.n) set_value(out, c + e, sum[e]);

@@ -216,8 +216,8 @@ TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
         }
 }
 
-/// The backward of a LayerNorm with both weights is that kernel, and nothing folds its sums.
-void expect_one_launch(Shape shape, DType dtype, const char* kernel) {
+/// The backward of a LayerNorm with both weights is that kernel, and another folds its sums or not.
+void expect_launches(Shape shape, DType dtype, const char* kernel, bool folds) {
   Member m;
   m.options.kind = NormKind::layer, m.w = m.b = true;
   const NormArguments a(m, shape, dtype, float32);
@@ -230,12 +230,12 @@ void expect_one_launch(Shape shape, DType dtype, const char* kernel) {
   for (int i = 0; i < 4; ++i) captured(y_gradient);
   const std::string nodes = captured.graph_nodes();
   EXPECT_THAT(nodes, ::testing::HasSubstr(kernel));
-  EXPECT_THAT(nodes, ::testing::Not(::testing::HasSubstr("norm_fold_kernel")));
+  EXPECT_EQ(nodes.find("norm_fold_kernel") != std::string::npos, folds) << nodes;
 }
 
 TEST_F(NormPlans, SmallBackwardIsOneLaunch) {
   const MostInOneLaunch plan(2 * 768 * 128, 0);
-  expect_one_launch({768, 128}, float32, "norm_backward_small_kernel");
+  expect_launches({768, 128}, float32, "norm_backward_small_kernel", false);
 }
 
 TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
@@ -273,7 +273,12 @@ TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
 
 TEST_F(NormPlans, BackwardOfFewRowsIsOneLaunch) {
   for (int64_t rows : {1, 16})
-    expect_one_launch({rows, 4096}, bfloat16, "norm_backward_few_kernel");
+    expect_launches({rows, 4096}, bfloat16, "norm_backward_few_kernel", false);
+}
+
+TEST_F(NormPlans, BackwardOfMoreRowsIsTwoShortLaunches) {
+  for (int64_t rows : {32, 132, 256})
+    expect_launches({rows, 4096}, bfloat16, "norm_backward_few_kernel", true);
 }
 
 TEST_F(NormPlans, WeightGradientsOfFewRowsAreTheSumsOverRows) {
@@ -288,7 +293,10 @@ TEST_F(NormPlans, WeightGradientsOfFewRowsAreTheSumsOverRows) {
                         {3, 256, "part of a chunk, one block"},
                         {5, 5120, "clusters of five"},
                         {2, 32768, "eight warps a row and block"},
-                        {1, 65536, "as large as it gets"}};
+                        {1, 65536, "as large as it gets"},
+                        {132, 4096, "a row of sums for two rows"},
+                        {37, 1000, "the last cluster has fewer rows"},
+                        {3, 131072, "sixteen blocks a row"}};
   for (const Size& size : sizes)
     for (DType dtype : {bfloat16, float32, float16})
       for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
