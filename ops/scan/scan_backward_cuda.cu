@@ -247,10 +247,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       scatter_sum<P::kQuad, kLanes, 1>(y);
       scatter_sum<P::kQuad, kLanes, 1>(dinput);
       scatter_sum<P::kQuad, kLanes, 1>(fading);
+      __syncwarp();  // all lanes have the quad's inputs in registers
       if (lane % kSharing == 0) {
         const int t = quad * P::kQuad + lane / kSharing;
         shared.y[t][own] = y[0], shared.fading[t][own] = fading[0];
-        shared.input[t][own] = dinput[0];  // the quad's inputs are in registers by now
+        shared.input[t][own] = dinput[0];
       }
       if constexpr (kWaiting<P> == 2) {
         __syncthreads();  // the other half of `part` is free again after the next one
