@@ -106,27 +106,58 @@ struct GradEntry {
   int64_t n;
 };
 
+/// Blocks of a launch at most: each goes through several chunks, since its end, a fence and an
+/// arrival, takes longer than a chunk. A constant: the blocks' sums are added up.
+constexpr int kMostNormBlocks = 1056;
+
 /// Σ g² of each block, then, by the block that comes last, of all of them, in one order.
+///   bytes  one read of each gradient
 template <class T, int kMost>
 __global__ void __launch_bounds__(kThreads)
     grad_norm_kernel(const __grid_constant__ Table<GradEntry, kMost> table, double* partials,
                      int first, int all, GradNormArgs::Decide decide, GradientState* state,
                      float* norm) {
   using Acc = stats_t<T>;
+  constexpr int kPackets = kLargeChunk / kSmallChunk;  // of a thread, in a large chunk
   __shared__ double slots[kThreads / kWarpSize];
   __shared__ bool last;
-  const int e = table.find(static_cast<int>(blockIdx.x));
-  const GradEntry& entry = table.entries[e];
-  const T* g = static_cast<const T*>(entry.grad);
-  wait_for_previous_kernel();
-  Acc sum = 0;
-  for_chunk(entry.n, static_cast<int>(blockIdx.x) - table.first_block[e], table.chunk,
-            [&](int64_t at, int n) {
-              const auto packet = read<kWidth>(g + at, n);
+  const int chunks = table.first_block[table.count], step = static_cast<int>(gridDim.x);
+  struct Packets {
+    Packed<T, kWidth> v[kPackets];  // zeros where there is nothing
+  };
+  const auto fetch = [&](int chunk, Packets& to) {
+    const int e = table.find(chunk);
+    const GradEntry& entry = table.entries[e];
+    const int64_t begin = int64_t{chunk - table.first_block[e]} * table.chunk,
+                  end = min(entry.n, begin + table.chunk), at = begin + threadIdx.x * kWidth;
+    const T* g = static_cast<const T*>(entry.grad) + at;
+    if (end - begin == kLargeChunk && is_aligned<kWidth>(g)) {
 #pragma unroll
-              for (int i = 0; i < kWidth; ++i) sum += square(convert<Acc>(packet[i]));
-            });
-  const double block = block_sum<kThreads>(static_cast<double>(sum), slots);
+      for (int i = 0; i < kPackets; ++i) to.v[i] = load<kWidth>(g + i * kSmallChunk);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPackets; ++i) {
+        const int64_t left = end - at - i * kSmallChunk;
+        const int n = static_cast<int>(max(int64_t{0}, min(int64_t{kWidth}, left)));
+        to.v[i] = read<kWidth>(g + i * kSmallChunk, n);
+      }
+    }
+  };
+  wait_for_previous_kernel();
+  double mine = 0;
+  Packets now, next;
+  fetch(static_cast<int>(blockIdx.x), now);
+  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks; chunk += step) {
+    if (chunk + step < chunks) fetch(chunk + step, next);  // on its way while these are added
+    Acc sum = 0;
+#pragma unroll
+    for (const Packed<T, kWidth>& packet : now.v)
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sum += square(convert<Acc>(packet[i]));
+    mine += static_cast<double>(sum);
+    now = next;
+  }
+  const double block = block_sum<kThreads>(mine, slots);
   if (threadIdx.x == 0) {
     partials[first + blockIdx.x] = block;
     __threadfence();
@@ -169,16 +200,19 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Acc shared[3];
   const int e = table.find(static_cast<int>(blockIdx.x));
   const AdamwEntry& entry = table.entries[e];
-  wait_for_previous_kernel();
-  if (k.state && k.state->skip) return;
-  if (threadIdx.x == 0 || threadIdx.x == kWarpSize) {  // a power takes long: one warp each
+  const auto prepare = [&](double skipped) {
+    if (threadIdx.x != 0 && threadIdx.x != kWarpSize) return;  // a power takes long: one warp each
     const StepNumbers numbers = k.on_device ? *k.on_device : k.numbers;
     const bool first = threadIdx.x == 0;
-    const double step = static_cast<double>(numbers.step) - (k.state ? k.state->skipped : 0);
+    const double step = static_cast<double>(numbers.step) - skipped;
     const double rest = 1 - ::pow(first ? k.beta1 : k.beta2, step);
     shared[first ? 0 : 1] = static_cast<Acc>(first ? numbers.lr / rest : 1 / ::sqrt(rest));
     if (first) shared[2] = static_cast<Acc>(1 - numbers.lr * entry.weight_decay);
-  }
+  };
+  prepare(0);  // while the kernel before still runs, which decides whether steps were skipped
+  wait_for_previous_kernel();
+  if (k.state && k.state->skip) return;
+  if (k.state && k.state->skipped > 0) prepare(k.state->skipped);
   __syncthreads();
   const Acc size = shared[0], correction = shared[1], keep = shared[2];
   const Acc b1 = static_cast<Acc>(k.beta1), b2 = static_cast<Acc>(k.beta2);
@@ -295,8 +329,17 @@ void run(Cuda on, const GradNormArgs& k) {
   int64_t elements = 0;
   for (const ConstVec& g : k.grads) elements += g.n;
   const int chunk = chunk_for(elements);
+  /// f<T>(table, blocks)
+  const auto for_launches = [&](const auto& f) {
+    for (DType dtype : kFloating)
+      visit_floating(dtype, [&]<class T>() {
+        for_tables(entries(dtype), chunk, [&](const auto& table, int chunks) {
+          f.template operator()<T>(table, std::min(chunks, kMostNormBlocks));
+        });
+      });
+  };
   int all = 0;
-  for (const ConstVec& g : k.grads) all += static_cast<int>(ceil_div(g.n, int64_t{chunk}));
+  for_launches([&]<class T>(const auto&, int blocks) { all += blocks; });
   if (all == 0) {
     detail::check(cudaMemsetAsync(k.norm, 0, sizeof(float), detail::stream_of(on)),
                   "fill with zeros");
@@ -306,19 +349,13 @@ void run(Cuda on, const GradNormArgs& k) {
   detail::check(cudaGetDevice(&device), "name the device");
   const Tensor partials = empty({all}, float64, {Device::Kind::cuda, static_cast<uint8_t>(device)});
   int first = 0;
-  for (DType dtype : kFloating)
-    visit_floating(dtype, [&]<class T>() {
-      for_tables(entries(dtype), chunk,
-                 [&]<int kMost>(const Table<GradEntry, kMost>& table, int blocks) {
-                   launch(on,
-                          {.grid = dim3(static_cast<unsigned>(blocks)),
-                           .block = dim3(kThreads),
-                           .overlap = true},
-                          grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()),
-                          first, all, k.decide, k.state, k.norm);
-                   first += blocks;
-                 });
-    });
+  for_launches([&]<class T, int kMost>(const Table<GradEntry, kMost>& table, int blocks) {
+    launch(on,
+           {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlap = true},
+           grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()), first, all,
+           k.decide, k.state, k.norm);
+    first += blocks;
+  });
 }
 
 void run(Cuda on, const AdamwArgs& k) {
