@@ -4,6 +4,7 @@
 
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/norm/layer_norm.h"
+#include "norma/ops/norm/norm.h"
 #include "norma/ops/norm/rms_norm.h"
 
 namespace norma::nn {
@@ -17,6 +18,11 @@ class RmsNorm final : public NormModule {
   Sum add_forward(const Tensor& x, const Tensor& residual) const override {
     const Added added = add_rms_norm(x, residual, weight_, options_);
     return {added.y, added.h};
+  }
+  Sum pass_forward(const Tensor& x) const override {
+    const NormResult r = fused_norm(x, {.w = weight_},
+                                    {.kind = NormKind::rms, .eps = options_.eps, .passes_x = true});
+    return {r.y, *r.h};
   }
   void visit(Visitor& v) override { v("weight", weight_); }
 
@@ -37,6 +43,12 @@ class LayerNorm final : public NormModule {
   Sum add_forward(const Tensor& x, const Tensor& residual) const override {
     const Added added = add_layer_norm(x, residual, weight_, bias(), options_);
     return {added.y, added.h};
+  }
+  Sum pass_forward(const Tensor& x) const override {
+    const NormResult r =
+        fused_norm(x, {.w = weight_, .b = bias()},
+                   {.kind = NormKind::layer, .eps = options_.eps, .passes_x = true});
+    return {r.y, *r.h};
   }
   void visit(Visitor& v) override { v("weight", weight_), v("bias", bias_); }
 
@@ -91,8 +103,8 @@ Norm::Norm(const NormSpec& norm_spec) : spec(norm_spec) {
 }
 
 Tensor Norm::operator()(Stream& stream) const {
-  if (!stream.pending) return module->forward(stream.value);
-  auto [y, h] = module->add_forward(*stream.pending, stream.value);
+  auto [y, h] = stream.pending ? module->add_forward(*stream.pending, stream.value)
+                               : module->pass_forward(stream.value);
   stream.set(h);
   return y;
 }

@@ -23,6 +23,8 @@ class NormModule {
     Tensor y, h;
   };
   virtual Sum add_forward(const Tensor& x, const Tensor& residual) const;
+  /// The norm of h = x, and h to go on with: its gradient is added in one pass where a kind can.
+  virtual Sum pass_forward(const Tensor& x) const { return {forward(x), x}; }
   virtual void visit(Visitor&) {}
 };
 using NormFactory = std::function<std::unique_ptr<NormModule>(const NormSpec&)>;

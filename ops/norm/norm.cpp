@@ -133,6 +133,8 @@ NormResult Norm::define(const Tensor& x, const Maybe& w, const Maybe& b, const M
     Tensor s = dropped_and_scaled(x.to(dtype), row_scale, o);
     if (residual) s = s + residual->to(dtype);
     result.h = s.to(h_dtype(x, residual, o));
+  } else if (o.passes_x) {
+    result.h = x;
   }
   const Formula f(result.h.value_or(x).to(dtype), z ? z->to(dtype) : Tensor(), o);
   const Tensor x_hat = as_multiplied(f.x_hat, x.dtype(), o), n = affine(x_hat, w, b, o);
@@ -183,6 +185,7 @@ NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Ma
     ctx.save(keeps_x_hat ? Maybe() : result.h);
   else
     ctx.save(x);
+  if (o.passes_x && !result.h) result.h = detail::raw_view(x, x.shape(), x.strides(), x.offset());
   ctx.save(ctx.needs(kRowScale) ? Maybe(x) : Maybe());
   ctx.save(z, row_scale, w, b, w2);
   ctx.save_constant(x_hat, result.mean.value, result.mean_rest.value, result.rstd.value);

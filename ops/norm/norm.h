@@ -9,7 +9,8 @@ namespace norma {
 struct NormResult {
   Tensor y;
   std::optional<Tensor> y2;  ///< of the second weight
-  std::optional<Tensor> h;   ///< what is normalized, where it is not x itself: the new residual
+  std::optional<Tensor> h;   ///< what is normalized, where it is not x itself or passes_x asks for
+                             ///< it: the new residual
   /// (…, groups), float32, or float64 for float64; means of layer alone. mean is the float nearest
   /// to the mean, mean_rest what its rounding left over: x̂ = ((u − mean) − mean_rest) · rstd keeps
   /// x̂ exact where the mean is a million deviations.

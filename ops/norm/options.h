@@ -44,6 +44,9 @@ struct NormOptions {
   double dropout = 0;                             ///< probability that an element of x becomes 0
   RandomKey key = {};                             ///< of the mask; element i·D + c
   NormSaves saves = NormSaves::input;
+  /// The result h is there also where it is x itself: a residual stream that goes on from x by it
+  /// has its gradient added by the norm's backward, not by a pass of its own.
+  bool passes_x = false;
   bool portable = false;       ///< weight gradients the same bits on any number of multiprocessors
   bool precise = false;        ///< weight gradients by compensated sums
   NormProbe* probe = nullptr;  ///< the backward fills it; must live until then

@@ -125,6 +125,18 @@ TEST(Norm, SecondDerivativeToo) {
   }
 }
 
+TEST(Norm, StreamThatPassesIsXAndHasItsGradientAdded) {
+  for (Member m : all_members()) {
+    if (m.options.variance == Variance::welford || m.residual) continue;
+    SCOPED_TRACE(to_string(m));
+    m.options.passes_x = true;
+    const Arguments a(m, {2, 6});
+    EXPECT_SAME_BITS(*a.norm(m.options).h, a.x);
+    EXPECT_OK(gradcheck<Norm>(a.x, a.w, a.b, a.z, none, none, none, none, m.options));
+    EXPECT_OK(gradgradcheck<Norm>(a.x, a.w, a.b, a.z, none, none, none, none, m.options));
+  }
+}
+
 TEST(NormBackward, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
   for (const Member& m : all_members()) {
     SCOPED_TRACE(to_string(m));
