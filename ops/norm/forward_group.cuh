@@ -52,9 +52,9 @@ struct ForwardPlan {
   float *mean = nullptr, *mean_rest = nullptr, *rstd = nullptr;
   double wide_eps = 0;
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
+  int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
   // Of norm_forward_skewed_kernel alone:
   int at_once = 1;        ///< groups of a warp
-  int rounds = 1;         ///< as many times
   bool even = true;       ///< all vectors are whole and on 16 bytes
   uint32_t at[3] = {};    ///< where in it
   int64_t bytes[3] = {};  ///< of all of a tensor

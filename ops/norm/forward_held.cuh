@@ -1,11 +1,11 @@
 #pragma once
 
 #include "norma/core/cuda/async_copy.cuh"
-#include "norma/ops/norm/forward_group.cuh"
+#include "norma/ops/norm/forward_meeting.cuh"
+#include "norma/ops/norm/forward_staying.cuh"
 
 namespace norma::norm_cuda {
 
-inline constexpr int kHeldChunks = 256;   // at most, of a group
 inline constexpr int kClusterWarps = 16;  // at most, of a block of a cluster
 
 /// So few that what they wait for is not hidden by others.
@@ -19,93 +19,6 @@ constexpr int held_blocks() {
   if (kWide) return 2;
   return kBeside == Beside::nothing || kBeside == Beside::residual ? 4 : 3;
 }
-
-/// Of a group's warps in one block or a cluster: each tells all others its sums. Two sets of slots
-/// suffice: who sends those of a meeting has those of the one before, and so all have read the one
-/// before that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at
-/// would wait for their stores to global memory too.
-template <Holder kHolder>
-struct HeldMeeting {
-  static constexpr int kMost = kHolder == Holder::cluster ? kHeldChunks : kHeldWarps;
-  struct Slots {
-    float2 sums[2][kMost];
-    SharedBarrier met[2];
-  };
-  Slots& slots;
-  const ForwardPlan& plan;
-  const int lane, chunk;
-  uint32_t meetings = 0;
-
-  __device__ __forceinline__ void start() {
-    if (kHolder != Holder::cluster || plan.cluster == 1) return;
-    if (threadIdx.x == 0) {
-      for (SharedBarrier& b : slots.met) {
-        b.init(1);
-        b.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
-      }
-      publish_barriers();
-    }
-    __syncwarp();
-    cluster_arrive_relaxed();
-  }
-  __device__ __forceinline__ const float2* operator()(float2 mine) {
-    const uint32_t set = meetings & 1;
-    float2* slot = &slots.sums[set][chunk];
-    if (kHolder == Holder::cluster && plan.cluster > 1) {
-      if (meetings == 0) cluster_wait();  // all blocks' barriers are there
-      SharedBarrier& met = slots.met[set];
-      if (meetings > 1 && threadIdx.x == 0)
-        met.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
-      if (lane < plan.ranks && chunk < plan.chunks)
-        send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
-      met.wait(meetings >> 1 & 1);
-    } else {
-      if (lane == 0) *slot = mine;
-      __syncthreads();
-    }
-    ++meetings;
-    return slots.sums[set];
-  }
-};
-
-/// What a lane will read later, asked for early: the vectors of z and of the weights at its own
-/// columns come to shared memory, where no other lane needs them.
-template <int kVecs, bool kGate>
-struct Ahead {
-  static constexpr int kPlane = 16 * kWarpSize * kVecs;  ///< bytes of a warp's vectors of 16 bytes
-  unsigned char* mine;                                   ///< this lane's
-  int parts;  ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
-
-  static int bytes_of_warp(int part_count, bool bias) {
-    return kPlane * (kGate + part_count * (bias ? 2 : 1));
-  }
-  /// Of w (0), b (1) or z (2).
-  __device__ __forceinline__ unsigned char* slot(int which, int v, int part) const {
-    const int at = which == 2 ? 0 : kPlane * kGate + (which == 1 ? kPlane * parts : 0);
-    return mine + at + kPlane * part + 16 * kWarpSize * v;
-  }
-  /// From this lane's first vector on, `step` bytes from one to the next.
-  __device__ __forceinline__ void ask(int which, const void* from, int step, int has) const {
-    const auto* p = static_cast<const unsigned char*>(from);
-#pragma unroll
-    for (int v = 0; v < kVecs; ++v) {
-      if (v >= has) continue;
-      copy_16(slot(which, v, 0), p + v * step);
-      if (which != 2 && parts == 2) copy_16(slot(which, v, 1), p + v * step + 16);
-    }
-  }
-  template <class E, int kWidth>
-  __device__ __forceinline__ Vector<E, kWidth> get(int which, int v) const {
-    Vector<E, kWidth> r;
-#pragma unroll
-    for (int part = 0; part < r.kWords / 4; ++part) {
-      const uint4 q = *reinterpret_cast<const uint4*>(slot(which, v, part));
-      r.words[4 * part] = q.x, r.words[4 * part + 1] = q.y;
-      r.words[4 * part + 2] = q.z, r.words[4 * part + 3] = q.w;
-    }
-    return r;
-  }
-};
 
 /// The plain members up to kHeldChunks chunks, each tensor read once: a group or more a warp, a
 /// group a block of up to kHeldWarps warps, or one a block or a cluster of blocks of up to
@@ -226,13 +139,6 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
                kernel, plan);
       };
       constexpr bool kCluster = kHolder == Holder::cluster;
-      // Two weights ahead hold up x: LayerNorm of float32 was at 81 to 95 % of copy with them and
-      // at 89 to 97 without. But few rows wait less.
-      if constexpr (kCluster && kCentred && kBeside == Beside::nothing)
-        if (!few) {
-          run(norm_forward_held_kernel<T, kCentred, kBeside, kHolder, false>);
-          return true;
-        }
       if (kCluster)
         plan.stage_bytes = static_cast<uint32_t>(
             Before::bytes_of_warp(plan.weight_bytes * Group::kWidth / 16, plan.b));
@@ -242,11 +148,15 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   };
   if (chunks == 1 && !few) {
     plan.warps = 4;
+    if (stays<T>(on, k, plan)) return forward_staying<T>(on, k, plan), true;
     return go.template operator()<Holder::warp>(
         ceil_div(plan.items, plan.warps * kWarpSize / plan.lanes));
   }
   plan.warps = chunks;
-  if (chunks <= kHeldWarps && !few) return go.template operator()<Holder::block>(plan.items);
+  if (chunks <= kHeldWarps && !few) {
+    if (stays<T>(on, k, plan)) return forward_staying<T>(on, k, plan), true;
+    return go.template operator()<Holder::block>(plan.items);
+  }
   // Of float32 beside 16 bits, which are few to a multiprocessor, larger blocks were faster.
   const bool wide = plan.in[1].element > int{sizeof(T)};
   const int warps = wide || chunks > 16 * kHeldWarps ? kClusterWarps : kHeldWarps;
@@ -256,6 +166,7 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
       int64_t{plan.items} * plan.cluster > kMost)
     return false;
   plan.ranks = ceil_div(chunks, plan.warps);
+  if (!few && stays<T>(on, k, plan)) return forward_staying<T>(on, k, plan), true;
   return go.template operator()<Holder::cluster>(plan.items * plan.cluster);
 }
 

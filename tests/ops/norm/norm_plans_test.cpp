@@ -216,6 +216,37 @@ TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
         }
 }
 
+TEST_F(NormPlans, RowsThatABlockTakesInTurnDoNotMix) {
+  // As on so few multiprocessors that there are several rows to a block or cluster of them.
+  struct Size {
+    int64_t rows, cols;
+  };
+  constexpr Size kSizes[] = {{2001, 768}, {1001, 4096}, {150, 12288}, {90, 16400},
+                             {50, 32768}, {33, 65536},  {19, 131072}};
+  const NoGrad off;
+  const Pretended few(5);
+  for (DType dtype : {bfloat16, float32, float16})
+    for (const Size& size : kSizes)
+      for (NormKind kind : {NormKind::rms, NormKind::layer})
+        for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
+          SCOPED_TRACE(format("{} x {}", size.rows, size.cols));
+          Member m;
+          m.options.kind = kind, m.options.gate = gate, m.w = true, m.b = kind == NormKind::layer;
+          NormArguments a(m, {size.rows, size.cols}, dtype, dtype);
+          a.x = randn({size.rows, size.cols + 64}).to(dtype).slice(1, 32, size.cols + 32);
+          force_general(true);
+          const NormResult general = a.norm();
+          force_general(false);
+          const NormResult fast = a.norm();
+          EXPECT_SAME_BITS(fast.y, general.y);
+          EXPECT_SAME_BITS(fast.rstd.value, general.rstd.value);
+          if (kind == NormKind::layer) {
+            EXPECT_SAME_BITS(fast.mean.value, general.mean.value);
+            EXPECT_SAME_BITS(fast.mean_rest.value, general.mean_rest.value);
+          }
+        }
+}
+
 /// The backward of a LayerNorm with both weights is that kernel, and another folds its sums or not.
 void expect_launches(Shape shape, DType dtype, const char* kernel, bool folds) {
   Member m;

@@ -1,0 +1,102 @@
+#pragma once
+
+#include "norma/core/cuda/async_copy.cuh"
+#include "norma/ops/norm/cluster.cuh"
+#include "norma/ops/norm/forward_group.cuh"
+
+// How the warps of a forward's group tell one another their sums, and where a lane keeps what it
+// will read later.
+
+namespace norma::norm_cuda {
+
+inline constexpr int kHeldChunks = 256;  // at most, of a group
+
+/// Of a group's warps in one block or a cluster: each tells all others its sums. Two sets of slots
+/// suffice: who sends those of a meeting has those of the one before, and so all have read the one
+/// before that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at
+/// would wait for their stores to global memory too. kReady: a cluster has more than one block, and
+/// who meets has waited for them.
+template <Holder kHolder, bool kReady = false>
+struct HeldMeeting {
+  static constexpr int kMost = kHolder == Holder::cluster ? kHeldChunks : kHeldWarps;
+  struct Slots {
+    float2 sums[2][kMost];
+    SharedBarrier met[2];
+  };
+  Slots& slots;
+  const ForwardPlan& plan;
+  const int lane, chunk;
+  uint32_t meetings = 0;
+
+  __device__ __forceinline__ void start() {
+    if (kHolder != Holder::cluster || plan.cluster == 1) return;
+    if (threadIdx.x == 0) {
+      for (SharedBarrier& b : slots.met) {
+        b.init(1);
+        b.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
+      }
+      publish_barriers();
+    }
+    __syncwarp();
+    cluster_arrive_relaxed();
+  }
+  __device__ __forceinline__ const float2* operator()(float2 mine) {
+    const uint32_t set = meetings & 1;
+    float2* slot = &slots.sums[set][chunk];
+    if (kHolder == Holder::cluster && (kReady || plan.cluster > 1)) {
+      if (!kReady && meetings == 0) cluster_wait();  // all blocks' barriers are there
+      SharedBarrier& met = slots.met[set];
+      if (meetings > 1 && threadIdx.x == 0)
+        met.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
+      if (lane < plan.ranks && chunk < plan.chunks)
+        send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
+      met.wait(meetings >> 1 & 1);
+    } else {
+      if (lane == 0) *slot = mine;
+      __syncthreads();
+    }
+    ++meetings;
+    return slots.sums[set];
+  }
+};
+
+/// What a lane will read later, asked for early: the vectors of kTensors tensors and of the weights
+/// at its own columns come to shared memory, where no other lane needs them.
+template <int kVecs, int kTensors>
+struct Ahead {
+  static constexpr int kPlane = 16 * kWarpSize * kVecs;  ///< bytes of a warp's vectors of 16 bytes
+  unsigned char* mine;                                   ///< this lane's
+  int parts;  ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
+
+  static int bytes_of_warp(int part_count, bool bias) {
+    return kPlane * (kTensors + part_count * (bias ? 2 : 1));
+  }
+  /// Of w (0), b (1) or a tensor (from 2 on).
+  __device__ __forceinline__ unsigned char* slot(int which, int v, int part) const {
+    const int at = kPlane * (which >= 2 ? which - 2 : kTensors + (which == 1 ? parts : 0));
+    return mine + at + kPlane * part + 16 * kWarpSize * v;
+  }
+  /// From this lane's first vector on, `step` bytes from one to the next.
+  __device__ __forceinline__ void ask(int which, const void* from, int step, int has) const {
+    const auto* p = static_cast<const unsigned char*>(from);
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+      if (v >= has) continue;
+      copy_16(slot(which, v, 0), p + v * step);
+      if (which < 2 && parts == 2) copy_16(slot(which, v, 1), p + v * step + 16);
+    }
+  }
+  template <class E, int kWidth>
+  __device__ __forceinline__ Vector<E, kWidth> get(int which, int v) const {
+    Vector<E, kWidth> r;
+#pragma unroll
+    for (int part = 0; part < r.kWords / 4; ++part) {
+      const uint4 q = *reinterpret_cast<const uint4*>(slot(which, v, part));
+      r.words[4 * part] = q.x, r.words[4 * part + 1] = q.y;
+      r.words[4 * part + 2] = q.z, r.words[4 * part + 3] = q.w;
+    }
+    return r;
+  }
+};
+
+}  // namespace norma::norm_cuda

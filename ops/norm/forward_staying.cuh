@@ -1,0 +1,160 @@
+#pragma once
+
+#include <algorithm>
+
+#include "norma/core/cuda/async_copy.cuh"
+#include "norma/ops/norm/forward_meeting.cuh"
+
+namespace norma::norm_cuda {
+
+/// Whether a gate is brought to shared memory. Beside 32 bits there is no room for it, but in the
+/// registers.
+template <class T, Beside kBeside>
+inline constexpr bool kStagesGate = kBeside == Beside::gate_last && sizeof(T) == 2;
+
+/// Blocks of a multiprocessor: as many as leave the registers for a group, for a spill costs more
+/// than a block (LayerNorm of bfloat16 by four: 82 to 86 % of copy where three had 89 to 93).
+template <class T, bool kCentred, Beside kBeside>
+inline constexpr int kStayingBlocks = sizeof(T) == 4                           ? 2
+                                      : kCentred || kBeside != Beside::nothing ? 3
+                                                                               : 4;
+
+/// Groups of a warp or part of it, of a block or of a cluster, by blocks that stay for some of them
+/// (plan.rounds). Their part of the weights stays in shared memory, so that the second cache is not
+/// asked for it again; and while the warps of a group meet, the next group's x is on its way there.
+/// Each lane has places of its own, so that none waits for another.
+///   bytes  rows · D · (x, y and where it is: z); w and b once a block, from the caches
+///   bound  memory
+template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+__global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kStayingBlocks<T, kCentred, kBeside>))
+    norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
+  constexpr bool kLate = kStagesGate<T, kBeside>, kWarp = kHolder == Holder::warp;
+  constexpr int kX = 2, kZ = 3;  // their places
+  using Group = ForwardGroup<T, kCentred, kBeside, !kWarp, kLate>;
+  using Meeting = HeldMeeting<kHolder, true>;
+  constexpr int kWidth = Group::kWidth;
+  __shared__ typename Meeting::Slots slots;
+  extern __shared__ __align__(128) unsigned char memory[];
+  const int warp = threadIdx.x / kWarpSize, shift = 31 - __clz(plan.cluster);
+  const int block = static_cast<int>(blockIdx.x);
+  const int chunk = kWarp ? 0 : (block & (plan.cluster - 1)) * plan.warps + warp;
+  Group group(plan, chunk);
+  Meeting meet{slots, plan, group.lane, chunk};
+  meet.start();
+
+  // All warps of a block go on together, so that the compiler sees that no branch parts a warp.
+  const int team = kWarp ? static_cast<int>(threadIdx.x) >> (31 - __clz(group.lanes)) : 0;
+  const int teams = kWarp ? plan.warps * kWarpSize >> (31 - __clz(group.lanes)) : 1;
+  int first = (block >> shift) * teams * plan.rounds;
+  const int end = min(plan.items, first + teams * plan.rounds);
+
+  const Ahead<Group::kVecs, 1 + kLate> ahead{
+      memory + static_cast<uint32_t>(warp) * plan.stage_bytes + 16 * group.lane, 1};
+  const auto place = [&](const ForwardRows& t, int item) {
+    return reinterpret_cast<T*>(t.data + item * t.row_bytes) + group.column;
+  };
+  const auto ask = [&](int which, const T* from, int has) {
+    ahead.ask(which, from, group.of(1) * int{sizeof(T)}, has);
+  };
+  const auto ask_row = [&](int which, const ForwardRows& t, int item) {
+    ask(which, place(t, item), item < end ? group.mine : 0);
+    commit_copies();  // empty at the end: they are counted
+  };
+  wait_for_previous_kernel();
+  ask_row(kX, plan.in[0], first + team);
+  ask(0, static_cast<const T*>(plan.w) + group.column, group.mine);
+  if constexpr (kCentred) ask(1, static_cast<const T*>(plan.b) + group.column, group.mine);
+  commit_copies();
+  if constexpr (kHolder == Holder::cluster) cluster_wait();  // all blocks' barriers are there
+#pragma unroll 1
+  for (; first < end; first += teams) {
+    const int item = first + team;
+    const bool real = !kWarp || item < end;
+    const int has = real ? group.mine : 0;
+    if constexpr (kLate) ask_row(kZ, plan.in[2], item);
+    wait_for_copies<kLate>();
+    group.take(
+        has,
+        [&]<class E>(int which, int v) {
+          return which == 0
+                     ? ahead.template get<E, kWidth>(kX, v)
+                     : load_vector<From::once, kWidth>(place(plan.in[2], item) + group.of(v));
+        },
+        [](int, const Vector<T, kWidth>&) {});
+    ask_row(kX, plan.in[0], item + teams);
+    const Stats<float> stats = group.statistics(has, meet, [](float) {});
+    if constexpr (kLate) wait_for_copies<1>();
+    T* y = place(plan.y, item);
+    group.template write_by<kCentred, false>(
+        stats, has,
+        [&](int which, int v, float(&values)[kWidth]) {
+          ahead.template get<T, kWidth>(which, v).unpack(values);
+        },
+        [&](int v) {
+          if constexpr (kLate)
+            return ahead.template get<T, kWidth>(kZ, v);
+          else
+            return group.z[v];
+        },
+        [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
+    if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
+  }
+}
+
+/// Groups of a block, or of a warp of it at a time. Blocks that stayed for the whole call reached
+/// 92 to 95 % of copy, since some multiprocessors are slower; one group a block pays for the
+/// weights each time, of LayerNorm twice, and longest in clusters of sixteen.
+inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred) {
+  const int most = (centred ? 2 : 1) * (plan.cluster == 16 ? 2 : 1);
+  // But all multiprocessors have several blocks' work.
+  constexpr int kWarpsOfAll = 132 * 32;
+  const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
+  return static_cast<int>(
+      std::clamp<int64_t>(warps / (4 * as_pretended(on, kWarpsOfAll)), 1, most));
+}
+
+/// Whether those blocks were faster (bench/RESULTS.md): above what a block holds, and in 16 bits
+/// for a gated LayerNorm. For rows of one group, with weights of their dtype.
+template <class T>
+bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
+  const bool centred = k.options.kind == NormKind::layer;
+  const bool gated = k.options.gate == GateOrder::norm_then_gate;
+  if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || plan.groups != 1 ||
+      !plan.usual_weights || plan.weight_bytes != sizeof(T) || k.residual ||
+      k.options.gate == GateOrder::gate_then_norm)
+    return false;
+  if (plan.cluster > 1) return centred || !gated;
+  return centred && gated && sizeof(T) == 2 && plan.size >= 768;
+}
+
+/// By a plan that says who holds a group, where it stays().
+template <class T>
+void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
+  const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
+    constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
+    plan.rounds = staying_rounds(on, plan, kCentred);
+    plan.stage_bytes = static_cast<uint32_t>(
+        Ahead<kVecs, 1 + kStagesGate<T, kBeside>>::bytes_of_warp(1, kCentred));
+    const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
+    launch(on,
+           {.grid = dim3(
+                static_cast<unsigned>(ceil_div(plan.items, teams * plan.rounds) * plan.cluster)),
+            .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
+            .shared = static_cast<size_t>(plan.warps) * plan.stage_bytes,
+            .cluster = static_cast<unsigned>(plan.cluster),
+            .overlap = true},
+           norm_forward_staying_kernel<T, kCentred, kBeside, kHolder>, plan);
+  };
+  constexpr auto kGate = Beside::gate_last;
+  if (k.options.kind != NormKind::layer)
+    run.template operator()<false, Beside::nothing, Holder::cluster>();
+  else if (k.options.gate == GateOrder::no_gate)
+    run.template operator()<true, Beside::nothing, Holder::cluster>();
+  else if (plan.cluster > 1)
+    run.template operator()<true, kGate, Holder::cluster>();
+  else if constexpr (sizeof(T) == 2)
+    plan.chunks > 1 ? run.template operator()<true, kGate, Holder::block>()
+                    : run.template operator()<true, kGate, Holder::warp>();
+}
+
+}  // namespace norma::norm_cuda
