@@ -93,15 +93,14 @@ struct Scratch {
       : s(data),
         ds(s + kBlock * kBlock),
         acc(ds + kBlock * kBlock),
-        more(acc + kBlock * dim),
-        row(more + kBlock * dim),
+        row(acc + kBlock * dim),
         product(row + 3 * kBlock) {}
   static int64_t size(int64_t dim) {
-    return 2 * kBlock * kBlock + 2 * kBlock * dim + 3 * kBlock +
+    return 2 * kBlock * kBlock + kBlock * dim + 3 * kBlock +
            std::max(detail::multiply_scratch<T>(kBlock, kBlock, dim),
                     detail::multiply_scratch<T>(kBlock, dim, kBlock));
   }
-  T *s, *ds, *acc, *more, *row, *product;
+  T *s, *ds, *acc, *row, *product;
 };
 
 /// scores = a · bᵀ, where queries see keys.
@@ -160,16 +159,16 @@ Vector<T> first_of(const Vector<T>& v, int64_t n, T rest) {
 template <class T>
 T scale_row(T* row, T scale, int64_t seen) {
   constexpr T lowest = -std::numeric_limits<T>::infinity();
+  const auto larger = [](const Vector<T>& a, const Vector<T>& b) {
+    return a > b ? a : a != a ? a : b;
+  };
   Vector<T> most = lowest + Vector<T>{};
   for (int64_t j = 0; j < seen; j += kWidth<T>) {
-    const Vector<T> v = load(row + j) * scale, visible = first_of<T>(v, seen - j, lowest);
-    most = visible > most ? visible : visible != visible ? visible : most;
+    const Vector<T> v = load(row + j) * scale;
+    most = larger(first_of<T>(v, seen - j, lowest), most);
     store(row + j, v);
   }
-  T largest = most[0];
-  for (int i = 1; i < kWidth<T>; ++i)
-    largest = most[i] > largest || most[i] != most[i] ? most[i] : largest;
-  return largest;
+  return detail::across_vector<T>(most, larger);
 }
 /// exp(row ⊙ scale − shift), 0 from `seen` on; its sum.
 template <class T>
@@ -262,7 +261,6 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
   const int64_t shared = k.q.shape[1] / k.k.shape[1], shift = n_keys - n_queries;
   const T scale = static_cast<T>(k.settings.scale), rescale = static_cast<T>(k.settings.rescale());
   const Mask mask(k.settings, k.k.shape[2]);
-  T *dk = scratch.acc, *dv = scratch.more;
   for (int64_t head = kv_head * shared; n_keys == 0 && head < (kv_head + 1) * shared; ++head) {
     const auto dq = block<T>(k.dq, batch, head, 0);
     for (int64_t i = 0; i < n_queries; ++i) std::fill_n(dq.data + i * dq.stride, dim, T(0));
@@ -271,11 +269,13 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
     const int64_t keys = std::min(kBlock, n_keys - first_key);
     const auto key = block<T>(k.k, batch, kv_head, first_key, keys);
     const auto value = block<T>(k.v, batch, kv_head, first_key, keys);
-    bool begun = false;  // dk and dv hold something
+    auto dk = block<T>(k.dk, batch, kv_head, first_key);
+    auto dv = block<T>(k.dv, batch, kv_head, first_key);
+    const auto begun = [&](bool now) { dk.add = dv.add = now; };  // they hold something
     const auto begin_with_zeros = [&] {
-      std::fill_n(dk, keys * dim, T(0));
-      std::fill_n(dv, keys * dim, T(0));
-      begun = true;
+      for (const auto& d : {dk, dv})
+        for (int64_t j = 0; j < keys; ++j) std::fill_n(d.data + j * d.stride, dim, T(0));
+      begun(true);
     };
     for (int64_t head = kv_head * shared; head < (kv_head + 1) * shared; ++head) {
       const int64_t earliest = k.settings.causal ? std::max<int64_t>(0, first_key - shift) : 0;
@@ -286,6 +286,7 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
         const auto dy = block<T>(k.dy, batch, head, first, queries);
         const auto y = block<T>(k.y, batch, head, first, queries);
         const T* lse = k.lse.as<T>() + (batch * k.q.shape[1] + head) * n_queries + first;
+        detail::fetch_rows(y, 0, queries, 0, dim);  // here by when the products are done
         multiply_scores(q, key, visible, scratch.s, scratch.product);
         multiply_scores(dy, value, visible, scratch.ds, scratch.product);
         for (int64_t i = 0; i < queries; ++i) {
@@ -300,22 +301,17 @@ void attend_backward(const AttentionBackwardArgs& k, int64_t batch, int64_t kv_h
           mask.for_dropped(row_of(k.q, batch, head, first + i), first_key, seen,
                            [&](int64_t j) { row[j] = 0; });
         }
-        if (!begun && visible.first_of_key(keys - 1) >= queries) begin_with_zeros();
-        multiply_seeing(scratch.s, dy, visible, {dv, dim, dim, nullptr, begun}, scratch.product);
-        multiply_seeing(scratch.ds, q, visible, {dk, dim, dim, nullptr, begun}, scratch.product);
+        if (!dk.add && visible.first_of_key(keys - 1) >= queries) begin_with_zeros();
+        multiply_seeing(scratch.s, dy, visible, dv, scratch.product);
+        multiply_seeing(scratch.ds, q, visible, dk, scratch.product);
         multiply_seen(scratch.ds, key, visible, block<T>(k.dq, batch, head, first, first_key > 0),
                       scratch.product);
-        begun = true;
+        begun(true);
       }
     }
-    if (!begun) begin_with_zeros();  // no queries at all
-    const auto dk_out = block<T>(k.dk, batch, kv_head, first_key);
-    const auto dv_out = block<T>(k.dv, batch, kv_head, first_key);
-    for (int64_t j = 0; j < keys; ++j)
-      for (int64_t c = 0; c < dim; ++c) {
-        dk_out.data[j * dk_out.stride + c] = dk[j * dim + c];
-        dv_out.data[j * dv_out.stride + c] = dv[j * dim + c] * rescale;
-      }
+    if (!dk.add) begin_with_zeros();  // no queries at all
+    for (int64_t j = 0; rescale != 1 && j < keys; ++j)
+      for (int64_t c = 0; c < dim; ++c) dv.data[j * dv.stride + c] *= rescale;
   }
 }
 

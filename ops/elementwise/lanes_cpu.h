@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "norma/ops/elementwise/lanes32_cpu.h"
 
@@ -47,14 +48,25 @@ struct IntegersOf {
   using Element = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
   using type [[gnu::vector_size(kVectorBytes), gnu::aligned(alignof(T)), gnu::may_alias]] = Element;
 };
+/// f of a vector's halves, then of their halves, … down to one element.
+template <class T, int kHalf = VectorOf<T>::kWidth / 2, class F>
+[[gnu::always_inline]] inline T across_vector(const Vector<T>& v, const F& f) {
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    constexpr int kWidth = VectorOf<T>::kWidth;
+    const Vector<T> moved = [&]<int... kLane>(std::integer_sequence<int, kLane...>)
+        __attribute__((always_inline)) {
+      return __builtin_shufflevector(v, v, ((kLane + kHalf) % kWidth)...);
+    }
+    (std::make_integer_sequence<int, kWidth>{});
+    return across_vector<T, kHalf / 2>(f(v, moved), f);
+  }
+}
 /// The sum of its elements, the halves first.
 template <class T>
 T sum_of_vector(const Vector<T>& v) {
-  T part[VectorOf<T>::kWidth];
-  std::memcpy(part, &v, sizeof(v));
-  for (int half = VectorOf<T>::kWidth / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  return part[0];
+  return across_vector<T>(v, [](const auto& a, const auto& b) { return a + b; });
 }
 /// 2ⁿ, for n that an exponent holds.
 template <class T>
