@@ -50,21 +50,38 @@ __global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRow
   }
 }
 
+/// A thread's neighbouring columns, and their sums over rows.
+template <class T, class W, int kWidth>
+struct ColumnSums {
+  using Acc = compute_t<W>;
+  const int c = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * kWidth;
+  Packed<Acc, kWidth> sums{};
+
+  __device__ __forceinline__ void add(const ConstRows& dy, int64_t i) {
+    const auto row = load<kWidth>(dy.template row<T>(i) + c);
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) sums[e] += convert<Acc>(row[e]);
+  }
+  __device__ __forceinline__ void write(W* to) const {
+    Packed<W, kWidth> rounded;
+#pragma unroll
+    for (int e = 0; e < kWidth; ++e) rounded[e] = convert<W>(sums[e]);
+    store(to + c, rounded);
+  }
+};
+
 /// Row r of dpositions.
-template <class T, class W>
+template <class T, class W, int kWidth = 1>
 __device__ void sum_positions(const ConstRows& dy, const PlaceRows& places, const Rows& d,
                               int64_t r) {
-  using Acc = compute_t<W>;
-  const int c = blockIdx.y * kThreads + threadIdx.x;
-  if (c >= d.cols) return;
+  ColumnSums<T, W, kWidth> mine;
+  if (mine.c >= d.cols) return;
   const int64_t place = r - places.first;
-  Acc sum = 0;
   if (place >= 0 && place < places.length) {
 #pragma unroll 8
-    for (int64_t i = place; i < dy.rows; i += places.length)
-      sum += convert<Acc>(dy.template row<T>(i)[c]);
+    for (int64_t i = place; i < dy.rows; i += places.length) mine.add(dy, i);
   }
-  d.template row<W>(r)[c] = convert<W>(sum);
+  mine.write(d.template row<W>(r));
 }
 template <class T, class W>
 __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows dpositions) {
@@ -74,23 +91,22 @@ __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows 
 /// Few rows: a block owns a row of the table, finds the places that took it, in order, and sums.
 /// Many places are shared by `shares` blocks, `share` (a multiple of 1024) to each, which leave
 /// their sums in `parts`. The rows of dpositions come after the table's.
-template <class T, class W>
+template <class T, class W, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable, PlaceRows places,
                                    Rows dpositions, int shares, int64_t share,
                                    compute_t<W>* __restrict__ parts) {
-  using Acc = compute_t<W>;
   constexpr int kPlaces = 1024, kWords = kPlaces / kWarpSize, kWarps = kThreads / kWarpSize;
   __shared__ uint32_t here[kWords];
   __shared__ int list[kPlaces];
   wait_for_previous_kernel();
   const int table_blocks = static_cast<int>(dtable.rows) * shares;
   const int item = blockIdx.x, v = item / shares, part = item % shares;
-  if (item >= table_blocks) return sum_positions<T, W>(dy, places, dpositions, item - table_blocks);
-  const int c = blockIdx.y * kThreads + threadIdx.x;
+  if (item >= table_blocks)
+    return sum_positions<T, W, kWidth>(dy, places, dpositions, item - table_blocks);
+  ColumnSums<T, W, kWidth> mine;
   const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
   const int64_t begin = part * share, end = min(indices.n, begin + share);
-  Acc sum = 0;
   for (int64_t first = begin; first < end; first += kPlaces) {
     __syncthreads();
 #pragma unroll
@@ -108,16 +124,16 @@ __global__ void __launch_bounds__(kThreads)
       count += __popc(bits);
     }
     __syncthreads();
-    if (c < dy.cols) {
+    if (mine.c < dy.cols) {
 #pragma unroll 8
-      for (int i = 0; i < count; ++i) sum += convert<Acc>(dy.template row<T>(first + list[i])[c]);
+      for (int i = 0; i < count; ++i) mine.add(dy, first + list[i]);
     }
   }
-  if (c >= dy.cols) return;
+  if (mine.c >= dy.cols) return;
   if (parts)
-    parts[(part * dtable.rows + v) * dy.cols + c] = sum;
+    store(parts + (part * dtable.rows + v) * dy.cols + mine.c, mine.sums);
   else
-    dtable.template row<W>(v)[c] = convert<W>(sum);
+    mine.write(dtable.template row<W>(v));
 }
 /// The shares' sums in order.
 template <class W>
@@ -232,16 +248,29 @@ template <class T, class W>
 void scan(Cuda on, const EmbeddingBackwardArgs& k) {
   const int64_t n = k.indices.n, rows = k.dtable.rows, width = k.dy.cols;
   const int64_t shares = n <= kScanPlaces ? 1 : ceil_div(n, kScanShare);
-  const LaunchShape shape{.grid = row_blocks(rows * shares + k.dpositions.rows, width),
-                          .block = dim3(kThreads),
-                          .overlap = true};
   using Acc = compute_t<W>;
   const Tensor parts =
       shares == 1 ? Tensor() : empty({shares, rows, width}, dtype_of<Acc>, current_device());
   Acc* sums = shares == 1 ? nullptr : static_cast<Acc*>(parts.data());
-  launch(on, shape, embedding_backward_scan_kernel<T, W>, k.indices, k.dy, k.dtable, k.places,
-         k.dpositions, static_cast<int>(shares), shares == 1 ? std::max<int64_t>(n, 1) : kScanShare,
-         sums);
+  const auto start = [&]<int kWidth>() {
+    launch(on,
+           {.grid = row_blocks(rows * shares + k.dpositions.rows, ceil_div(width, kWidth)),
+            .block = dim3(kThreads),
+            .overlap = true},
+           embedding_backward_scan_kernel<T, W, kWidth>, k.indices, k.dy, k.dtable, k.places,
+           k.dpositions, static_cast<int>(shares),
+           shares == 1 ? std::max<int64_t>(n, 1) : kScanShare, sums);
+  };
+  // Several columns a thread where one block has them all: each block looks at every index.
+  constexpr int kWide = kWidest<W>;
+  const auto is_wide = [&]<class E>(const auto& x, E) {
+    return !x || (x.row_stride % kWide == 0 && is_aligned<kWide>(x.template row<E>(0)));
+  };
+  if (width > kThreads && width % kWide == 0 && is_wide(k.dy, T{}) && is_wide(k.dtable, W{}) &&
+      is_wide(k.dpositions, W{}))
+    start.template operator()<kWide>();
+  else
+    start.template operator()<1>();
   if (shares == 1) return;
   launch(on, {.grid = grid_for(rows * width, 256), .block = dim3(256), .overlap = true},
          embedding_fold_kernel<W>, sums, shares, k.dtable);

@@ -47,6 +47,7 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
   };
   for (const auto& [rows, places, width, why] :
        {Case{7, 3000, 65, "a few rows, often"}, Case{7, 30001, 65, "so often that they are shared"},
+        Case{7, 5000, 260, "a few rows, several columns a thread"},
         Case{5000, 33, 4, "many rows, most untouched"}, Case{700, 5000, 130, "runs within a tile"},
         Case{513, 40000, 3, "runs over several tiles"}, Case{600, 5000, 1, "one column"}}) {
     SCOPED_TRACE(why);
@@ -79,8 +80,8 @@ TEST(Embedding, WithPositionsIsItsDefinition) {
                                                {Shape{30, 300}, 300, 0}}) {
       SCOPED_TRACE(to_string(shape));
       const auto whole = [](const Shape& s) { return randint(-9, 9, s, int32).to(float32); };
-      const Tensor index = randint(0, rows, shape, int32), table = whole({rows, 130});
-      const Tensor positions = whole({places, 130});
+      const Tensor index = randint(0, rows, shape, int32), table = whole({rows, 132});
+      const Tensor positions = whole({places, 132});
       const std::vector<Tensor> inputs{table.requires_grad_(), positions.requires_grad_()};
       const PositionedEmbeddingOptions o{.first = first};
       const Tensor y = embedding(index, table, positions, first);
