@@ -193,6 +193,7 @@ StreamScope::StreamScope(Device device, void* stream)
 StreamScope::~StreamScope() { stream_override[device_.index] = before_; }
 
 int cuda_multiprocessors(Device device) { return properties(device).multiProcessorCount; }
+bool cuda_is_hopper(Device device) { return properties(device).major == 9; }
 int64_t cuda_shared_memory(Device device) {
   return static_cast<int64_t>(properties(device).sharedMemPerBlockOptin);
 }

@@ -35,6 +35,7 @@ class StreamScope {
 
 /// Multiprocessors of the device: what persistent grids are sized by.
 int cuda_multiprocessors(Device device);
+bool cuda_is_hopper(Device device);  ///< compute capability 9
 /// Bytes of shared memory that a block can have.
 int64_t cuda_shared_memory(Device device);
 

@@ -139,14 +139,20 @@ GeluMlpGrads GeluMlpBackward::forward(Context&, const Tensor& dy_, const Tensor&
   const DType weights = w_in.dtype();
   GeluMlpGrads grads;
   const bool inner = o.dx || o.dw_in || o.db_in;
+  const bool together = o.dw_in && o.dw_out && !o.db_in && !o.db_out;
   Tensor du;
+  const auto make_du = [&] { return du = hidden_gradient(dy, w_out, u); };
   if (auto all = inner && o.dw_out ? detail::small_layer_grads(dy, a, w_out, u, o.db_out) : none) {
     du = std::move(all->dx), grads.dw_out = std::move(all->dw), grads.db_out = std::move(all->db);
+  } else if (auto both = together ? detail::mlp_weight_grads(dy, a, x, weights, make_du) : none) {
+    grads.dw_in = std::move(both->dw_in), grads.dw_out = std::move(both->dw_out);
+    if (o.dx) grads.dx = matmul(du, detail::rounded_weight(w_in, du.dtype())).reshape(x_.shape());
+    return grads;
   } else {
     WeightGrads out = weight_grads(dy, a, weights, o.dw_out, o.db_out);
     grads.dw_out = std::move(out.dw), grads.db_out = std::move(out.db);
     if (!inner) return grads;
-    du = hidden_gradient(dy, w_out, u);
+    make_du();
   }
   if (auto all = o.dx && o.dw_in ? detail::small_layer_grads(du, x, w_in, none, o.db_in) : none) {
     grads.dx = all->dx.reshape(x_.shape());

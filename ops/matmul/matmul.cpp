@@ -9,6 +9,7 @@
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/product.h"
 #include "norma/ops/matmul/small.h"
+#include "norma/ops/matmul/weights_hopper.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 
@@ -102,6 +103,28 @@ std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, c
                    .epilogue = u ? MatmulEpilogue::gelu_backward : MatmulEpilogue::plain,
                    .pre = u ? Rows(*u) : Rows()}};
     if (multiply_small(cuda_stream(dy.device()), products)) return grads;
+  }
+  return none;
+}
+
+std::optional<MlpWeightGrads> mlp_weight_grads(const Tensor& dy, const Tensor& a, const Tensor& x,
+                                               DType dtype,
+                                               const std::function<Tensor()>& make_du) {
+  if constexpr (kBuiltWithCuda) {
+    if (!x.device().is_cuda() || dy.dtype() != x.dtype() || a.dtype() != x.dtype()) return none;
+    const MlpWeightGrads grads{empty({a.size(1), x.size(1)}, dtype, x.device()),
+                               empty({dy.size(1), a.size(1)}, dtype, x.device())};
+    const Tensor inputs = product_operand(x), hidden = product_operand(a),
+                 columns = product_operand(dy.t());
+    const auto products = [&](const Tensor& du_columns) {
+      return std::array{MatmulArgs{.a = du_columns, .b = inputs, .bias = {}, .c = grads.dw_in},
+                        MatmulArgs{.a = columns, .b = hidden, .bias = {}, .c = grads.dw_out}};
+    };
+    if (!suits_weights(products(product_operand(a.t())))) return none;
+    const Tensor du_columns = product_operand(make_du().t());
+    if (!multiply_weights(cuda_stream(x.device()), products(du_columns)))
+      throw CudaError("mlp: the gradient of a must lie as a does");
+    return grads;
   }
   return none;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <optional>
 
 #include "norma/core/tensor.h"
@@ -25,6 +26,15 @@ struct LayerGrads {
 /// where the GPU's kernel for small products is not for them. dy (rows, m), x (rows, k), w (m, k).
 std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
                                             const std::optional<Tensor>& u, bool db);
+
+struct MlpWeightGrads {
+  Tensor dw_in, dw_out;
+};
+/// Of an MLP's two layers, x → a → y, all matrices: duᵀ x and dyᵀ a of `dtype` in one launch, with
+/// du (like a) by `make_du` before it; none, and nothing is made, where the GPU's kernel for long
+/// sums is not for them.
+std::optional<MlpWeightGrads> mlp_weight_grads(const Tensor& dy, const Tensor& a, const Tensor& x,
+                                               DType dtype, const std::function<Tensor()>& make_du);
 
 /// Whether w stays float32 beside x of a half type.
 bool is_rounded_for(const Tensor& x, const Tensor& w);

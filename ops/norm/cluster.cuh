@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "norma/core/cuda/barrier.cuh"
+#include "norma/core/cuda/cluster.cuh"
 #include "norma/core/cuda/launch.cuh"
 #include "norma/ops/norm/plans.h"
 
@@ -14,13 +15,6 @@ namespace norma::norm_cuda {
 // Blocks of a cluster and what they write into each other's shared memory. Only where a launch
 // asked for clusters (sm_90 and newer); elsewhere a cluster is one block.
 
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t r = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-#endif
-  return r;
-}
 /// Of this block's cluster, be it of one block, in the grid.
 __device__ __forceinline__ uint32_t cluster_number() {
   uint32_t r = blockIdx.x;
@@ -54,26 +48,12 @@ __device__ __forceinline__ void cluster_sync() {
                    : "memory");
 #endif
 }
-/// The same in two steps.
+/// The first of its two steps; cluster_wait() is the second.
 __device__ __forceinline__ void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
-/// The first step where others need to see no more than barriers, which publish_barriers() has
-/// published: a release waits for what this block has on its way to all of the GPU
-/// (MEMBAR.ALL.GPU).
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
 /// Two floats into block `rank`'s memory, whose barrier there counts their 8 bytes. Both by what
 /// their addresses are in this block.
 __device__ __forceinline__ void send_counted(uint32_t to, float2 v, BarrierAt there,
