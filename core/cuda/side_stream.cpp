@@ -39,6 +39,25 @@ Side& side_of(Device device) {
 }
 
 thread_local constinit Side* pending = nullptr;
+/// Of the op that runs, if its last kernels may go there, and whether they did.
+thread_local constinit Side* aside = nullptr;
+thread_local constinit bool went_aside = false;
+
+/// From here on the side may run, beside what the thread's stream is given next.
+Cuda begin(Side& side) {
+  const Cuda on = cuda_stream(side.device);
+  check(cudaEventRecord(side.begun, stream_of(on)), "begin beside");
+  check(cudaStreamWaitEvent(side.stream, side.begun, 0), "begin beside");
+  return {side.stream, side.device};
+}
+/// Until a join the results are the side's.
+void end(Side& side, std::span<const Tensor> results) {
+  check(cudaEventRecord(side.done, side.stream), "end beside");
+  pending = &side;
+  side_pending = true;
+  for (const Tensor& t : results)
+    if (t.defined()) side.results.push_back(t.storage().get());
+}
 
 }  // namespace
 
@@ -46,23 +65,42 @@ std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work) {
   if (!sweep_joins()) return work();
   join_side();
-  const cudaStream_t stream = stream_of(cuda_stream(device));
   Side& side = side_of(device);
-  check(cudaEventRecord(side.begun, stream), "begin beside");
-  check(cudaStreamWaitEvent(side.stream, side.begun, 0), "begin beside");
+  begin(side);
   std::vector<Tensor> results;
   {
     const StreamScope beside(device, side.stream);
     const DeferredFrees::Scope until_join(side.frees);
     results = work();
   }
-  check(cudaEventRecord(side.done, side.stream), "end beside");
-  pending = &side;
-  side_pending = true;
+  end(side, results);
   side.reads = std::move(reads);
-  for (const Tensor& t : results)
-    if (t.defined()) side.results.push_back(t.storage().get());
   return results;
+}
+
+void run_with_aside(Device device, std::span<const Tensor> results,
+                    const std::function<void()>& work) {
+  if (!sweep_joins() || (pending && pending->device != device)) return work();
+  struct Open {
+    explicit Open(Side& side) { aside = &side, went_aside = false; }
+    ~Open() { aside = nullptr; }
+  };
+  Side& side = side_of(device);
+  {
+    const Open open(side);
+    const DeferredFrees::Scope until_join(side.frees);
+    work();
+  }
+  if (went_aside)
+    end(side, results);
+  else if (!pending)
+    side.frees.release();
+}
+bool may_go_aside() { return aside != nullptr; }
+Cuda go_aside(const Cuda& on) {
+  if (!aside) return on;
+  went_aside = true;
+  return begin(*aside);
 }
 
 void abandon_side() {

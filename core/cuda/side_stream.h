@@ -34,6 +34,13 @@ extern constinit thread_local bool side_pending;
 /// result and at the end of a sweep.
 std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work);
+/// Runs `work`, an op's kernels. In a sweep the last of them, which give nothing but `results`, may
+/// go to the side by themselves, without a join of what was given before: where may_go_aside(), on
+/// the stream that go_aside() gives for `on`. The memory that `work` lets go stays until a join.
+void run_with_aside(Device device, std::span<const Tensor> results,
+                    const std::function<void()>& work);
+bool may_go_aside();
+Cuda go_aside(const Cuda& on);
 /// The thread's stream waits for the side.
 void join_side();
 /// The same, where something was given to it: before someone reads a gradient.

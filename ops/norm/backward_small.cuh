@@ -1,6 +1,7 @@
 #pragma once
 
 #include "norma/core/cuda/arrivals.h"
+#include "norma/core/cuda/side_stream.h"
 #include "norma/ops/norm/forward_held.cuh"
 #include "norma/ops/norm/plans.h"
 #include "norma/ops/norm/weight_sums.cuh"
@@ -17,6 +18,51 @@ struct SmallPlan {
 
 inline constexpr int kSmallWarps = 8, kSmallThreads = kSmallWarps * kWarpSize;
 inline constexpr int kSmallRows = 2, kSmallBlocks = 64;
+
+/// What a block has of a gradient: where dw and db lie beside each other, c of them all.
+template <class T>
+__device__ __forceinline__ void store_small_sum(const NormBackwardArgs& k, int pitch, int size,
+                                                int c, float v) {
+  const bool of_w = k.dw && c < pitch;
+  const int at = of_w || !k.dw ? c : c - pitch;
+  if (at < size) set_value(of_w ? k.dw : k.db, at, v);
+}
+
+/// Adds the blocks' sums: four columns a thread; slice s of them adds the blocks s, s + slices, …
+template <class T>
+__device__ __forceinline__ void add_blocks(const NormBackwardArgs& k, const SmallPlan& plan,
+                                           const float* sums, int blocks, float4* of_slices) {
+  const int pitch = plan.pitch, all = (k.dw ? pitch : 0) + (k.db ? pitch : 0);
+  const int fours = all / 4, slices = kSmallThreads / fours;
+  const int slice = threadIdx.x / fours, four = threadIdx.x % fours;
+  const auto plus = [](float4 a, float4 b) {
+    return float4{add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w)};
+  };
+  float4 sum{0, 0, 0, 0};
+  if (slice < slices) {
+    const auto* from = reinterpret_cast<const float4*>(sums) + four;
+#pragma unroll 16
+    for (int b = slice; b < blocks; b += slices) sum = plus(sum, __ldcg(from + b * fours));
+    of_slices[threadIdx.x] = sum;
+  }
+  __syncthreads();
+  if (slice > 0) return;
+  for (int other = 1; other < slices; ++other) sum = plus(sum, of_slices[other * fours + four]);
+  const float v[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int e = 0; e < 4; ++e)
+    store_small_sum<T>(k, pitch, static_cast<int>(plan.order.n), 4 * four + e, v[e]);
+}
+
+/// The same in a launch of its own, beside what comes next.
+template <class T>
+__global__ void __launch_bounds__(kSmallThreads)
+    norm_backward_small_fold_kernel(const __grid_constant__ NormBackwardArgs k,
+                                    const __grid_constant__ SmallPlan plan, const float* sums,
+                                    int blocks) {
+  __shared__ float4 of_slices[kSmallThreads];
+  add_blocks<T>(k, plan, sums, blocks, of_slices);
+}
 
 /// Small problems in one launch, weights' gradients and all: for them launches are the cost, not
 /// bytes. A lane has one vector of a row; a warp, or part of one, works on two rows at a time and
@@ -156,11 +202,6 @@ __global__ void __launch_bounds__(kSmallThreads)
     if (k.db) by_warp[warp][db_at + column + e] = db[e];
   }
   __syncthreads();
-  const auto store = [&](int c, Acc v) {
-    const bool of_w = k.dw && c < pitch;
-    const int at = of_w ? c : c - db_at;
-    if (at < size) set_value(of_w ? k.dw : k.db, at, v);
-  };
   for (int c = threadIdx.x; c < all; c += kSmallThreads) {
     Acc total = by_warp[0][c];
 #pragma unroll
@@ -168,9 +209,9 @@ __global__ void __launch_bounds__(kSmallThreads)
     if (gridDim.x > 1)
       sums[static_cast<int>(blockIdx.x) * all + c] = total;
     else
-      store(c, total);
+      store_small_sum<T>(k, pitch, size, c, total);
   }
-  if (gridDim.x == 1) return;
+  if (gridDim.x == 1 || !arrived) return;
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -181,26 +222,7 @@ __global__ void __launch_bounds__(kSmallThreads)
   __threadfence();
   if (threadIdx.x == 0) *arrived = 0;
 
-  // Four columns a thread; slice s of them adds the blocks s, s + slices, …
-  const int fours = all / 4, slices = kSmallThreads / fours;
-  const int slice = threadIdx.x / fours, four = threadIdx.x % fours;
-  const auto plus = [](float4 a, float4 b) {
-    return float4{add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w)};
-  };
-  auto* const of_slices = reinterpret_cast<float4*>(by_warp[0]);
-  float4 sum{0, 0, 0, 0};
-  if (slice < slices) {
-    const auto* from = reinterpret_cast<const float4*>(sums) + four;
-#pragma unroll 16
-    for (int b = slice; b < static_cast<int>(gridDim.x); b += slices)
-      sum = plus(sum, __ldcg(from + b * fours));
-    of_slices[threadIdx.x] = sum;
-  }
-  __syncthreads();
-  if (slice > 0) return;
-  for (int other = 1; other < slices; ++other) sum = plus(sum, of_slices[other * fours + four]);
-  store(4 * four, sum.x), store(4 * four + 1, sum.y);
-  store(4 * four + 2, sum.z), store(4 * four + 3, sum.w);
+  add_blocks<T>(k, plan, sums, static_cast<int>(gridDim.x), reinterpret_cast<float4*>(by_warp[0]));
 }
 
 template <class T>
@@ -235,11 +257,16 @@ void backward_small(const Cuda& on, const NormBackwardArgs& k) {
   const int64_t blocks = std::min<int64_t>(kSmallBlocks, ceil_div(plan.items, teams * kSmallRows));
   const bool sums_weights = k.dw || k.db;
   const DeviceScratch<float> sums(on, sums_weights ? blocks * 2 * plan.pitch : 1);
-  unsigned* arrived = sums_weights && blocks > 1 ? detail::arrival_counter(on) : nullptr;
+  // Nobody waits for a weight's gradient: it goes beside what comes next, where that may be.
+  const bool many = sums_weights && blocks > 1, aside = many && detail::may_go_aside();
+  unsigned* arrived = many && !aside ? detail::arrival_counter(on) : nullptr;
   launch(
       on,
       {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kSmallThreads), .overlap = true},
       norm_backward_small_kernel<T>, k, plan, sums.data(), arrived);
+  if (aside)
+    launch(detail::go_aside(on), {.grid = dim3(1), .block = dim3(kSmallThreads)},
+           norm_backward_small_fold_kernel<T>, k, plan, sums.data(), static_cast<int>(blocks));
 }
 
 }  // namespace norma::norm_cuda

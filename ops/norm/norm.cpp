@@ -1,5 +1,8 @@
 #include "norma/ops/norm/norm.h"
 
+#include <array>
+
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
 #include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/binary.h"
@@ -326,33 +329,42 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
                   .db2 = made(w2 ? w2->shape() : weight, wants.db2)};
   NormProbe unseen, &probe = wants.norm.probe ? *wants.norm.probe : unseen;
   if (wants.norm.probe) make_probe(probe, mean, rstd);
-  dispatch(dy.device(), NormBackwardArgs{.options = wants.norm,
-                                         .x_dtype = wants.x_dtype,
-                                         .dy = rows(d),
-                                         .dy2 = rows(d2),
-                                         .dh = rows(more),
-                                         .h = rows(u),
-                                         .x_hat = rows(x_hat),
-                                         .x = rows(from),
-                                         .z = rows(gate),
-                                         .row_scale = vec(scale),
-                                         .w = vec(gain),
-                                         .b = vec(bias),
-                                         .w2 = vec(gain2),
-                                         .mean = vec(mean),
-                                         .mean_rest = vec(mean_rest),
-                                         .rstd = rstd,
-                                         .dx = out_rows(grads.dx),
-                                         .dresidual = out_rows(grads.dresidual),
-                                         .dz = out_rows(grads.dz),
-                                         .dw = out_vec(grads.dw),
-                                         .db = out_vec(grads.db),
-                                         .dw2 = out_vec(grads.dw2),
-                                         .db2 = out_vec(grads.db2),
-                                         .drow_scale = out_vec(grads.drow_scale),
-                                         .mean_gx = probe.mean_gx,
-                                         .g_norm = probe.g_norm,
-                                         .du_norm = probe.du_norm});
+  const NormBackwardArgs k{.options = wants.norm,
+                           .x_dtype = wants.x_dtype,
+                           .dy = rows(d),
+                           .dy2 = rows(d2),
+                           .dh = rows(more),
+                           .h = rows(u),
+                           .x_hat = rows(x_hat),
+                           .x = rows(from),
+                           .z = rows(gate),
+                           .row_scale = vec(scale),
+                           .w = vec(gain),
+                           .b = vec(bias),
+                           .w2 = vec(gain2),
+                           .mean = vec(mean),
+                           .mean_rest = vec(mean_rest),
+                           .rstd = rstd,
+                           .dx = out_rows(grads.dx),
+                           .dresidual = out_rows(grads.dresidual),
+                           .dz = out_rows(grads.dz),
+                           .dw = out_vec(grads.dw),
+                           .db = out_vec(grads.db),
+                           .dw2 = out_vec(grads.dw2),
+                           .db2 = out_vec(grads.db2),
+                           .drow_scale = out_vec(grads.drow_scale),
+                           .mean_gx = probe.mean_gx,
+                           .g_norm = probe.g_norm,
+                           .du_norm = probe.du_norm};
+  if constexpr (kBuiltWithCuda)
+    if (dy.device().is_cuda()) {
+      const auto given = [](const Maybe& t) { return t.value_or(Tensor()); };
+      const std::array weights{given(grads.dw), given(grads.db), given(grads.dw2),
+                               given(grads.db2)};
+      detail::run_with_aside(dy.device(), weights, [&] { dispatch(dy.device(), k); });
+      return grads;
+    }
+  dispatch(dy.device(), k);
   return grads;
 }
 

@@ -6,6 +6,7 @@
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/matmul.h"
+#include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/reduce/reduce.h"
 #include "testing/compare.h"
 #include "testing/on_gpu.h"
@@ -50,6 +51,34 @@ TEST_F(SideStream, WeightGradientsHaveTheBitsOfOneStream) {
   for (int i = 0; i < 20; ++i) expect_same(gradients(), expected);
   auto captured = capture([&] { return gradients(); });
   for (int i = 0; i < 5; ++i) expect_same(captured(), expected);
+}
+
+TEST_F(SideStream, NormsWeightGradientsHaveTheBitsOfOneStream) {
+  struct Size {
+    Shape shape;
+    const char* why;
+  };
+  for (const auto& [shape, why] : {Size{{96, 64}, "small: one launch by itself, two beside"},
+                                   {{4096, 640}, "a ring of blocks, whose sums are added up"},
+                                   {{40, 1001}, "any rows"}}) {
+    SCOPED_TRACE(why);
+    const Tensor x = randn(shape);
+    std::vector<Tensor> weights;  // w and b of 20 norms: more than wait for one join
+    for (int i = 0; i < 40; ++i) weights.push_back(randn({shape.back()}).requires_grad_());
+    const auto gradients = [&] {
+      Tensor h = x;
+      for (size_t i = 0; i < weights.size(); i += 2)
+        h = h + layer_norm(h, weights[i], weights[i + 1]);
+      return grad({h.square().sum()}, weights);
+    };
+    const auto expected = [&] {
+      const detail::OneStream plain;
+      return gradients();
+    }();
+    for (int i = 0; i < 5; ++i) expect_same(gradients(), expected);
+    auto captured = capture([&] { return gradients(); });
+    for (int i = 0; i < 5; ++i) expect_same(captured(), expected);
+  }
 }
 
 TEST_F(SideStream, IsABranchOfARecordedGraph) {
