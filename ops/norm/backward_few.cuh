@@ -21,8 +21,8 @@ struct FewPlan {
 
 /// So few rows that every warp has one chunk: for them launches are the cost, not bytes. The blocks
 /// of a cluster tell each other their chunks' sums, and meanwhile add their columns' terms for the
-/// weights: of all rows, in one launch; or there are many clusters, and the terms of each row are
-/// left to norm_fold_kernel.
+/// weights: of all rows, in one launch; or there are many clusters, whose sums are left to
+/// norm_fold_kernel.
 ///   bytes  as the ring's kernel
 ///   bound  latency: of a row, and of a cluster's barrier
 template <class T, GateOrder kGate, bool kFull, bool kMany>
@@ -40,7 +40,8 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   const int chunks = plan.order.chunks, chunk = rank * plan.block_chunks + warp % plan.block_chunks;
   const int column = chunk * kChunk + lane * kWidth, row_here = warp / plan.block_chunks;
-  const int row = kMany ? static_cast<int>(cluster_number()) * plan.rows + row_here : row_here;
+  const int of_cluster = kMany ? static_cast<int>(cluster_number()) : 0;
+  const int row = of_cluster * plan.rows + row_here;
   const int end = !kMany || row < plan.all_rows ? plan.size : 0;
   const auto column_of = [&](int v) { return column + v * kWarpSize * kWidth; };
   const auto exists = [&](int v) { return column_of(v) < end; };
@@ -116,10 +117,27 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
 #pragma unroll
     for (int which = 0; which < (kFull ? 2 : 1); ++which) {
       if (sums.place[which] < 0) continue;
+      const auto terms = [&](int v) -> float(&)[kWidth] {
+        return which == 0 ? dw[v] : db[kFull ? v : 0];
+      };
+      const auto place = [&](int w, int v) { return &by_warp[w][(v * kWarpSize + lane) * kWidth]; };
+      if (which > 0) __syncthreads();  // dw's readers are done
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
-        if (exists(v))
-          write_whole(sums.of(row, which) + column_of(v), which == 0 ? dw[v] : db[kFull ? v : 0]);
+        if (row_here > 0) write_whole(place(warp, v), terms(v));
+      __syncthreads();
+      if (row_here > 0) continue;
+      for (int r = 1; r < plan.rows; ++r)
+#pragma unroll
+        for (int v = 0; v < kVecs; ++v) {
+          float other[kWidth];
+          read_whole(place(warp + r * plan.block_chunks, v), other);
+#pragma unroll
+          for (int e = 0; e < kWidth; ++e) terms(v)[e] = add(terms(v)[e], other[e]);
+        }
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v)
+        if (exists(v)) write_whole(sums.of(of_cluster, which) + column_of(v), terms(v));
     }
   } else {
     const int first = rank * plan.block_chunks * kChunk;
@@ -225,7 +243,7 @@ bool backward_few(const Cuda& on, const NormBackwardArgs& k) {
     return false;
   WeightSums<float> sums(k);
   const DeviceScratch<float> scratch(
-      on, many ? std::max<int64_t>(1, plan.all_rows * sums.worker_size()) : 1);
+      on, many ? std::max<int64_t>(1, plan.clusters * sums.worker_size()) : 1);
   sums.data = scratch.data();
   launch(on,
          {.grid = dim3(static_cast<unsigned>(plan.clusters * plan.cluster)),
@@ -233,7 +251,7 @@ bool backward_few(const Cuda& on, const NormBackwardArgs& k) {
           .cluster = static_cast<unsigned>(plan.cluster),
           .overlap = true},
          kernel, k, plan, sums);
-  if (many) fold(on, sums, plan.all_rows, k);
+  if (many) fold(on, sums, plan.clusters, k);
   return true;
 }
 
