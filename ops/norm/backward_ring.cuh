@@ -52,11 +52,13 @@ __device__ __forceinline__ void write_floats(uint32_t at, const float (&v)[kWidt
 ///   kFull  LayerNorm, or a bias's gradient; else neither
 ///   kWide  h and its gradients are float, where T is not
 ///   kOdd   rows may begin anywhere and end within a vector
-template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock, bool kOdd>
+template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd>
 struct RingWarp {
   using Acc = float;
   using H = std::conditional_t<kWide, float, T>;
-  static constexpr int kWidth = kLaneWidth<T>, kVecs = kChunk / (kWarpSize * kWidth);
+  static constexpr bool kBlock = kUnit == RingUnit::chunk;
+  static constexpr int kWidth = kLaneWidth<T>,
+                       kVecs = kUnit == RingUnit::short_rows ? 1 : kChunk / (kWarpSize * kWidth);
   static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
   static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
   static constexpr bool kGated = kGateFirst || kGateLast;
@@ -674,18 +676,19 @@ struct RingWarp {
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block
 ///   bound  memory
-template <class T, GateOrder kGate, bool kFull, bool kWide, bool kBlock, bool kOdd>
-__global__ void __launch_bounds__(most_ring_warps(kOdd, kGate, kFull, kBlock) * kWarpSize, 1)
+template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd>
+__global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
                               const __grid_constant__ Pace pace,
                               const __grid_constant__ WeightSums<float> sums, float* aside) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   extern __shared__ __align__(128) unsigned char memory[];
+  constexpr bool kBlock = kUnit == RingUnit::chunk;
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   wait_for_previous_kernel();  // and norm_fold_kernel may come and wait
-  RingWarp<T, kGate, kFull, kWide, kBlock, kOdd> warp(k, plan, pace, aside, memory, rank);
+  RingWarp<T, kGate, kFull, kWide, kUnit, kOdd> warp(k, plan, pace, aside, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int unit = 0; unit < plan.units; ++unit)
       for (uint32_t slot = 0; slot < kSlots; ++slot)
@@ -740,10 +743,10 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
   const bool full = k.options.kind == NormKind::layer || k.db;
   const bool wide = k.h.dtype != dtype_of<T>;
   const bool odd = !is_even_all<T>(k, size);
-  const auto go = [&]<bool kFull, bool kWide, bool kBlock, bool kOdd>() {
+  const auto go = [&]<bool kFull, bool kWide, RingUnit kUnit, bool kOdd>() {
     const RingPlan plan = ring_plan(k, order, odd);
     if (plan.stages == 0) return false;
-    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kBlock, kOdd>;
+    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kUnit, kOdd>;
     const int threads = plan.warps * kWarpSize;
     const size_t ring = static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
     const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
@@ -775,8 +778,17 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
     return true;
   };
   const auto sized = [&]<bool kFull, bool kWide, bool kOdd = false>() {
-    return order.chunks > 1 ? go.template operator()<kFull, kWide, true, kOdd>()
-                            : go.template operator()<kFull, kWide, false, kOdd>();
+    switch (ring_unit(order, odd, sizeof(T) == 2)) {
+      case RingUnit::short_rows:
+        if constexpr (!kOdd && sizeof(T) == 2)
+          return go.template operator()<kFull, kWide, RingUnit::short_rows, false>();
+        return false;
+      case RingUnit::row:
+        return go.template operator()<kFull, kWide, RingUnit::row, kOdd>();
+      case RingUnit::chunk:
+        return go.template operator()<kFull, kWide, RingUnit::chunk, kOdd>();
+    }
+    return false;
   };
   if (odd) {
     const bool narrow = !wide && (!k.dresidual || k.dresidual.dtype == dtype_of<T>);

@@ -70,13 +70,23 @@ struct RingPlan {
   unsigned wants = 0;  ///< of these and dh, which are there: one word is looked at sooner than four
 };
 
+/// What a warp has at a time: short rows in 16 bits, of a vector a lane; a row; or a chunk of one.
+enum class RingUnit { short_rows, row, chunk };
+inline RingUnit ring_unit(const RowOrder& order, bool odd, bool narrow) {
+  if (order.chunks > 1) return RingUnit::chunk;
+  return order.vecs == 1 && !odd && narrow ? RingUnit::short_rows : RingUnit::row;
+}
+
 /// Warps of a block, with 128 registers a lane. 24 with 80 spilled: 84 % of copy where these reach
 /// 93. Two chunks a warp were slower too, since their weights are then read from shared memory.
 inline constexpr int kRingWarps = 16;
-/// Odd rows take so much arithmetic that they want more, of 96 registers, where those suffice; and
-/// they are often a chunk longer than a power of two of them, as 65537 elements.
-constexpr int most_ring_warps(bool odd, GateOrder gate, bool full, bool block) {
-  return odd && gate == GateOrder::no_gate && (block || !full) ? 20 : kRingWarps;
+/// Short rows need no more than 80. Odd rows take so much arithmetic that they want more warps, of
+/// 96, where those suffice; and they are often a chunk longer than a power of two of them, as 65537
+/// elements.
+constexpr int most_ring_warps(RingUnit unit, bool odd, GateOrder gate, bool full) {
+  if (gate != GateOrder::no_gate) return kRingWarps;
+  if (unit == RingUnit::short_rows) return 24;
+  return odd && (unit == RingUnit::chunk || !full) ? 20 : kRingWarps;
 }
 
 /// The rows of dense tensors as rows of `size`.
@@ -112,9 +122,9 @@ inline void choose_pace(RingPlan& plan, bool full) {
   const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
   const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
   const bool block = plan.order.chunks > 1, whole = block && plan.size % kChunk == 0;
-  if (plan.in[1].element == 4) return pace(4, block ? 2 : 4);
-  if (residual) return pace(8, 4);
+  if (plan.in[1].element == 4) return block ? pace(4, 2) : pace(plan.order.vecs > 1 ? 8 : 4, 4);
   if (!block) return gated ? pace(16, 4) : pace(0, 0);
+  if (residual) return pace(8, 4);
   if (full) {
     if (!whole || plan.cluster > 2) return pace(0, 0);
     return gated ? pace(8, 4) : pace(4, 4);
@@ -158,7 +168,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
 
   const bool full = k.options.kind == NormKind::layer || k.db, narrow = plan.in[1].element == 2;
-  const int most_warps = most_ring_warps(odd, k.options.gate, full, order.chunks > 1);
+  const int most_warps = most_ring_warps(ring_unit(order, odd, narrow), odd, k.options.gate, full);
   const int64_t all = int64_t{plan.rows} * plan.groups;
   // Odd rows have room for a vector more, since they are read from the 16 bytes on which they
   // begin.
