@@ -66,7 +66,7 @@ template <class T, int kHalf = VectorOf<T>::kWidth / 2, class F>
 /// The sum of its elements, the halves first.
 template <class T>
 T sum_of_vector(const Vector<T>& v) {
-  return across_vector<T>(v, [](const auto& a, const auto& b) { return a + b; });
+  return across_vector<T>(v, [](const Vector<T>& a, const Vector<T>& b) { return a + b; });
 }
 /// 2ⁿ, for n that an exponent holds.
 template <class T>

@@ -169,20 +169,13 @@ struct ForwardRow {
   const T* next = nullptr;  // the same columns of a later row, where that should be fetched
 };
 
-/// Asks for the lines of 32 elements, into the first cache: the forward has one operand alone.
-template <class T>
-void fetch32(const T* from) {
-  for (size_t byte = 0; byte < detail::kLanes32 * sizeof(T); byte += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(from) + byte);
-}
-
 /// y = x̂ ⊙ w + b, times the gate where there is one.
 template <bool kStream, class T, class Acc>
 void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t n) {
   const Lanes32<Acc> mean = row.s.mean, rest = row.s.mean_rest, rstd = row.s.rstd;
   for_each32(
       n, [&](int64_t c, auto count) __attribute__((always_inline)) {
-        if (kStream) fetch32(row.next + c);
+        if (kStream) detail::prefetch32(row.next + c);
         const Lanes32<Acc> x_hat = (load32(row.u + c, count) - mean - rest) * rstd;
         Lanes32<Acc> v = x_hat * load32(w + c, count) + load32(b + c, count);
         if (row.gate) v = v * load32(row.gate + c, count);
