@@ -12,12 +12,14 @@ namespace norma::norm_cuda {
 template <class T, Beside kBeside>
 inline constexpr bool kStagesGate = kBeside == Beside::gate_last && sizeof(T) == 2;
 
-/// Blocks of a multiprocessor: as many as leave the registers for a group, for a spill costs more
-/// than a block (LayerNorm of bfloat16 by four: 82 to 86 % of copy where three had 89 to 93).
-template <class T, bool kCentred, Beside kBeside>
-inline constexpr int kStayingBlocks = sizeof(T) == 4                           ? 2
-                                      : kCentred || kBeside != Beside::nothing ? 3
-                                                                               : 4;
+/// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
+/// LayerNorm of 16 bits by four spills, which only clusters gain by.
+template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+constexpr int staying_blocks() {
+  if (sizeof(T) == 4) return 2;
+  if (kBeside != Beside::nothing) return 3;
+  return kCentred && kHolder != Holder::cluster ? 3 : 4;
+}
 
 /// Groups of a warp or part of it, of a block or of a cluster, by blocks that stay for some of them
 /// (plan.rounds). Their part of the weights stays in shared memory, so that the second cache is not
@@ -26,7 +28,8 @@ inline constexpr int kStayingBlocks = sizeof(T) == 4                           ?
 ///   bytes  rows · D · (x, y and where it is: z); w and b once a block, from the caches
 ///   bound  memory
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
-__global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kStayingBlocks<T, kCentred, kBeside>))
+__global__ void __launch_bounds__(kHeldWarps* kWarpSize,
+                                  (staying_blocks<T, kCentred, kBeside, kHolder>()))
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
   constexpr bool kLate = kStagesGate<T, kBeside>, kWarp = kHolder == Holder::warp;
   constexpr int kX = 2, kZ = 3;  // their places
@@ -62,8 +65,19 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kStayingBlocks<T, kCen
   };
   wait_for_previous_kernel();
   ask_row(kX, plan.in[0], first + team);
-  ask(0, static_cast<const T*>(plan.w) + group.column, group.mine);
-  if constexpr (kCentred) ask(1, static_cast<const T*>(plan.b) + group.column, group.mine);
+  const auto ask_weights = [&](int which, const void* w) {
+    const T* from = static_cast<const T*>(w) + group.column;
+    // The first cache has those of short groups for many blocks, but not a cluster's.
+    if constexpr (kHolder == Holder::cluster) {
+      ask(which, from, group.mine);
+    } else {
+#pragma unroll
+      for (int v = 0; v < Group::kVecs; ++v)
+        if (v < group.mine) copy_16_cached(ahead.slot(which, v, 0), from + group.of(v));
+    }
+  };
+  ask_weights(0, plan.w);
+  if constexpr (kCentred) ask_weights(1, plan.b);
   commit_copies();
   if constexpr (kHolder == Holder::cluster) cluster_wait();  // all blocks' barriers are there
 #pragma unroll 1
@@ -101,11 +115,14 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, (kStayingBlocks<T, kCen
   }
 }
 
-/// Groups of a block, or of a warp of it at a time. Blocks that stayed for the whole call reached
-/// 92 to 95 % of copy, since some multiprocessors are slower; one group a block pays for the
-/// weights each time, of LayerNorm twice, and longest in clusters of sixteen.
-inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred) {
-  const int most = (centred ? 2 : 1) * (plan.cluster == 16 ? 2 : 1);
+/// Groups of a block, or of a warp of it, in turn. Blocks that stayed for the whole call reached 92
+/// to 95 % of copy, since some multiprocessors are slower; one group a block pays for the weights
+/// each time, which is dear in clusters, twice for LayerNorm and most in those of sixteen. Where
+/// lanes are not full (full: `vecs` vectors), two keep more on its way.
+inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, bool gated,
+                          int vecs) {
+  int most = centred && !gated && plan.vecs < vecs ? 2 : 1;
+  if (plan.cluster > 1) most = (centred ? 2 : 1) * (plan.cluster == 16 ? 2 : 1);
   // But all multiprocessors have several blocks' work.
   constexpr int kWarpsOfAll = 132 * 32;
   const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
@@ -113,8 +130,8 @@ inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred)
       std::clamp<int64_t>(warps / (4 * as_pretended(on, kWarpsOfAll)), 1, most));
 }
 
-/// Whether those blocks were faster (bench/RESULTS.md): above what a block holds, and in 16 bits
-/// for a gated LayerNorm. For rows of one group, with weights of their dtype.
+/// Whether those blocks were faster (bench/RESULTS.md): in 16 bits, and above what a block holds.
+/// For rows of one group, with weights of their dtype.
 template <class T>
 bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
   const bool centred = k.options.kind == NormKind::layer;
@@ -123,8 +140,7 @@ bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
       !plan.usual_weights || plan.weight_bytes != sizeof(T) || k.residual ||
       k.options.gate == GateOrder::gate_then_norm)
     return false;
-  if (plan.cluster > 1) return centred || !gated;
-  return centred && gated && sizeof(T) == 2 && plan.size >= 768;
+  return (centred || !gated) && (sizeof(T) == 2 || plan.cluster > 1);
 }
 
 /// By a plan that says who holds a group, where it stays().
@@ -132,7 +148,7 @@ template <class T>
 void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
   const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
-    plan.rounds = staying_rounds(on, plan, kCentred);
+    plan.rounds = staying_rounds(on, plan, kCentred, kBeside != Beside::nothing, kVecs);
     plan.stage_bytes = static_cast<uint32_t>(
         Ahead<kVecs, 1 + kStagesGate<T, kBeside>>::bytes_of_warp(1, kCentred));
     const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
@@ -145,16 +161,18 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
             .overlap = true},
            norm_forward_staying_kernel<T, kCentred, kBeside, kHolder>, plan);
   };
-  constexpr auto kGate = Beside::gate_last;
+  const auto by_holder = [&]<bool kCentred, Beside kBeside>() {
+    if (plan.cluster > 1) return run.template operator()<kCentred, kBeside, Holder::cluster>();
+    if constexpr (sizeof(T) == 2)
+      plan.chunks > 1 ? run.template operator()<kCentred, kBeside, Holder::block>()
+                      : run.template operator()<kCentred, kBeside, Holder::warp>();
+  };
   if (k.options.kind != NormKind::layer)
-    run.template operator()<false, Beside::nothing, Holder::cluster>();
+    by_holder.template operator()<false, Beside::nothing>();
   else if (k.options.gate == GateOrder::no_gate)
-    run.template operator()<true, Beside::nothing, Holder::cluster>();
-  else if (plan.cluster > 1)
-    run.template operator()<true, kGate, Holder::cluster>();
-  else if constexpr (sizeof(T) == 2)
-    plan.chunks > 1 ? run.template operator()<true, kGate, Holder::block>()
-                    : run.template operator()<true, kGate, Holder::warp>();
+    by_holder.template operator()<true, Beside::nothing>();
+  else
+    by_holder.template operator()<true, Beside::gate_last>();
 }
 
 }  // namespace norma::norm_cuda

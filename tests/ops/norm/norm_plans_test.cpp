@@ -217,12 +217,12 @@ TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
 }
 
 TEST_F(NormPlans, RowsThatABlockTakesInTurnDoNotMix) {
-  // As on so few multiprocessors that there are several rows to a block or cluster of them.
+  // As on so few multiprocessors that there are several rows to a warp, block or cluster of them.
   struct Size {
     int64_t rows, cols;
   };
-  constexpr Size kSizes[] = {{2001, 768}, {1001, 4096}, {150, 12288}, {90, 16400},
-                             {50, 32768}, {33, 65536},  {19, 131072}};
+  constexpr Size kSizes[] = {{12001, 72}, {3001, 256}, {2001, 768}, {1001, 4096}, {150, 12288},
+                             {90, 16400}, {50, 32768}, {33, 65536}, {19, 131072}};
   const NoGrad off;
   const Pretended few(5);
   for (DType dtype : {bfloat16, float32, float16})
