@@ -3,6 +3,7 @@
   ./dev bench norms --kind rms --dtype bfloat16          a slice: runs ours and every peer that is found
   ./dev bench norms --kind rms --dtype float32 --shapes odd
   ./dev bench norms --show                               the merged table as Markdown
+  ./dev bench norms --picture docs/norm-speed.png        the same as curves, one panel a kind and direction
 
 A slice prints µs, % of the copy on the device and % of a plain streaming kernel of the same reads and writes for ours, and
 % of the copy for each peer (bench/peers/norm_gpu.py says where they are looked for). It replaces the cells that it has
@@ -143,6 +144,41 @@ def markdown_cell(shapes, who):
     return text + (f" · {figure(who[best])}{best[0]}" if best else "")
 
 
+COLOURS = {"norma": "#d04a02", "eager": "#888888", "compile": "#4b8b3b", "liger": "#2f6db3", "mamba": "#7b4fa3",
+           "quack": "#b59b00"}
+NAMES = {"norma": "Norma", "eager": "PyTorch", "compile": "torch.compile", "liger": "Liger", "mamba": "mamba_ssm",
+         "quack": "quack"}
+
+
+def draw(cells, kinds, dtype, picture):
+    """By gnuplot: % of copy over D, a row a direction, a column a kind; where only a few D ran, points alone."""
+    groups = rows_of(cells)
+    panels = [(direction, kind) for direction in ("forward", "backward") for kind in kinds
+              if ("grid", kind, dtype, direction) in groups]
+    if not panels:
+        print(f"norms: the table has no {dtype} cells of {', '.join(kinds)}; run a slice first", file=sys.stderr)
+        return 1
+    script = [f"set terminal pngcairo noenhanced size {470 * len(kinds)},760 font 'sans,11'", f"set output '{picture}.new'",
+              f"set multiplot layout 2,{len(kinds)}", "set logscale x 2", "set format x '%.0f'", "set xrange [200:170000]",
+              "set xtics (256,1024,4096,16384,65536) nomirror", "set yrange [0:108]", "set ytics 20 nomirror",
+              "set grid ytics lc '#dddddd'", "set border 3", "set key bottom left reverse Left samplen 2"]
+    for direction, kind in panels:
+        sizes = groups["grid", kind, dtype, direction]
+        curves, plots = [], []
+        for who in PEERS + ("norma",):
+            points = sorted((size[1], number(by[who], "share")) for size, by in sizes.items() if who in by)
+            if not points:
+                continue
+            curves.append("\n".join(f"{cols} {share}" for cols, share in points) + "\ne")
+            style = "points pt 7 ps 1.2" if len(points) < 5 else f"lines lw {4 if who == 'norma' else 2}"
+            plots.append(f"'-' with {style} lc rgb '{COLOURS[who]}' title '{NAMES[who]}'")
+        script += [f"set title '{kind}, {direction}, {dtype}: % of copy over D'", "plot " + ", ".join(plots)] + curves
+        script.append("unset key")  # the first panel's stands for all
+    subprocess.run(["gnuplot"], input="\n".join(script + ["unset multiplot"]), text=True, check=True)
+    os.replace(picture + ".new", picture)
+    return 0
+
+
 def flags_of(a):
     flags = ["--kind", a.kind, "--dtype", a.dtype, "--shapes", a.shapes]
     return flags + (["--cols", a.cols] if a.cols else []) + (["--rows", str(a.rows)] if a.rows else []) + (
@@ -174,7 +210,10 @@ def main():
     parser.add_argument("--table", default=os.path.join(os.environ.get("NORMA_BUILD", "build"), "norms.csv"))
     parser.add_argument("--run", default=datetime.datetime.now().strftime("%Y%m%d-%H%M%S"), help="the run's id")
     parser.add_argument("--show", action="store_true", help="print the table and run nothing")
+    parser.add_argument("--picture", help="draw the table's cells of --kind and --dtype there and run nothing")
     a = parser.parse_args()
+    if a.picture:
+        return draw(read(a.table), a.kind.split(","), a.dtype, a.picture)
     if a.show:
         cells = read(a.table)
         if not cells:
