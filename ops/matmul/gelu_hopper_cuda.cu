@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/packed.cuh"
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/cuda/stages.cuh"
 #include "norma/core/cuda/tensor_map.h"
 #include "norma/core/cuda/wgmma.cuh"
@@ -268,7 +269,7 @@ void launch_gelu(const Cuda& on, const MatmulArgs& k, int64_t a_stride, int64_t 
 
 bool multiply_gelu(Cuda on, const MatmulArgs& k) {
   if (k.epilogue == MatmulEpilogue::plain || k.sums || size_of(k.a.dtype) != 2 ||
-      k.c.dtype != k.a.dtype || detail::properties().major != 9)
+      k.c.dtype != k.a.dtype || !detail::cuda_is_hopper(on.device))
     return false;
   const int d = k.c.shape.dim();
   const int64_t rows = k.c.shape[d - 2], cols = k.c.shape[d - 1], depth = k.a.shape[d - 1];

@@ -4,6 +4,7 @@
 #include "norma/core/cuda/cluster.cuh"
 #include "norma/core/cuda/launch.cuh"
 #include "norma/core/cuda/packed.cuh"
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/cuda/scratch.h"
 #include "norma/core/cuda/stages.cuh"
 #include "norma/core/cuda/tensor_map.h"
@@ -240,7 +241,7 @@ bool describe(const MatmulArgs& k, WeightsProduct& p) {
 /// What a launch is told of the products, but for where they put their parts; none where they are
 /// not for this kernel.
 std::optional<WeightsProducts> plan(std::span<const MatmulArgs> products) {
-  if (products.empty() || products.size() > 2 || detail::properties().major != 9) return {};
+  if (products.empty() || products.size() > 2 || !detail::cuda_is_hopper(cuda)) return {};
   WeightsProducts k{};
   int tiles = 0;
   for (size_t i = 0; i < products.size(); ++i) {

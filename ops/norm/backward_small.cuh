@@ -2,7 +2,6 @@
 
 #include "norma/core/cuda/arrivals.h"
 #include "norma/core/cuda/side_stream.h"
-#include "norma/ops/norm/forward_held.cuh"
 #include "norma/ops/norm/plans.h"
 #include "norma/ops/norm/weight_sums.cuh"
 

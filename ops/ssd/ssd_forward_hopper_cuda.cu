@@ -261,17 +261,13 @@ template <class T, int kN>
 bool forward_hopper(Cuda on, const SsdForwardArgs& k, const Sizes& s, const Steps& steps) {
   const auto x = Sequence<const T>::of(k.x), b = Sequence<const T>::of(k.b),
              c = Sequence<const T>::of(k.c);
-  if (detail::properties(on.device).major != 9 || !is_steady(x, s) || !is_steady(b, s) ||
-      !is_steady(c, s))
-    return false;
+  if (!runs_on_hopper(on, s, x, b, c)) return false;
   WalkKernelArgs<T> args{s, steps, Sequence<T>::of(k.y)};
   args.d = k.d.as<float>(), args.first = k.state.as<float>(), args.last = k.last_state.as<float>();
   args.heads = std::min(s.shared(), kHeads);
   args.parts = ceil_div(s.shared(), args.heads);
-  // A block on each of 132 multiprocessors, if it takes segments: all but the last of them are read
-  // twice.
   const int64_t beside = s.batch * s.groups * args.parts;
-  const Segments segments(s, int64_t{132} / beside);
+  const Segments segments = segments_of(s, beside);
   args.each = segments.each, args.segments = segments.count;
   const DeviceScratch<float> carried(on, segments.count > 1 ? segments.numbers(s, 1, kN) : 1);
   if (segments.count > 1) {

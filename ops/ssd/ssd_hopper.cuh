@@ -81,6 +81,16 @@ template <class T>
 bool is_steady(const Sequence<const T>& s, const Sizes& size) {
   return (size.batch == 1 || s.batch_stride > 0) && (size.length == 1 || s.row_stride > 0);
 }
+/// Whether this GPU has these kernels' instructions, and the copy engine takes all these tensors.
+template <class... S>
+bool runs_on_hopper(Cuda on, const Sizes& size, const S&... sequences) {
+  return detail::cuda_is_hopper(on.device) && (is_steady(sequences, size) && ...);
+}
+/// A block on each of 132 multiprocessors, if it takes segments, where `beside` blocks have all of
+/// time: all but the last segment are read twice. The same on any GPU, for its bits.
+inline Segments segments_of(const Sizes& size, int64_t beside) {
+  return Segments(size, int64_t{132} / beside);
+}
 /// Of a (B, T, parts, columns) tensor, a chunk's rows at once.
 template <class T>
 CUtensorMap map_of(const Sequence<const T>& from, const Sizes& s, int parts, int columns) {

@@ -453,9 +453,7 @@ CUtensorMap map_of(const T* states, int64_t rows) {
 template <class T, int kN>
 bool backward_chunks_hopper(Cuda on, const BackwardKernelArgs<T>& k) {
   const Sizes& s = k.size;
-  if (detail::properties(on.device).major != 9 || !is_steady(k.x, s) || !is_steady(k.dy, s) ||
-      !is_steady(k.b, s) || !is_steady(k.c, s))
-    return false;
+  if (!runs_on_hopper(on, s, k.x, k.dy, k.b, k.c)) return false;
   const int64_t rows = s.batch * s.chunks * s.heads * kP;
   const Maps maps{map_of(k.x, s, s.heads, kP),   map_of(k.dy, s, s.heads, kP),
                   map_of(k.b, s, s.groups, kN),  map_of(k.c, s, s.groups, kN),

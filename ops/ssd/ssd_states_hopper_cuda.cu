@@ -179,17 +179,12 @@ template <class T, int kN>
 bool compute_states_hopper(Cuda on, const Sizes& s, const Steps& steps, const StateSide<T>& along,
                            const StateSide<T>* against) {
   const StateSide<T>& other = against ? *against : along;
-  if (detail::properties(on.device).major != 9 || !is_steady(along.rows, s) ||
-      !is_steady(along.columns, s) || !is_steady(other.rows, s) || !is_steady(other.columns, s))
-    return false;
+  if (!runs_on_hopper(on, s, along.rows, along.columns, other.rows, other.columns)) return false;
   StatesKernelArgs<T> args{s, steps, {along, other}};
   args.heads = std::min(s.shared(), kHeads);
   args.parts = ceil_div(s.shared(), args.heads);
   const unsigned sides = against ? 2 : 1;
-  // A block on each of 132 multiprocessors, if it takes segments: all but the last of them are read
-  // twice.
-  const int64_t beside = s.batch * s.groups * args.parts * sides;
-  const Segments segments(s, int64_t{132} / beside);
+  const Segments segments = segments_of(s, s.batch * s.groups * args.parts * sides);
   args.each = segments.each, args.segments = segments.count;
   const bool several = segments.count > 1;
   const DeviceScratch<float> carried(on, several ? segments.numbers(s, int(sides), kN) : 1);

@@ -7,10 +7,14 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/exact.h"
 #include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
+
+using testing::eighths;
+using testing::wide;
 
 class GeluProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
  protected:
@@ -19,12 +23,6 @@ class GeluProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
     manual_seed(1);
   }
 };
-
-/// Eighths from -1 to 7/8: both half types hold them, float32 their products and sums.
-Tensor eighths(const Shape& shape, DType dtype) {
-  return ((randint(0, 16, shape, int32) - 8).to(float32) * 0.125).to(dtype);
-}
-Tensor wide(const Tensor& t) { return t.to(float64); }
 
 struct Size {
   int64_t rows, depth, cols;

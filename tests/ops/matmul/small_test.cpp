@@ -8,10 +8,13 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/exact.h"
 #include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
+
+using testing::wide;
 
 /// Products of float32 that may be rounded to tf32, on a GPU.
 class SmallProduct : public testing::OnGpu<> {
@@ -27,7 +30,6 @@ class SmallProduct : public testing::OnGpu<> {
 /// Whole numbers from -8 to 7: tf32 holds them, float32 their sums, so that nothing is rounded, and
 /// nothing but the sign of a zero depends on the order.
 Tensor whole(const Shape& shape) { return (randint(0, 16, shape, int32) - 8).to(float32); }
-Tensor wide(const Tensor& t) { return t.to(float64); }
 double top(const Tensor& t) { return max(t, {0, 1}).item(); }
 
 struct Size {

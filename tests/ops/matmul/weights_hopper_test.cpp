@@ -16,10 +16,14 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/exact.h"
 #include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
+
+using testing::eighths;
+using testing::wide;
 
 class WeightsProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
  protected:
@@ -31,14 +35,6 @@ class WeightsProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
     manual_seed(1);
   }
 };
-
-/// Eighths from -1 to 7/8: float32 holds sums of 2¹⁷ of their products, so that any order of them
-/// has the same bits.
-Tensor eighths(const Shape& shape, DType dtype) {
-  return ((randint(0, 16, shape, int32) - 8).to(float32) * 0.125).to(dtype);
-}
-
-Tensor wide(const Tensor& t) { return t.to(float64); }
 
 struct Size {
   int64_t rows, out, in;
