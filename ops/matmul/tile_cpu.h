@@ -90,6 +90,9 @@ void multiply_tile(int64_t k, const Rows a, const T* __restrict__ b, const Targe
       sum[i * kVectors + v] = a.at(i, 0) * right[v];
     });
   });
+  // Four depths a turn: a turn's own three instructions are an eighth of it, which a processor that
+  // shares its core with a neighbour notices (0.89 to 0.94 of the time where A is not packed).
+#pragma GCC unroll 4
   for (int64_t p = 1; p < k; ++p) {
     load_right();
     for_constants<kTileRows>([&](auto i) __attribute__((always_inline)) {
