@@ -1,4 +1,7 @@
+#include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "norma/core/tensor.h"
 #include "norma/ops/elementwise/operands_cpu.h"
@@ -8,26 +11,43 @@
 namespace norma {
 namespace {
 
-template <class F>
-void for_blocks(int64_t n, const F& f) {
-  const Split blocks = split(n, detail::kPieceGrain);
-  parallel_for(blocks.blocks, [&](int64_t b) { f(b, blocks.begin(b), blocks.end(b)); });
-}
+/// The tensors of a step cut into pieces, for one job of all: most weights are a piece or two,
+/// which as a job each would leave one of two threads waiting.
+class Pieces {
+ public:
+  void add(int64_t n) {
+    begins_.push_back(count_);
+    splits_.push_back(split(n, kGrain));
+    count_ += splits_.back().blocks;
+  }
+  int64_t count() const { return count_; }
+  /// f(tensor, piece, first, last) for each.
+  template <class F>
+  void run(const F& f) const {
+    parallel_for(count_, [&](int64_t piece) {
+      const auto after = std::upper_bound(begins_.begin(), begins_.end(), piece);
+      const size_t t = static_cast<size_t>(after - begins_.begin()) - 1;
+      const int64_t block = piece - begins_[t];
+      f(t, piece, splits_[t].begin(block), splits_[t].end(block));
+    });
+  }
 
-double square_sum(const ConstVec& x) {
-  const Split blocks = split(x.n, detail::kPieceGrain);
-  double sums[128] = {};  // split makes no more blocks
+ private:
+  static constexpr int64_t kGrain = 8192;  // elements: AdamW reads and writes 28 bytes of each
+
+  int64_t count_ = 0;
+  std::vector<int64_t> begins_;
+  std::vector<Split> splits_;
+};
+
+double square_sum(const ConstVec& x, int64_t first, int64_t last) {
+  double sum = 0;
   visit_floating(x.dtype, [&]<class T>() {
-    parallel_for(blocks.blocks, [&](int64_t b) {
-      const T* from = x.as<T>() + blocks.begin(b);
-      sums[b] = detail::sum_lanes<double>(blocks.end(b) - blocks.begin(b), [&](int64_t i) {
-        const double v = static_cast<double>(static_cast<stats_t<T>>(from[i]));
-        return v * v;
-      });
+    sum = detail::sum_lanes<double>(last - first, [&](int64_t i) {
+      const double v = static_cast<double>(static_cast<stats_t<T>>(x.at<T>(first + i)));
+      return v * v;
     });
   });
-  double sum = 0;
-  for (int64_t b = 0; b < blocks.blocks; ++b) sum += sums[b];
   return sum;
 }
 
@@ -58,7 +78,8 @@ template <class T, class Acc>
 }
 
 template <class T>
-void adamw(const AdamwSlot& k, const AdamwArgs& all, double skipped, stats_t<T> factor) {
+void adamw(const AdamwSlot& k, const AdamwArgs& all, double skipped, stats_t<T> factor,
+           int64_t first, int64_t last) {
   using Acc = stats_t<T>;
   const double step = static_cast<double>(all.numbers.step) - skipped, lr = all.numbers.lr;
   const AdamwNumbers<Acc> numbers{
@@ -69,38 +90,39 @@ void adamw(const AdamwSlot& k, const AdamwArgs& all, double skipped, stats_t<T> 
       .keep = static_cast<Acc>(1 - lr * k.weight_decay),
       .eps = static_cast<Acc>(all.eps),
       .factor = factor};
-  for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
-    adamw_range(numbers, last - first, k.p.as<T>() + first, k.grad.as<T>() + first,
-                k.m.as<Acc>() + first, k.v.as<Acc>() + first);
-    round(k.p, k.rounded, first, last);
-  });
+  adamw_range(numbers, last - first, k.p.as<T>() + first, k.grad.as<T>() + first,
+              k.m.as<Acc>() + first, k.v.as<Acc>() + first);
+  round(k.p, k.rounded, first, last);
 }
 
 template <class T>
-void sgd(const SgdSlot& k, const SgdArgs& all, stats_t<T> factor) {
+void sgd(const SgdSlot& k, const SgdArgs& all, stats_t<T> factor, int64_t first, int64_t last) {
   using Acc = stats_t<T>;
   const Acc lr = static_cast<Acc>(all.numbers.lr), momentum = static_cast<Acc>(all.momentum);
   const Acc keep = static_cast<Acc>(1 - all.numbers.lr * k.weight_decay);
-  for_blocks(k.p.n, [&](int64_t, int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      Acc d = static_cast<Acc>(k.grad.at<T>(i)) * factor;
-      if (k.velocity) {
-        Acc& velocity = k.velocity.at<Acc>(i);
-        velocity = momentum * velocity + d;
-        d = all.nesterov ? d + momentum * velocity : velocity;
-      }
-      T& p = k.p.at<T>(i);
-      p = static_cast<T>(static_cast<Acc>(p) * keep - lr * d);
+  for (int64_t i = first; i < last; ++i) {
+    Acc d = static_cast<Acc>(k.grad.at<T>(i)) * factor;
+    if (k.velocity) {
+      Acc& velocity = k.velocity.at<Acc>(i);
+      velocity = momentum * velocity + d;
+      d = all.nesterov ? d + momentum * velocity : velocity;
     }
-    round(k.p, k.rounded, first, last);
-  });
+    T& p = k.p.at<T>(i);
+    p = static_cast<T>(static_cast<Acc>(p) * keep - lr * d);
+  }
+  round(k.p, k.rounded, first, last);
 }
 
 }  // namespace
 
 void run(Cpu, const GradNormArgs& k) {
-  double total = 0;
-  for (const ConstVec& grad : k.grads) total += square_sum(grad);
+  Pieces pieces;
+  for (const ConstVec& grad : k.grads) pieces.add(grad.n);
+  std::vector<double> sums(static_cast<size_t>(pieces.count()));
+  pieces.run([&](size_t t, int64_t piece, int64_t first, int64_t last) {
+    sums[static_cast<size_t>(piece)] = square_sum(k.grads[t], first, last);
+  });
+  const double total = std::accumulate(sums.begin(), sums.end(), 0.0);
   decide_step(*k.state, std::sqrt(total), k.decide.limit, k.decide.scaled);
   *k.norm = static_cast<float>(k.state->norm);
 }
@@ -108,30 +130,39 @@ void run(Cpu, const GradNormArgs& k) {
 void run(Cpu, const AdamwArgs& k) {
   if (k.state && k.state->skip) return;
   const double factor = k.state ? k.state->factor : 1, skipped = k.state ? k.state->skipped : 0;
-  for (const AdamwSlot& slot : k.slots)
-    visit_floating(slot.p.dtype,
-                   [&]<class T>() { adamw<T>(slot, k, skipped, static_cast<stats_t<T>>(factor)); });
+  Pieces pieces;
+  for (const AdamwSlot& slot : k.slots) pieces.add(slot.p.n);
+  pieces.run([&](size_t t, int64_t, int64_t first, int64_t last) {
+    visit_floating(k.slots[t].p.dtype, [&]<class T>() {
+      adamw<T>(k.slots[t], k, skipped, static_cast<stats_t<T>>(factor), first, last);
+    });
+  });
 }
 
 void run(Cpu, const SgdArgs& k) {
   if (k.state && k.state->skip) return;
   const double factor = k.state ? k.state->factor : 1;
-  for (const SgdSlot& slot : k.slots)
-    visit_floating(slot.p.dtype,
-                   [&]<class T>() { sgd<T>(slot, k, static_cast<stats_t<T>>(factor)); });
+  Pieces pieces;
+  for (const SgdSlot& slot : k.slots) pieces.add(slot.p.n);
+  pieces.run([&](size_t t, int64_t, int64_t first, int64_t last) {
+    visit_floating(k.slots[t].p.dtype, [&]<class T>() {
+      sgd<T>(k.slots[t], k, static_cast<stats_t<T>>(factor), first, last);
+    });
+  });
 }
 
 void run(Cpu, const ScaleArgs& k) {
   if (k.state->factor == 1) return;
-  for (const Vec& x : k.xs)
-    visit_floating(x.dtype, [&]<class T>() {
+  Pieces pieces;
+  for (const Vec& x : k.xs) pieces.add(x.n);
+  pieces.run([&](size_t t, int64_t, int64_t first, int64_t last) {
+    visit_floating(k.xs[t].dtype, [&]<class T>() {
       const auto factor = static_cast<stats_t<T>>(k.state->factor);
-      for_blocks(x.n, [&](int64_t, int64_t first, int64_t last) {
-        T* values = x.as<T>();
-        for (int64_t i = first; i < last; ++i)
-          values[i] = static_cast<T>(static_cast<stats_t<T>>(values[i]) * factor);
-      });
+      T* values = k.xs[t].as<T>();
+      for (int64_t i = first; i < last; ++i)
+        values[i] = static_cast<T>(static_cast<stats_t<T>>(values[i]) * factor);
     });
+  });
 }
 
 }  // namespace norma
