@@ -15,12 +15,16 @@ Tensor rows_like(const Tensor& x, int64_t cols) {
   return empty({x.size(0), cols}, x.dtype(), x.device());
 }
 
+/// Whether GELU is an op of its own: a processor's products are of float32, which half types are
+/// rounded from first.
+bool is_apart(const Tensor& x) { return detail::product_dtype(x.spec()) != x.dtype(); }
+
 struct Hidden {
   Tensor u, a;
 };
 /// x (rows, d).
 Hidden hidden(const Tensor& x, const Tensor& w_, const std::optional<Tensor>& b) {
-  if (x.device().is_cpu()) {
+  if (is_apart(x)) {
     const Tensor u = linear(x, w_, b);
     return {u, gelu_tanh(u)};
   }
@@ -39,7 +43,7 @@ Hidden hidden(const Tensor& x, const Tensor& w_, const std::optional<Tensor>& b)
 /// (dy w) ⊙ gelu_tanh′(u)
 Tensor hidden_gradient(const Tensor& dy, const Tensor& w_, const Tensor& u) {
   const Tensor w = detail::rounded_weight(w_, dy.dtype());
-  if (dy.device().is_cpu()) return apply<GeluTanhBackward>(matmul(dy, w), u);
+  if (is_apart(dy)) return apply<GeluTanhBackward>(matmul(dy, w), u);
   Tensor du = rows_like(dy, w.size(1));
   const Tensor left = detail::product_operand(dy), right = detail::product_operand(w);
   dispatch(dy.device(), MatmulArgs{.a = left,

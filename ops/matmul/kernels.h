@@ -9,12 +9,13 @@ enum class MatmulEpilogue { plain, gelu, gelu_backward };
 
 /// c = a b for each index of the leading dimensions, in which a and b have stride 0 where they
 /// broadcast; a (…, n, k), b (…, k, m), c (…, n, m) dense; of a and b one of the last two strides
-/// is 1. With a bias (m) it is added to every row. On the CPU float32 or float64, and no more than
-/// that; a GPU takes the half types as they are, sums them in float32 (which c may keep), and has
-/// epilogues (for which there are no leading dimensions):
+/// is 1. With a bias (m) it is added to every row. On the CPU float32 or float64; a GPU takes the
+/// half types as they are and sums them in float32 (which c may keep). Epilogues, for which there
+/// are no leading dimensions and `pre` is dense:
 ///   gelu           pre = a b + bias, c = gelu_tanh(pre)
 ///   gelu_backward  c = (a b) ⊙ gelu_tanh′(pre)
-///   sums (n)       Σ_k a, of the very elements that the product reads: a bias's gradient
+///   sums (n)       Σ_k a, of the very elements that the product reads: a bias's gradient (on a
+///   GPU)
 struct MatmulArgs {
   ConstView a, b;
   ConstVec bias;

@@ -3,6 +3,7 @@
 #include "norma/core/parallel.h"
 #include "norma/core/strided.h"
 #include "norma/core/tensor.h"
+#include "norma/ops/elementwise/kernels.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/tile_cpu.h"
 
@@ -27,7 +28,8 @@ Split row_panels(int64_t n, int64_t m, int64_t k) {
   return split(n, round_up((n + tasks - 1) / tasks, kTileRows));
 }
 
-constexpr int64_t kPackElements = 1 << 14;  // a task's
+// A task's: a weight of 128 × 128 makes four, of which each of two threads gets two.
+constexpr int64_t kPackElements = 1 << 12;
 
 Split dense_pieces(int64_t rows, int64_t cols) {
   return split(rows, std::clamp<int64_t>(kPackElements / cols, 1, kDepth));
@@ -58,9 +60,27 @@ void pack_shared(const Slab<T>& b, T* packed) {
   });
 }
 
-/// One large product on all threads.
-template <class T>
-void multiply_shared(const Slab<T>& a, const Slab<T>& b, const T* bias, T* c) {
+/// What the epilogue makes of rows first … last − 1: of few, while they are in the caches.
+void finish_rows(const MatmulArgs& k, int64_t first, int64_t last) {
+  if (k.epilogue == MatmulEpilogue::plain) return;
+  const int64_t cols = k.c.shape.back(), offset = first * cols * size_of(k.c.dtype);
+  View c;
+  c.data = k.c.as<char>() + offset, c.dtype = k.c.dtype;
+  c.shape = {(last - first) * cols}, c.strides = {1};
+  ConstView product, pre;
+  product.data = c.data, product.dtype = c.dtype, product.shape = c.shape, product.strides = {1};
+  pre = product, pre.data = k.pre.row<char>(0) + offset;
+  if (k.epilogue == MatmulEpilogue::gelu)
+    run(Cpu{}, UnaryArgs{.function = UnaryFunction::gelu_tanh, .x = pre, .y = c});
+  else
+    run(Cpu{},
+        BinaryArgs{.function = BinaryFunction::gelu_tanh_backward, .a = product, .b = pre, .y = c});
+}
+
+/// One large product on all threads; after_rows(first, last) follows each panel of its rows.
+template <class T, class AfterRows>
+void multiply_shared(const Slab<T>& a, const Slab<T>& b, const T* bias, T* c,
+                     const AfterRows& after_rows) {
   const int64_t n = a.rows, m = b.cols, k = a.cols;
   const Tensor b_scratch = empty({PackedB<T>::size(k, m)}, dtype_of<T>);
   T* packed_b = b_scratch.span<T>().data();
@@ -74,6 +94,7 @@ void multiply_shared(const Slab<T>& a, const Slab<T>& b, const T* bias, T* c) {
                   a_scratch.span<T>().data() + p * size, [&](int64_t) {
                     return Band{0, k, m};
                   });
+    after_rows(panels.begin(p), panels.end(p));
   });
 }
 
@@ -125,7 +146,7 @@ void multiply_long(const Slab<T>& a, const Slab<T>& b, T* c) {
                     return Band{0, halves[h].a.cols, m};
                   });
   });
-  const Split parts = split(n * m, kPackElements / 2);
+  const Split parts = split(n * m, 2 * kPackElements);
   parallel_for(parts.blocks, [&](int64_t part) {
     for (int64_t i = parts.begin(part); i < parts.end(part); ++i) c[i] += c_at[1][i];
   });
@@ -139,11 +160,13 @@ void multiply(const MatmulArgs& args) {
   const detail::StridedLoop<3> batch(
       lead(args.c.shape), {lead(args.a.strides), lead(args.b.strides), lead(args.c.strides)});
   if (args.c.shape.numel() == 0) return;
+  const bool plain = args.epilogue == MatmulEpilogue::plain;
+  T* const to = args.epilogue == MatmulEpilogue::gelu ? args.pre.row<T>(0) : args.c.as<T>();
+  const auto finish = [&](int64_t first, int64_t last) { finish_rows(args, first, last); };
   const T* bias = args.bias ? args.bias.as<T>() : nullptr;
   if (k == 0) {  // an empty sum
-    for (int64_t i = 0; i < args.c.shape.numel(); ++i)
-      args.c.as<T>()[i] = bias ? bias[i % m] : T(0);
-    return;
+    for (int64_t i = 0; i < args.c.shape.numel(); ++i) to[i] = bias ? bias[i % m] : T(0);
+    return finish(0, n);
   }
   struct Operands {
     Slab<T> a, b;
@@ -155,16 +178,16 @@ void multiply(const MatmulArgs& args) {
     return Operands{
         {args.a.as<T>() + offsets[0], n, k, args.a.strides[d - 2], args.a.strides[d - 1]},
         {args.b.as<T>() + offsets[1], k, m, args.b.strides[d - 2], args.b.strides[d - 1]},
-        args.c.as<T>() + offsets[2]};
+        to + offsets[2]};
   };
   const int64_t products = batch.rows() * batch.row_length();
   if (products == 1 || n * m * k > (1 << 22)) {
     for (int64_t i = 0; i < products; ++i) {
       const Operands o = operands(i);
-      if (!bias && is_long(o.a, o.b))
+      if (plain && !bias && is_long(o.a, o.b))
         multiply_long(o.a, o.b, o.c);
       else
-        multiply_shared(o.a, o.b, bias, o.c);
+        multiply_shared(o.a, o.b, bias, o.c, finish);
     }
     return;
   }

@@ -2,7 +2,9 @@
 
 #include "norma/core/random.h"
 #include "norma/ops/derivative/derivative.h"
+#include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/matmul/matmul.h"
 #include "testing/compare.h"
 
 namespace norma {
@@ -60,6 +62,18 @@ TEST(GeluMlp, GradientIsTheDerivative) {
   EXPECT_OK(gradcheck<GeluMlp>(l.x, l.w_in, l.b_in, l.w_out, l.b_out));
   EXPECT_OK(gradgradcheck<GeluMlp>(l.x, l.w_in, l.b_in, l.w_out, l.b_out));
   EXPECT_OK(gradcheck<GeluMlp>(l.x, l.w_in, none, l.w_out, none));
+}
+
+TEST(GeluMlp, OnTheProcessorEachPanelIsFinishedAsTheWholeWouldBe) {
+  // 101 rows: two whole panels and a third that ends within a tile.
+  const DefaultDevice there(cpu);
+  const Layer l({101, 24}, 40, 16, float32);
+  const Tensor w_in = l.w_in.clone().requires_grad_(), dy = randn({101, 16});
+  const auto gradient = [&](const Tensor& y) { return grad({y}, {w_in}, {dy})[0]; };
+  const Tensor y = gelu_mlp(l.x, w_in, l.b_in, l.w_out, l.b_out);
+  const Tensor parts = linear(gelu_tanh(linear(l.x, w_in, l.b_in)), l.w_out, l.b_out);
+  EXPECT_SAME_BITS(y, parts);
+  EXPECT_SAME_BITS(gradient(y), gradient(parts));
 }
 
 TEST(GeluMlp, FrozenWeightsGetNoGradient) {
