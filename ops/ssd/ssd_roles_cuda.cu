@@ -1,4 +1,5 @@
 #include "norma/core/cuda/runtime.h"
+#include "norma/core/cuda/tma.cuh"
 #include "norma/ops/ssd/ssd_backward_cuda.cuh"
 
 namespace norma::ssd_cuda {
@@ -57,6 +58,8 @@ struct Backward {
   __device__ __forceinline__ Ring& place(int head) const {
     return sh.ring[(head - first) % kBuffers];
   }
+  /// All of the block, each role from a place of its own, which __syncthreads() must not be.
+  __device__ __forceinline__ static void meet() { named_sync(1, kThreads); }
   __device__ __forceinline__ void fetch(int head) const {
     const Sizes& s = k.size;
     Head& to = place(head).head;
@@ -83,23 +86,23 @@ struct Backward {
       for (int head = first; head < last; ++head) {
         if (head > first) fetch(head);
         wait_for_copies<0>();
-        __syncthreads();
+        meet();
         if (!kBehind) work(head, sh.ring[0]);
-        __syncthreads();
+        meet();
         if (kBehind) work(head, sh.ring[0]);
-        __syncthreads();
+        meet();
         over(head, sh.ring[0]);
       }
     } else {
       for (int next = first; next <= last; ++next) {
         wait_for_copies<0>();
-        __syncthreads();  // the next head is here, and the last but one is done with
+        meet();  // the next head is here, and the last but one is done with
         if (next + 1 < last) fetch(next + 1);
         if (next - 2 >= first) over(next - 2, place(next - 2));
         const int head = next - kBehind;
         if (head >= first && head < last) work(head, place(head));
       }
-      __syncthreads();
+      meet();
       over(last - 1, place(last - 1));
     }
   }
@@ -181,7 +184,7 @@ struct Backward {
       for (int row = 0; row < 2; ++row)
         put_pair(&sh.ring[0].m[i0 + g + row * 8][tile * 8 + c], dcb[tile][row * 2],
                  dcb[tile][row * 2 + 1]);
-    __syncthreads();
+    meet();
   }
 
   /// d(Δ x), and dx; rows are steps j here.
@@ -237,7 +240,7 @@ struct Backward {
         }
       }
     });
-    __syncthreads();
+    meet();
   }
 
   /// dc: through the state before the chunk, and last through c bᵀ.
@@ -273,7 +276,7 @@ struct Backward {
         if (c == 0) at.sums.risen[i0 + g + row * 8] = sum * rise[row];
       }
     });
-    __syncthreads();
+    meet();
 #pragma unroll
     for (int j = 0; j < kQ; j += 16) {
       if (j > i0) break;
@@ -330,7 +333,7 @@ struct Backward {
     each_head<true>(work, [&](int head, const Ring& at) {
       if (block == 0) finish_head(k, batch, begin(), head, at.sums, steps);
     });
-    __syncthreads();
+    meet();
 #pragma unroll
     for (int i = 0; i < kQ; i += 16) {
       if (i < i0) continue;

@@ -58,6 +58,8 @@ struct HopperBackward {
     last = min(first + k.heads_each, (group + 1) * s.shared());
   }
   __device__ __forceinline__ int begin() const { return chunk * kQ; }
+  /// All of the block, each role from a place of its own, which __syncthreads() must not be.
+  __device__ __forceinline__ static void meet() { named_sync(1, kThreads); }
 
   // By one thread.
   __device__ void fetch_shared() const {
@@ -93,7 +95,7 @@ struct HopperBackward {
   template <bool kBehind, class Work, class Over>
   __device__ __forceinline__ void each_head(const Work& work, const Over& over) const {
     for (int next = first; next <= last; ++next) {
-      __syncthreads();  // the last head but one is done with
+      meet();  // the last head but one is done with
       if constexpr (!kBehind) {
         if (threadIdx.x == 0 && next + 1 < last) fetch(next + 1);
         __syncwarp();
@@ -104,7 +106,7 @@ struct HopperBackward {
       sh.here[turn % kBuffers].wait(turn / kBuffers % 2);
       work(head, turn % kBuffers);
     }
-    __syncthreads();
+    meet();
     over(last - 1, (last - 1 - first) % kBuffers);
   }
   template <bool kBehind, class Work>
@@ -187,14 +189,17 @@ struct HopperBackward {
       store_block(sh.m[0], i0, j0, block_of_dcb);
     }
     copies_follow_writes();
-    __syncthreads();
+    meet();
   }
 
-  /// d(Δ x), and dx; rows are steps j here.
+  /// d(Δ x), and dx; rows are steps j here. Then, which is no row's, the gradients of a head's
+  /// steps.
   __device__ __forceinline__ void inputs() const {
     float through[kP / 2] = {}, du[kP / 2] = {};  // the state after the chunk, and m
-    each_head<true>([&](int head, int at) {
+    OwnSteps steps;  // its place is read over before its sums are whole
+    const auto work = [&](int head, int at) {
       const Head& own = sh.heads[at];
+      steps.read(own, k.a[head]);
       keep_registers(through);
       keep_registers(du);
       wgmma_begin();
@@ -251,14 +256,33 @@ struct HopperBackward {
           if (inside[row]) put_pair(out + row * 8 * k.dx.row_stride + column, low, high);
         }
       }
+    };
+    each_head<true>(work, [&](int head, int at) {
+      if (block == 0) finish_head(k, batch, begin(), head, sh.sums[at], steps);
     });
-    __syncthreads();
+    meet();
   }
 
-  /// dc: through the state before the chunk, and last through c bᵀ.
+  /// dd, the diagonal of dyᵀ x.
+  __device__ __forceinline__ void put_dd(const Head& own, int head) const {
+    float dd[2][4] = {};
+#pragma unroll
+    for (int t = 0; t < kQ; t += 16) {
+      Block<T> a, b;
+      load_block_turned(a, own.dy, i0, t);
+      load_block_turned(b, own.x, i0, t);
+      multiply_diagonal(dd, a, b);
+    }
+    if (g / 2 * 2 != c) return;  // (g, g) and (g + 8, g + 8) are another lane's
+    float* to = k.sums + blockIdx.x * int64_t{k.size.heads} * (kP + 2) + head * kP + i0 + g;
+    to[0] = g % 2 ? dd[0][1] : dd[0][0], to[8] = g % 2 ? dd[1][3] : dd[1][2];
+  }
+
+  /// dc: through the state before the chunk, and last through c bᵀ; and dd. That and the steps'
+  /// gradients were the states' and made them the longest role (backward 0.257 ms for 0.254).
   __device__ __forceinline__ void outputs() const {
     float dc[kN / 2] = {}, through[kP / 2] = {};  // c Sᵀ, of which y is 2^s times the rows
-    each_head<true>([&](int, int at) {
+    each_head<true>([&](int head, int at) {
       const Head& own = sh.heads[at];
       keep_registers(through);
       wgmma_begin();
@@ -300,11 +324,12 @@ struct HopperBackward {
         const float sum = over_row(risen[row]);
         if (c == 0) sh.sums[at].risen[i0 + g + row * 8] = sum * rise[row];
       }
+      put_dd(own, head);
       wgmma_wait<0>();
       keep_registers(dc);
       keep_registers(risen_dy);
     });
-    __syncthreads();
+    meet();
     keep_registers(dc);
     wgmma_begin();
 #pragma unroll
@@ -316,12 +341,11 @@ struct HopperBackward {
     put_sums(dc, k.dc, k.dc_parts);
   }
 
-  /// db likewise: through the state after the chunk, and last through c bᵀ. Also what is no row's:
-  /// ⟨dS, S⟩ and dd, each the diagonal of a product, and the gradients of a head's steps.
+  /// db likewise: through the state after the chunk, and last through c bᵀ; and ⟨dS, S⟩, which is
+  /// no row's, the diagonal of a product.
   __device__ __forceinline__ void states() const {
     float db[kN / 2] = {};
-    OwnSteps steps;  // its place is read over before its sums are whole
-    const auto work = [&](int head, int at) {
+    each_head<true>([&](int, int at) {
       const Head& own = sh.heads[at];
       const float end = own.sum[kQ - 1];
       const float fall[2] = {exp2_fast(end - own.sum[i0 + g]) * own.delta[i0 + g],
@@ -342,8 +366,7 @@ struct HopperBackward {
       for (int p = 0; p < kP; p += 16)
         wgmma_registers<T, kN, true>(db, fallen_x[p / 16], columns_of(own.dstate, kP, p), true);
       wgmma_commit();
-      steps.read(own, k.a[head]);
-      float dot[2][4] = {}, dd[2][4] = {};
+      float dot[2][4] = {};
 #pragma unroll
       for (int n = 0; n < kN; n += 16) {
         Block<T> a, b;
@@ -351,28 +374,14 @@ struct HopperBackward {
         load_block(b, own.dstate + n / 64 * kPanel, i0, n % 64);
         multiply_diagonal(dot, a, b);
       }
-#pragma unroll
-      for (int t = 0; t < kQ; t += 16) {
-        Block<T> a, b;
-        load_block_turned(a, own.dy, i0, t);
-        load_block_turned(b, own.x, i0, t);
-        multiply_diagonal(dd, a, b);
-      }
       const bool holds = g / 2 * 2 == c, odd = g % 2;  // (g, g) and (g + 8, g + 8)
       const float sum = warp_sum(!holds ? 0 : odd ? dot[0][1] + dot[1][3] : dot[0][0] + dot[1][2]);
       if (lane == 0) sh.sums[at].dot[block] = sum;
-      if (holds) {
-        float* to = k.sums + blockIdx.x * int64_t{k.size.heads} * (kP + 2) + head * kP + i0 + g;
-        to[0] = odd ? dd[0][1] : dd[0][0], to[8] = odd ? dd[1][3] : dd[1][2];
-      }
       wgmma_wait<0>();
       keep_registers(db);
       keep_registers(fallen_x);
-    };
-    each_head<true>(work, [&](int head, int at) {
-      if (block == 0) finish_head(k, batch, begin(), head, sh.sums[at], steps);
     });
-    __syncthreads();
+    meet();
     keep_registers(db);
     wgmma_begin();
 #pragma unroll
