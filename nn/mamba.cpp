@@ -96,7 +96,7 @@ Tensor Mamba1::operator()(const Tensor& u, MixerState* state) const {
   Tensor dt, bs, cs;
   if (x_proj) {
     const auto parts = split((*x_proj)(x), {dt_rank, d_state, d_state}, -1);
-    dt = matmul(parts[0], dt_proj->weight.t()), bs = parts[1], cs = parts[2];
+    dt = linear(parts[0], dt_proj->weight), bs = parts[1], cs = parts[2];
     more.dt_bias = dt_proj->bias;
   } else {
     const auto repeated = [&](const Tensor& t) {
