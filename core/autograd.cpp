@@ -8,6 +8,7 @@
 #include "norma/core/allocator.h"
 #include "norma/core/captured_call.h"
 #include "norma/core/cuda/side_stream.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/core/op.h"
 
 namespace norma {
@@ -63,9 +64,7 @@ void Leaf::accumulate(Tensor value) {
     grad = detail::add_gradients(std::move(grad), value);
     return;
   }
-  const bool ours =
-      value.is_dense() && value.impl().use_count() == 1 && value.storage()->use_count() == 1;
-  if (ours || is_grad_enabled()) {
+  if (detail::is_only_holder(value) || is_grad_enabled()) {
     grad = std::move(value);
   } else {
     detail::join_side_stream();
@@ -107,13 +106,16 @@ struct AddGradients {
 };
 }  // namespace
 
+bool is_only_holder(const Tensor& t) {
+  return t.is_dense() && t.impl().use_count() == 1 && t.storage()->use_count() == 1;
+}
+
 // By value: whether nobody else holds `a` decides.
 Tensor add_gradients(Tensor a, const Tensor& b) {  // NOLINT(performance-unnecessary-value-param)
   if (is_grad_enabled() && (a.requires_grad() || b.requires_grad()))
     return apply<AddGradients>(a, b);
-  const bool ours = a.is_dense() && a.impl().use_count() == 1 && a.storage()->use_count() == 1;
   const NoGrad guard;
-  return ours ? a.add_(b) : apply<AddGradients>(a, b);
+  return is_only_holder(a) ? a.add_(b) : apply<AddGradients>(a, b);
 }
 
 }  // namespace detail

@@ -23,4 +23,12 @@ int running_sweeps();  ///< on this thread, one inside the other
 /// once in a sweep; who asks again, and everyone else, gets dense memory.
 Tensor empty_gradient(const Tensor& x);
 
+/// In the backward of a node that a sweep runs: what has arrived of the gradient of its input `i`
+/// from elsewhere, for an op that adds to it while it computes its own share. Who takes it returns
+/// it as its gradient, with that share added; the sum is then rounded once and not twice. Undefined
+/// where nothing has arrived, somebody else may look at it, or the sweep is recorded.
+Tensor take_gradient(int i);
+/// Whether t is dense and nobody else sees its elements: then it may be added to in place.
+bool is_only_holder(const Tensor& t);
+
 }  // namespace norma::detail

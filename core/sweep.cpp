@@ -62,6 +62,15 @@ OneStream::~OneStream() { --one_stream; }
 bool sweep_frees_graph() { return frees_graph; }
 }  // namespace detail
 
+namespace {
+/// What the innermost sweep of this thread runs.
+struct Stepping {
+  Sweep* sweep = nullptr;
+  const Node* node = nullptr;
+};
+thread_local constinit Stepping stepping;
+}  // namespace
+
 /// One run through the graph, newest node first. Every node waits until all later ones have run;
 /// numbers grow along every edge, so a heap on them needs no count of dependencies.
 class Sweep {
@@ -102,6 +111,18 @@ class Sweep {
     wanted_.push_back({edge, slot});
   }
   std::vector<Tensor>& found() { return found_; }
+
+  /// What take_gradient gives to `node`.
+  Tensor take(const Node& node, size_t input) {
+    if (create_ || input >= node.inputs.size() || !node.inputs[input].node) return {};
+    const Edge& edge = node.inputs[input];
+    Entry* entry = find(*edge.node);
+    if (!entry || entry->grads.empty()) return {};
+    Tensor& arrived = entry->grads[edge.index];
+    if (!arrived.defined() || !detail::is_only_holder(arrived)) return {};
+    join_side_stream_for(arrived, arrived);
+    return std::exchange(arrived, {});
+  }
 
   /// From now on the sweep leaves out what leads from the outputs to no wanted node.
   void prune(const std::vector<Tensor>& outputs) {
@@ -188,16 +209,19 @@ class Sweep {
     return std::exchange(entry.node, {});
   }
 
-  /// Tells the node that runs whether it is freed afterwards.
-  class Freeing {
+  /// Tells the node that runs whose step it is, and whether it is freed afterwards.
+  class Running {
    public:
-    explicit Freeing(bool on) : before_(std::exchange(frees_graph, on)) {}
-    ~Freeing() { frees_graph = before_; }
-    Freeing(const Freeing&) = delete;
-    Freeing& operator=(const Freeing&) = delete;
+    Running(Sweep* sweep, const Node* node, bool frees)
+        : frees_before_(std::exchange(frees_graph, frees)),
+          stepping_before_(std::exchange(stepping, {sweep, node})) {}
+    ~Running() { frees_graph = frees_before_, stepping = stepping_before_; }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
 
    private:
-    bool before_;
+    bool frees_before_;
+    Stepping stepping_before_;
   };
 
   void step(Entry& entry) {
@@ -228,7 +252,7 @@ class Sweep {
       return;
     }
     Node::Gradients results = [&] {
-      const Freeing mode(!retain_);
+      const Running mode(this, node.get(), !retain_);
       const Autocast off(float32);  // gradients have their own dtypes, in a scope or out of it
       return node->backward(std::move(grads));
     }();
@@ -310,6 +334,9 @@ void backward(const std::vector<Tensor>& outputs,
 }
 
 namespace detail {
+Tensor take_gradient(int i) {
+  return stepping.sweep ? stepping.sweep->take(*stepping.node, static_cast<size_t>(i)) : Tensor();
+}
 Node::Gradients grad_within(const Node::Gradients& outputs, const Node::Gradients& inputs,
                             const Node::Gradients& grad_outputs, bool create_graph) {
   Sweep sweep({.create_graph = create_graph}, Sweep::Until::cuts);

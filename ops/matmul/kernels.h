@@ -16,6 +16,7 @@ enum class MatmulEpilogue { plain, gelu, gelu_backward };
 ///   gelu_backward  c = (a b) ⊙ gelu_tanh′(pre)
 ///   sums (n)       Σ_k a, of the very elements that the product reads: a bias's gradient (on a
 ///   GPU)
+///   accumulate     c += a b, rounded once (on a GPU, which also takes a c whose rows lie apart)
 struct MatmulArgs {
   ConstView a, b;
   ConstVec bias;
@@ -23,6 +24,7 @@ struct MatmulArgs {
   MatmulEpilogue epilogue = MatmulEpilogue::plain;
   Rows pre = {};
   Vec sums = {};
+  bool accumulate = false;
 };
 void run(Cpu, const MatmulArgs&);
 void run(Cuda, const MatmulArgs&);

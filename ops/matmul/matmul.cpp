@@ -5,6 +5,7 @@
 
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/product.h"
@@ -200,25 +201,44 @@ Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w_,
 }
 LinearGrads Linear::backward(Context& ctx, const Tensor& dy) {
   const Tensor x = ctx.saved(0), w = ctx.saved(1);
+  std::optional<Tensor> arrived;
+  if (ctx.needs(0) && dy.device().is_cuda())
+    if (const Tensor t = detail::take_gradient(0); t.defined())
+      arrived = t.reshape({-1, w.size(1)});
   LinearGrads grads =
-      apply<LinearBackward>(dy.reshape({-1, w.size(0)}), x.reshape({-1, w.size(1)}), w,
+      apply<LinearBackward>(dy.reshape({-1, w.size(0)}), x.reshape({-1, w.size(1)}), w, arrived,
                             {.dx = ctx.needs(0), .dw = ctx.needs(1), .db = ctx.needs(2)});
   if (grads.dx) grads.dx = grads.dx->reshape(x.shape());
   return grads;
 }
 
 LinearGrads LinearBackward::define(const Tensor& dy, const Tensor& x, const Tensor& w,
-                                   const Options& o) {
+                                   const std::optional<Tensor>& arrived, const Options& o) {
   const Tensor d = dy.to(w.dtype());
   LinearGrads grads;
   if (o.dx) grads.dx = matmul(dy, w.to(dy.dtype()));
+  if (arrived) grads.dx = *grads.dx + *arrived;
   if (o.dw) grads.dw = matmul(d.t(), x.to(w.dtype()));
   if (o.db) grads.db = d.sum(0);
   return grads;
 }
+namespace {
+/// dy w, of x's shape: added to what has arrived, else beside the gradients of x's neighbours where
+/// x is a part of wider rows.
+Tensor input_gradient(const Tensor& dy, const Tensor& x, const Tensor& w,
+                      const std::optional<Tensor>& arrived) {
+  if (dy.device().is_cpu()) return matmul(dy, w);
+  const Tensor dx = arrived ? *arrived : detail::empty_gradient(x);
+  const Tensor a = product_operand(dy), b = product_operand(w);
+  dispatch(dy.device(),
+           MatmulArgs{.a = a, .b = b, .bias = {}, .c = dx, .accumulate = arrived.has_value()});
+  dx.storage()->bump_version();
+  return dx;
+}
+}  // namespace
 LinearGrads LinearBackward::forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& w,
-                                    const Options& o) {
-  if (o.dx && o.dw)
+                                    const std::optional<Tensor>& arrived, const Options& o) {
+  if (o.dx && o.dw && !arrived)
     if (auto all = detail::small_layer_grads(dy, x, w, none, o.db))
       return {std::move(all->dx), std::move(all->dw), std::move(all->db)};
   LinearGrads grads;
@@ -228,7 +248,7 @@ LinearGrads LinearBackward::forward(Context&, const Tensor& dy, const Tensor& x,
   } else if (o.db) {
     grads.db = dy.to(w.dtype()).sum(0);
   }
-  if (o.dx) grads.dx = matmul(dy, detail::rounded_weight(w, dy.dtype()));
+  if (o.dx) grads.dx = input_gradient(dy, x, detail::rounded_weight(w, dy.dtype()), arrived);
   return grads;
 }
 

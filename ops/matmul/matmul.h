@@ -48,7 +48,8 @@ struct Linear {
   static LinearGrads backward(Context&, const Tensor& dy);
 };
 
-/// What linear's arguments get: dy (rows, m), x (rows, k). Small ones on a GPU in one launch.
+/// What linear's arguments get: dy (rows, m), x (rows, k). Small ones on a GPU in one launch. A GPU
+/// adds dx to what has arrived of x's gradient already, in its memory and with one rounding.
 struct LinearBackwardOptions {
   bool dx = true, dw = true, db = true;
   bool operator==(const LinearBackwardOptions&) const = default;
@@ -56,9 +57,10 @@ struct LinearBackwardOptions {
 struct LinearBackward {
   using Options = LinearBackwardOptions;
   static constexpr std::string_view name = "linear_backward";
-  static LinearGrads define(const Tensor& dy, const Tensor& x, const Tensor& w, const Options&);
+  static LinearGrads define(const Tensor& dy, const Tensor& x, const Tensor& w,
+                            const std::optional<Tensor>& arrived, const Options&);
   static LinearGrads forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& w,
-                             const Options&);
+                             const std::optional<Tensor>& arrived, const Options&);
 };
 
 /// dw = dyᵀ x and db = Σ dy over the rows, dy (rows, m), x (rows, k): on a GPU in one kernel.

@@ -39,7 +39,7 @@ void check(cublasStatus_t status, std::string_view what) {
 /// B = a, so that D's columns are our rows. Everything that a plan depends on.
 struct Problem {
   int64_t n, k, m, batch;
-  int64_t a_stride, b_stride;  // leading dimensions
+  int64_t a_stride, b_stride, c_stride;  // leading dimensions
   int64_t a_step, b_step, c_step;
   int64_t pre_stride;
   int32_t a_transposed, b_transposed;
@@ -50,7 +50,7 @@ struct Problem {
     return std::memcmp(this, &other, sizeof(Problem)) == 0;
   }
 };
-static_assert(sizeof(Problem) == 10 * 8 + 15 * 4 + 4, "compared and hashed as bytes: no padding");
+static_assert(sizeof(Problem) == 11 * 8 + 15 * 4 + 4, "compared and hashed as bytes: no padding");
 
 struct ProblemHash {
   size_t operator()(const Problem& p) const {
@@ -149,7 +149,7 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& p, const void* bias, cons
                   p.batch, p.b_step);
   plan.b = layout(dtype, p.a_transposed ? p.n : p.k, p.a_transposed ? p.k : p.n, p.a_stride,
                   p.batch, p.a_step);
-  plan.c = layout(static_cast<DType>(p.c_dtype), p.m, p.n, p.m, p.batch, p.c_step);
+  plan.c = layout(static_cast<DType>(p.c_dtype), p.m, p.n, p.c_stride, p.batch, p.c_step);
 
   cublasLtMatmulPreference_t preference = nullptr;
   check(cublasLtMatmulPreferenceCreate(&preference), "take preferences");
@@ -225,7 +225,8 @@ struct Lie {
   int64_t stride;
   bool transposed;
 };
-Lie lie_of(const ConstView& x) {
+template <class AnyView>
+Lie lie_of(const AnyView& x) {
   const int d = x.shape.dim();
   const int64_t rows = x.shape[d - 2], cols = x.shape[d - 1];
   const int64_t row_stride = x.strides[d - 2], col_stride = x.strides[d - 1];
@@ -238,6 +239,7 @@ Lie lie_of(const ConstView& x) {
 struct Pointers {
   const void *a, *b, *bias;
   void *c, *pre, *sums;
+  bool accumulate;
 };
 
 /// False where cuBLASLt has no kernel for it.
@@ -252,11 +254,11 @@ bool multiply(Cuda on, Problem p, const Pointers& at) {
   if (is_new) plan = make_plan(handle, p, at.bias, at.pre, at.sums);
   if (!plan.exists) return false;
   set_pointers(plan, p, at.bias, at.pre, at.sums);
-  const float one = 1, zero = 0;
-  const double one64 = 1, zero64 = 0;
+  const float one = 1, old = at.accumulate ? 1 : 0;
+  const double one64 = 1, old64 = old;
   const bool is_double = p.dtype == static_cast<int32_t>(float64);
   const void* alpha = is_double ? static_cast<const void*>(&one64) : &one;
-  const void* beta = is_double ? static_cast<const void*>(&zero64) : &zero;
+  const void* beta = is_double ? static_cast<const void*>(&old64) : &old;
   check(cublasLtMatmul(handle, plan.what, alpha, at.b, plan.a, at.a, plan.b, beta, at.c, plan.c,
                        at.c, plan.c, &plan.algorithm, lt.workspace(on.stream, p.device),
                        kWorkspaceBytes, detail::stream_of(on)),
@@ -315,9 +317,11 @@ void run(Cuda on, const MatmulArgs& k) {
   const int d = k.c.shape.dim();
   const int64_t n = k.c.shape[d - 2], m = k.c.shape[d - 1], depth = k.a.shape[d - 1];
   if (k.c.shape.numel() == 0 && !(k.sums && n > 0)) return;
-  if (multiply_small(on, {&k, 1}) || multiply_gelu(on, k)) return;
+  const Lie c = lie_of(k.c);
+  if (!k.accumulate && c.stride == m && (multiply_small(on, {&k, 1}) || multiply_gelu(on, k)))
+    return;
   if (depth == 0 || k.c.shape.numel() == 0) {
-    run(on, FillArgs{.target = k.c, .value = 0});
+    if (!k.accumulate) run(on, FillArgs{.target = k.c, .value = 0});
     if (k.sums) sum_a(on, k);
     return finish(on, k);
   }
@@ -327,7 +331,7 @@ void run(Cuda on, const MatmulArgs& k) {
   const Lie a = lie_of(k.a), b = lie_of(k.b);
   Problem p{};
   p.n = n, p.k = depth, p.m = m, p.batch = batch.row_length();
-  p.a_stride = a.stride, p.b_stride = b.stride;
+  p.a_stride = a.stride, p.b_stride = b.stride, p.c_stride = c.stride;
   p.a_step = batch.row_stride(0), p.b_step = batch.row_stride(1), p.c_step = batch.row_stride(2);
   p.a_transposed = a.transposed, p.b_transposed = b.transposed;
   p.dtype = static_cast<int32_t>(k.a.dtype), p.c_dtype = static_cast<int32_t>(k.c.dtype);
@@ -342,7 +346,8 @@ void run(Cuda on, const MatmulArgs& k) {
                     .bias = k.bias.data,
                     .c = static_cast<std::byte*>(k.c.data) + at[2] * c_size,
                     .pre = k.pre.data,
-                    .sums = k.sums.data};
+                    .sums = k.sums.data,
+                    .accumulate = k.accumulate};
   };
   // First with everything in one kernel, else the product alone and the rest after it.
   Problem whole = p;
@@ -355,9 +360,14 @@ void run(Cuda on, const MatmulArgs& k) {
     const Pointers at = pointers(row);
     fused = fused && multiply(on, whole, at);
     if (fused) continue;
-    if (!multiply(
-            on, p,
-            {.a = at.a, .b = at.b, .bias = nullptr, .c = at.c, .pre = nullptr, .sums = nullptr}))
+    if (!multiply(on, p,
+                  {.a = at.a,
+                   .b = at.b,
+                   .bias = nullptr,
+                   .c = at.c,
+                   .pre = nullptr,
+                   .sums = nullptr,
+                   .accumulate = at.accumulate}))
       throw CudaError(
           "matmul: cuBLASLt must have a kernel for ({}, {}) by ({}, {}) of {}, but has none", n,
           depth, depth, m, to_string(k.c.dtype));

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "norma/core/allocator.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/core/op.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
@@ -46,6 +47,55 @@ TEST(Autograd, DiamondIsSweptOnce) {
   const Tensor a = x * 3, b = a * a, c = a + 1;
   (b * c).sum().backward();  // 9x²(3x + 1): 81x² + 18x
   EXPECT_SAME_BITS(x.grad(), tensor({81 * 4 + 18 * 2}));
+}
+
+/// 2 x, whose backward adds to what has arrived of x's gradient.
+struct AddingDouble {
+  static constexpr std::string_view name = "adding_double";
+  static inline int taken = 0;
+  static Tensor forward(Context&, const Tensor& x) { return x * 2; }
+  static Tensor backward(Context&, const Tensor& dy) {
+    const Tensor arrived = detail::take_gradient(0);
+    EXPECT_FALSE(detail::take_gradient(1).defined());
+    if (!arrived.defined()) return dy * 2;
+    ++taken;
+    return arrived.add_(dy * 2);
+  }
+};
+
+TEST(Autograd, AnOpMayAddToTheGradientThatHasArrived) {
+  const Tensor x = leaf({1, 2});
+  const auto gradient = [&](const auto& other_use, const BackwardOptions& options = {}) {
+    AddingDouble::taken = 0;
+    const Tensor h = x * 3, doubled = apply<AddingDouble>(h);
+    const Tensor other = other_use(h);  // later: its gradient comes first
+    return grad({(doubled + other).sum()}, {x}, {}, options)[0];
+  };
+  const auto square = [](const Tensor& h) { return h * h; };
+  const Tensor expected = tensor({3 * (2 + 6.0), 3 * (2 + 12.0)});
+  EXPECT_SAME_BITS(gradient(square), expected);
+  EXPECT_EQ(AddingDouble::taken, 1);
+  EXPECT_SAME_BITS(gradient(square, {.create_graph = true}).detach(), expected);
+  EXPECT_EQ(AddingDouble::taken, 0) << "the sweep is recorded";
+  EXPECT_SAME_BITS(gradient([](const Tensor& h) { return h + h.detach(); }), tensor({9, 9}));
+  EXPECT_EQ(AddingDouble::taken, 0) << "the sum's gradient is that of its other argument too";
+  EXPECT_SAME_BITS(gradient([](const Tensor& h) { return h.detach() * 5; }), tensor({6, 6}));
+  EXPECT_EQ(AddingDouble::taken, 0) << "nothing has arrived";
+}
+
+TEST(Autograd, AHookSeesTheSumThatAnOpHasAddedTo) {
+  const Tensor x = leaf({1, 2}), h = x * 3;
+  Tensor seen;
+  h.register_hook([&](const Tensor& g) {
+    seen = g.clone();
+    return std::optional<Tensor>();
+  });
+  AddingDouble::taken = 0;
+  const Tensor doubled = apply<AddingDouble>(h);
+  (doubled + h * h).sum().backward();
+  EXPECT_EQ(AddingDouble::taken, 1);
+  EXPECT_SAME_BITS(seen, tensor({8, 14}));
+  EXPECT_SAME_BITS(x.grad(), tensor({24, 42}));
 }
 
 TEST(Autograd, UnusedResultsAndInputsHaveNoGradient) {

@@ -57,6 +57,35 @@ TYPED_TEST(MatmulTest, IsTheSumOfProducts) {
   }
 }
 
+/// On a GPU the second of two products adds to the first one's gradient where it lies, and parts of
+/// one tensor get parts of one gradient.
+TEST(Matmul, GradientsOfAnInputUsedTwiceAndOfPartsAddUp) {
+  for (DType dtype : {float32, bfloat16}) {
+    SCOPED_TRACE(to_string(dtype));
+    manual_seed(3);
+    const Tensor x = randn({6, 33, 80}, dtype).requires_grad_();
+    const auto weight = [](const Shape& shape) { return randn(shape).to(bfloat16).to(float32); };
+    const Tensor u = weight({24, 80}), v = weight({24, 80}), w = weight({40, 48}),
+                 c = weight({40, 32});
+    const auto gradient = [&](const Tensor& input) {
+      const auto as = [&](const Tensor& t) { return t.to(input.dtype()); };
+      const auto parts = split(input, {48, 32}, -1);
+      const Tensor h = input * 2;
+      const Tensor both = linear(h, as(u)) * linear(h, as(v));
+      const Tensor apart = linear(parts[0], as(w)) + linear(parts[1], as(c));
+      return grad({both.sum() + apart.sum()}, {input})[0];
+    };
+    const Tensor wide = x.detach().to(float64).requires_grad_();
+    const Tensor got = gradient(x);
+    // Numbers of some hundreds are rounded to dtype and summed, in float32 at least, a hundred
+    // each.
+    const double rounded = 2000 * unit_roundoff(dtype), summed = 20000 * unit_roundoff(float32);
+    EXPECT_CLOSE(got, gradient(wide),
+                 {.relative = 8 * unit_roundoff(dtype), .absolute = rounded + summed});
+    for (int i = 0; i < 3; ++i) EXPECT_SAME_BITS(gradient(x), got);
+  }
+}
+
 TEST(Matmul, TransposedAndStridedOperandsGiveTheSameProduct) {
   const Tensor a = randn({37, 65}, float64), b = randn({65, 41}, float64);
   const Tensor expected = matmul(a, b);

@@ -81,6 +81,24 @@ TEST_F(SideStream, NormsWeightGradientsHaveTheBitsOfOneStream) {
   }
 }
 
+TEST_F(SideStream, ProductsThatAddToAGradientHaveTheSameBitsEagerAndCaptured) {
+  const Tensor x = randn({4, 512, 256}, bfloat16, cuda).requires_grad_();
+  const Tensor u = randn({128, 256}, float32, cuda).requires_grad_(),
+               v = randn({128, 256}, float32, cuda).requires_grad_();
+  const auto gradients = [&] {
+    const Tensor h = x * 2;
+    return grad({(linear(h, u) * linear(h, v)).sum()}, {x, u, v});
+  };
+  const auto expected = gradients();
+  const auto sum = [&](const Tensor& one, const Tensor& other) {
+    return grad({(linear(x * 2, one) * linear(x.detach() * 2, other)).sum()}, {x})[0];
+  };
+  EXPECT_CLOSE(expected[0], sum(u, v).to(float32) + sum(v, u).to(float32),
+               {.relative = 0.01, .absolute = 8});
+  auto captured = capture([&] { return gradients(); });
+  for (int i = 0; i < 5; ++i) expect_same(captured(), expected);
+}
+
 TEST_F(SideStream, IsABranchOfARecordedGraph) {
   const auto path = [](const std::string& table) {
     const size_t at = table.find("nodes, ") + 7;

@@ -53,11 +53,11 @@ TEST_F(SmallProduct, OfWholeNumbersIsExact) {
     EXPECT_CLOSE(wide(linear(x, w, b)), linear(wide(x), wide(w), wide(b)), {});
     EXPECT_CLOSE(wide(matmul(x, w.t())), matmul(wide(x), wide(w).t()), {});
     const Tensor dy = whole({rows, out});
-    const LinearGrads small = apply<LinearBackward>(dy, x, w, {});
+    const LinearGrads small = apply<LinearBackward>(dy, x, w, none, {});
     EXPECT_CLOSE(wide(*small.dx), matmul(wide(dy), wide(w)), {});
     EXPECT_CLOSE(wide(*small.dw), matmul(wide(dy).t(), wide(x)), {});
     EXPECT_CLOSE(wide(*small.db), wide(dy).sum(0), {});
-    const LinearGrads one = apply<LinearBackward>(dy, x, w, {.dx = false});
+    const LinearGrads one = apply<LinearBackward>(dy, x, w, none, {.dx = false});
     EXPECT_SAME_BITS(*one.dw, *small.dw);
     EXPECT_SAME_BITS(*one.db, *small.db);
   }
@@ -113,8 +113,8 @@ TEST_F(SmallProduct, GeluIsItsDefinitionRounded) {
 TEST_F(SmallProduct, ALayersBackwardIsOneNode) {
   const Tensor x = randn({64, 32}).requires_grad_(), w = randn({64, 32}).requires_grad_();
   const Tensor b = randn({64}).requires_grad_(), dy = randn({64, 64});
-  auto step =
-      capture([&] { return apply<LinearBackward>(dy, x.detach(), w.detach(), {}).dx->detach(); });
+  auto step = capture(
+      [&] { return apply<LinearBackward>(dy, x.detach(), w.detach(), none, {}).dx->detach(); });
   for (int i = 0; i < 3; ++i) step();
   const std::string nodes = step.graph_nodes();
   EXPECT_NE(nodes.find("1  norma::(anonymous namespace)::matmul_small_kernel"), nodes.npos)
