@@ -21,7 +21,8 @@ struct ScanForwardArgs {
 void run(Cpu, const ScanForwardArgs&);
 void run(Cuda, const ScanForwardArgs&);
 
-/// dx, ddt, dz like x; db, dc like b, dense; da (E, N), dd, ddt_bias (E).
+/// dx, ddt, dz like x; db, dc like b, dense, or on a GPU of rows evenly apart; da (E, N), dd,
+/// ddt_bias (E).
 struct ScanBackwardArgs {
   bool dt_softplus;
   int64_t chunk;

@@ -238,7 +238,10 @@ std::vector<Tensor> SelectiveScanBackward::forward(
   };
   ScanGrads grads;
   grads.dx = detail::empty_gradient(x), grads.ddt = detail::empty_gradient(dt);
-  grads.db = empty(b.spec()), grads.dc = empty(c.spec());
+  if (x.device().is_cuda())
+    grads.db = detail::empty_gradient(b), grads.dc = detail::empty_gradient(c);
+  else
+    grads.db = empty(b.spec()), grads.dc = empty(c.spec());
   if (z) grads.dz = detail::empty_gradient(*z);
   grads.dstate = in_stats(state);
   const Maybe da = in_stats(a), dd = in_stats(d), ddt_bias = in_stats(dt_bias);

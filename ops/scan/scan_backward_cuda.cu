@@ -323,10 +323,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   }
 }
 
-/// db and dc (B, T, N), dense, from the blocks' parts.
+/// The distance of neighbouring rows of (B, T, N).
+int64_t row_stride(const View& t) { return t.shape[1] > 1 ? t.strides[1] : t.strides[0]; }
+
+/// db and dc (B, T, N) from the blocks' parts.
 template <class T>
 __global__ void scan_over_channels_kernel(const stats_t<T>* __restrict__ parts, int64_t blocks,
-                                          int64_t rows, int n, int padded, T* db, T* dc) {
+                                          int64_t rows, int n, int padded, T* db, int64_t db_stride,
+                                          T* dc, int64_t dc_stride) {
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const int64_t per_row = 2 * padded;
   if (i >= rows * per_row) return;
@@ -334,7 +338,8 @@ __global__ void scan_over_channels_kernel(const stats_t<T>* __restrict__ parts, 
 #pragma unroll 8
   for (int64_t block = 0; block < blocks; ++block) sum += parts[block * rows * per_row + i];
   const int64_t row = i / per_row, at = i % padded;
-  if (at < n) (i % per_row < padded ? dc : db)[row * n + at] = convert<T>(sum);
+  if (at >= n) return;
+  (i % per_row < padded ? dc + row * dc_stride : db + row * db_stride)[at] = convert<T>(sum);
 }
 
 /// da (E, N), dd, ddt_bias (E) from the parts (B · segments, N + 2, E).
@@ -400,7 +405,7 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
     with.template operator()<false>();
   launch(on, {.grid = grid_for(rows * 2 * P::kN, 256), .block = dim3(256)},
          scan_over_channels_kernel<T>, static_cast<const Acc*>(over_channels.data()), blocks, rows,
-         n, P::kN, k.db.as<T>(), k.dc.as<T>());
+         n, P::kN, k.db.as<T>(), row_stride(k.db), k.dc.as<T>(), row_stride(k.dc));
   launch(on, {.grid = grid_for((n + 2) * channels, 128), .block = dim3(128)},
          scan_over_batch_kernel<Acc>, static_cast<const Acc*>(over_batch.data()),
          batch * s.segments, channels, n, k.da.as<Acc>(), k.dd.as<Acc>(), k.ddt_bias.as<Acc>());
