@@ -1,11 +1,14 @@
 #include "norma/core/autocast.h"
 
+#include <mutex>
+
 #include "norma/core/captured_call.h"
 #include "norma/core/tensor.h"
 
 namespace norma {
 namespace {
 thread_local constinit DType thread_dtype = float32;
+constinit std::mutex rounding;  // threads share weights
 }  // namespace
 
 Autocast::Autocast(DType dtype) : before_(thread_dtype) {
@@ -22,6 +25,7 @@ namespace detail {
 Tensor rounded_weight(const Tensor& w, DType dtype) {
   if (w.dtype() == dtype) return w;
   TensorImpl& impl = w.impl();
+  const std::lock_guard lock(rounding);
   const uint32_t version = impl.storage->version();
   if (impl.rounded && impl.rounded->dtype == dtype && impl.rounded_version == version) {
     // A graph takes these values as they are; who changes the weight by hand means them too.

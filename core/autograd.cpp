@@ -135,7 +135,10 @@ const Tensor& Tensor::requires_grad_(bool on) const {
   if (on && !is_floating(dtype()))
     throw DTypeError("requires_grad_: the tensor must be floating, but is {}", to_string(dtype()));
   impl().requires_grad = on;
-  if (!on) impl().node.reset();
+  if (on)
+    detail::edge_of(*this);  // now: threads that share it later would make a leaf each
+  else
+    impl().node.reset();
   return *this;
 }
 

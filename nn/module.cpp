@@ -54,6 +54,7 @@ void swap_values(const Tensor& t, const Tensor& values) {
   target.strides = source.strides;
   target.dtype = source.dtype;
   target.node = {};  // a leaf that knows the old dtype and device
+  if (target.requires_grad) norma::detail::edge_of(t);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 #include "norma/core/autograd.h"
 
+#include <array>
 #include <cmath>
+#include <thread>
+#include <vector>
 
 #include "norma/core/allocator.h"
 #include "norma/core/gradient_memory.h"
@@ -22,6 +25,21 @@ TEST(Autograd, GradientsOfATensorUsedTwiceAdd) {
   const Tensor x = leaf({3});
   (x * x + x).sum().backward();
   EXPECT_SAME_BITS(x.grad(), tensor({7}));
+}
+
+TEST(Autograd, ThreadsThatShareAWeightRecordOverOneLeaf) {
+  const DefaultDevice there(cpu);
+  for (int round = 0; round < 50; ++round) {
+    const Tensor w = leaf({2});
+    EXPECT_TRUE(w.impl().node) << "threads would each make a leaf at their first op";
+    std::array<Tensor, 3> y;
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < y.size(); ++i)
+      threads.emplace_back([&, i] { y[i] = w * static_cast<double>(i + 1); });
+    for (std::thread& thread : threads) thread.join();
+    (y[0] + y[1] + y[2]).sum().backward();
+    EXPECT_SAME_BITS(w.grad(), tensor({6}));
+  }
 }
 
 TEST(Autograd, EachBackwardAddsToGradUntilItIsCleared) {

@@ -1,5 +1,8 @@
+#include <array>
 #include <cmath>
 #include <limits>
+#include <thread>
+#include <vector>
 
 #include "norma/core/autocast.h"
 #include "norma/core/autograd.h"
@@ -48,6 +51,20 @@ TEST(Autocast, WeightsStayFloat32AndSoDoTheirGradients) {
     EXPECT_EQ(w.grad().dtype(), float32);
     EXPECT_CLOSE(w.grad(), matmul(dy.to(float64).t(), x.to(float64)), {.absolute = bound});
     EXPECT_CLOSE(b.grad(), dy.to(float64).sum(0), {.absolute = bound});
+  }
+}
+
+TEST(Autocast, ThreadsThatShareAWeightRoundItOnce) {
+  const DefaultDevice there(cpu);
+  for (int round = 0; round < 50; ++round) {
+    const Tensor w = randn({64, 64});
+    std::array<Tensor, 3> rounded;
+    std::vector<std::thread> threads;
+    for (Tensor& r : rounded)
+      threads.emplace_back([&] { r = norma::detail::rounded_weight(w, bfloat16); });
+    for (std::thread& thread : threads) thread.join();
+    for (const Tensor& r : rounded) EXPECT_EQ(r.data(), rounded[0].data());
+    EXPECT_SAME_BITS(rounded[0], w.to(bfloat16));
   }
 }
 
