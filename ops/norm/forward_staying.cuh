@@ -7,10 +7,10 @@
 
 namespace norma::norm_cuda {
 
-/// Whether a gate is brought to shared memory. Beside 32 bits there is no room for it, but in the
-/// registers.
-template <class T, Beside kBeside>
-inline constexpr bool kStagesGate = kBeside == Beside::gate_last && sizeof(T) == 2;
+/// Whether what is beside x is brought to shared memory too. There is no room for it beside
+/// LayerNorm's weights of 32 bits, but in the registers.
+template <class T, bool kCentred, Beside kBeside>
+inline constexpr bool kStagesBeside = kBeside != Beside::nothing && (sizeof(T) == 2 || !kCentred);
 
 /// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
 /// LayerNorm of 16 bits by four spills, which only clusters gain by.
@@ -25,14 +25,16 @@ constexpr int staying_blocks() {
 /// (plan.rounds). Their part of the weights stays in shared memory, so that the second cache is not
 /// asked for it again; and while the warps of a group meet, the next group's x is on its way there.
 /// Each lane has places of its own, so that none waits for another.
-///   bytes  rows · D · (x, y and where it is: z); w and b once a block, from the caches
-///   bound  memory
+///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b once a block, from the
+///   caches bound  memory
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
                                   (staying_blocks<T, kCentred, kBeside, kHolder>()))
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
-  constexpr bool kLate = kStagesGate<T, kBeside>, kWarp = kHolder == Holder::warp;
-  constexpr int kX = 2, kZ = 3;  // their places
+  constexpr bool kStages = kStagesBeside<T, kCentred, kBeside>, kWarp = kHolder == Holder::warp;
+  constexpr bool kLate = kStages && kBeside == Beside::gate_last;
+  constexpr int kX = 2, kBesideX = 3;                          // their places
+  constexpr int kOther = kBeside == Beside::residual ? 1 : 2;  // which tensor is beside x
   using Group = ForwardGroup<T, kCentred, kBeside, !kWarp, kLate>;
   using Meeting = HeldMeeting<kHolder, true>;
   constexpr int kWidth = Group::kWidth;
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   int first = (block >> shift) * teams * plan.rounds;
   const int end = min(plan.items, first + teams * plan.rounds);
 
-  const Ahead<Group::kVecs, 1 + kLate> ahead{
+  const Ahead<Group::kVecs, 1 + kStages> ahead{
       memory + static_cast<uint32_t>(warp) * plan.stage_bytes + 16 * group.lane, 1};
   const auto place = [&](const ForwardRows& t, int item) {
     return reinterpret_cast<T*>(t.data + item * t.row_bytes) + group.column;
@@ -59,12 +61,14 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   const auto ask = [&](int which, const T* from, int has) {
     ahead.ask(which, from, group.of(1) * int{sizeof(T)}, has);
   };
-  const auto ask_row = [&](int which, const ForwardRows& t, int item) {
-    ask(which, place(t, item), item < end ? group.mine : 0);
+  const auto ask_row = [&](int item) {
+    const int has = item < end ? group.mine : 0;
+    ask(kX, place(plan.in[0], item), has);
+    if constexpr (kStages && !kLate) ask(kBesideX, place(plan.in[kOther], item), has);
     commit_copies();  // empty at the end: they are counted
   };
   wait_for_previous_kernel();
-  ask_row(kX, plan.in[0], first + team);
+  ask_row(first + team);
   const auto ask_weights = [&](int which, const void* w) {
     const T* from = static_cast<const T*>(w) + group.column;
     // The first cache has those of short groups for many blocks, but not a cluster's.
@@ -85,17 +89,22 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
     const int item = first + team;
     const bool real = !kWarp || item < end;
     const int has = real ? group.mine : 0;
-    if constexpr (kLate) ask_row(kZ, plan.in[2], item);
+    if constexpr (kLate) {
+      ask(kBesideX, place(plan.in[kOther], item), has);
+      commit_copies();
+    }
     wait_for_copies<kLate>();
     group.take(
         has,
         [&]<class E>(int which, int v) {
-          return which == 0
-                     ? ahead.template get<E, kWidth>(kX, v)
-                     : load_vector<From::once, kWidth>(place(plan.in[2], item) + group.of(v));
+          if (kStages || which == 0)
+            return ahead.template get<E, kWidth>(which == 0 ? kX : kBesideX, v);
+          return load_vector<From::once, kWidth>(place(plan.in[kOther], item) + group.of(v));
         },
-        [](int, const Vector<T, kWidth>&) {});
-    ask_row(kX, plan.in[0], item + teams);
+        [&](int v, const Vector<T, kWidth>& r) {
+          store_vector(place(plan.h, item) + group.of(v), r);
+        });
+    ask_row(item + teams);
     const Stats<float> stats = group.statistics(has, meet, [](float) {});
     if constexpr (kLate) wait_for_copies<1>();
     T* y = place(plan.y, item);
@@ -106,9 +115,9 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         },
         [&](int v) {
           if constexpr (kLate)
-            return ahead.template get<T, kWidth>(kZ, v);
+            return ahead.template get<T, kWidth>(kBesideX, v);
           else
-            return group.z[v];
+            return group.z[Group::kGateLast ? v : 0];
         },
         [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
     if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
@@ -117,12 +126,14 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
 
 /// Groups of a block, or of a warp of it, in turn. Blocks that stayed for the whole call reached 92
 /// to 95 % of copy, since some multiprocessors are slower; one group a block pays for the weights
-/// each time, which is dear in clusters, twice for LayerNorm and most in those of sixteen. Where
-/// lanes are not full (full: `vecs` vectors), two keep more on its way.
-inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, bool gated,
-                          int vecs) {
-  int most = centred && !gated && plan.vecs < vecs ? 2 : 1;
-  if (plan.cluster > 1) most = (centred ? 2 : 1) * (plan.cluster == 16 ? 2 : 1);
+/// each time, which is dear in clusters: for halves, for LayerNorm and most in those of sixteen.
+/// Where lanes are not full (full: `vecs` vectors), two keep more on its way.
+template <class T>
+int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside, int vecs) {
+  const bool halves = sizeof(T) == 2 && beside != Beside::residual;
+  int most = centred && beside == Beside::nothing && plan.vecs < vecs ? 2 : 1;
+  if (plan.cluster > 1 && centred) most = plan.cluster == 16 ? 4 : 2;
+  if (plan.cluster > 1 && !centred) most = halves || plan.cluster == 16 ? 2 : 1;
   // But all multiprocessors have several blocks' work.
   constexpr int kWarpsOfAll = 132 * 32;
   const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
@@ -130,17 +141,16 @@ inline int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred,
       std::clamp<int64_t>(warps / (4 * as_pretended(on, kWarpsOfAll)), 1, most));
 }
 
-/// Whether those blocks were faster (bench/RESULTS.md): in 16 bits, and above what a block holds.
-/// For rows of one group, with weights of their dtype.
+/// Whether those blocks were faster (bench/RESULTS.md). For rows of one group, with weights and a
+/// residual of their dtype.
 template <class T>
 bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
-  const bool centred = k.options.kind == NormKind::layer;
-  const bool gated = k.options.gate == GateOrder::norm_then_gate;
   if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || plan.groups != 1 ||
-      !plan.usual_weights || plan.weight_bytes != sizeof(T) || k.residual ||
-      k.options.gate == GateOrder::gate_then_norm)
+      !plan.usual_weights || plan.weight_bytes != sizeof(T) ||
+      (k.residual && k.residual.dtype != dtype_of<T>))
     return false;
-  return (centred || !gated) && (sizeof(T) == 2 || plan.cluster > 1);
+  // In clusters, halves that are gated first were as fast by blocks of one row.
+  return plan.cluster == 1 || k.options.gate != GateOrder::gate_then_norm || sizeof(T) == 4;
 }
 
 /// By a plan that says who holds a group, where it stays().
@@ -148,9 +158,9 @@ template <class T>
 void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
   const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
-    plan.rounds = staying_rounds(on, plan, kCentred, kBeside != Beside::nothing, kVecs);
+    plan.rounds = staying_rounds<T>(on, plan, kCentred, kBeside, kVecs);
     plan.stage_bytes = static_cast<uint32_t>(
-        Ahead<kVecs, 1 + kStagesGate<T, kBeside>>::bytes_of_warp(1, kCentred));
+        Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(1, kCentred));
     const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
     launch(on,
            {.grid = dim3(
@@ -163,16 +173,14 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
   };
   const auto by_holder = [&]<bool kCentred, Beside kBeside>() {
     if (plan.cluster > 1) return run.template operator()<kCentred, kBeside, Holder::cluster>();
-    if constexpr (sizeof(T) == 2)
-      plan.chunks > 1 ? run.template operator()<kCentred, kBeside, Holder::block>()
-                      : run.template operator()<kCentred, kBeside, Holder::warp>();
+    plan.chunks > 1 ? run.template operator()<kCentred, kBeside, Holder::block>()
+                    : run.template operator()<kCentred, kBeside, Holder::warp>();
   };
-  if (k.options.kind != NormKind::layer)
-    by_holder.template operator()<false, Beside::nothing>();
-  else if (k.options.gate == GateOrder::no_gate)
-    by_holder.template operator()<true, Beside::nothing>();
-  else
-    by_holder.template operator()<true, Beside::gate_last>();
+  by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
+    if constexpr (kBeside != Beside::wide_residual)
+      by_holder.template operator()<kCentred, kBeside>();
+    return true;
+  });
 }
 
 }  // namespace norma::norm_cuda
