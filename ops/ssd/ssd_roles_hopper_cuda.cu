@@ -22,6 +22,7 @@ struct HopperShared {
   T m[kBuffers][kPanel];
   HeadSums sums[kBuffers];
   SharedBarrier here[kBuffers], shared_here;  // a head's rows and states; b and c
+  SharedBarrier all;                          // of the block's warps
 };
 struct Maps {
   CUtensorMap x, dy, b, c, states, dstates;
@@ -58,8 +59,15 @@ struct HopperBackward {
     last = min(first + k.heads_each, (group + 1) * s.shared());
   }
   __device__ __forceinline__ int begin() const { return chunk * kQ; }
-  /// All of the block, each role from a place of its own, which __syncthreads() must not be.
-  __device__ __forceinline__ static void meet() { named_sync(1, kThreads); }
+  /// All of the block for the nth time, each role from a place of its own. Not a bar.sync of all
+  /// threads: synccheck takes those from several places for divergence. It is a hundredth slower.
+  __device__ __forceinline__ void meet(int n) const {
+    __syncwarp();
+    if (lane == 0) sh.all.arrive();
+    sh.all.wait(n % 2);
+  }
+  /// Before the last head but one is over.
+  __device__ __forceinline__ int meetings() const { return last - first + 1; }
 
   // By one thread.
   __device__ void fetch_shared() const {
@@ -95,7 +103,7 @@ struct HopperBackward {
   template <bool kBehind, class Work, class Over>
   __device__ __forceinline__ void each_head(const Work& work, const Over& over) const {
     for (int next = first; next <= last; ++next) {
-      meet();  // the last head but one is done with
+      meet(next - first);  // the last head but one is done with
       if constexpr (!kBehind) {
         if (threadIdx.x == 0 && next + 1 < last) fetch(next + 1);
         __syncwarp();
@@ -106,7 +114,7 @@ struct HopperBackward {
       sh.here[turn % kBuffers].wait(turn / kBuffers % 2);
       work(head, turn % kBuffers);
     }
-    meet();
+    meet(meetings());
     over(last - 1, (last - 1 - first) % kBuffers);
   }
   template <bool kBehind, class Work>
@@ -189,7 +197,7 @@ struct HopperBackward {
       store_block(sh.m[0], i0, j0, block_of_dcb);
     }
     copies_follow_writes();
-    meet();
+    meet(meetings() + 1);
   }
 
   /// d(Δ x), and dx; rows are steps j here. Then, which is no row's, the gradients of a head's
@@ -260,7 +268,7 @@ struct HopperBackward {
     each_head<true>(work, [&](int head, int at) {
       if (block == 0) finish_head(k, batch, begin(), head, sh.sums[at], steps);
     });
-    meet();
+    meet(meetings() + 1);
   }
 
   /// dd, the diagonal of dyᵀ x.
@@ -329,7 +337,7 @@ struct HopperBackward {
       keep_registers(dc);
       keep_registers(risen_dy);
     });
-    meet();
+    meet(meetings() + 1);
     keep_registers(dc);
     wgmma_begin();
 #pragma unroll
@@ -381,7 +389,7 @@ struct HopperBackward {
       keep_registers(db);
       keep_registers(fallen_x);
     });
-    meet();
+    meet(meetings() + 1);
     keep_registers(db);
     wgmma_begin();
 #pragma unroll
@@ -424,6 +432,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (SharedBarrier& each : shared.here) each.init(1);
       shared.shared_here.init(1);
+      shared.all.init(kThreads / kWarpSize);
       publish_barriers();
       own.fetch_shared();
       own.fetch(own.first);
