@@ -19,6 +19,59 @@ struct FewPlan {
   float beta = 1;                     ///< of the gate
 };
 
+/// Where a block's warps leave what each has for one of the weights' gradients.
+using FewTerms = float[kFewWarps][kChunk];
+
+__device__ __forceinline__ int few_place(int v, int width) {
+  return (v * kWarpSize + static_cast<int>(threadIdx.x) % kWarpSize) * width;
+}
+/// Of many clusters: the terms of a block's rows, added in its first row's warps, which leave them
+/// to norm_fold_kernel. `first`: by_warp has no readers yet; left: columns from `to` on.
+template <int kVecs, int kWidth>
+__device__ __forceinline__ void leave_few_sums(FewTerms& by_warp, const FewPlan& plan,
+                                               float (&terms)[kVecs][kWidth], bool first, float* to,
+                                               int left) {
+  const int warp = threadIdx.x / kWarpSize;
+  if (plan.rows > 1) {
+    if (!first) __syncthreads();
+    const bool of_first_row = warp < plan.block_chunks;
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v)
+      if (!of_first_row) write_whole(&by_warp[warp][few_place(v, kWidth)], terms[v]);
+    __syncthreads();
+    if (!of_first_row) return;
+    for (int r = 1; r < plan.rows; ++r)
+#pragma unroll
+      for (int v = 0; v < kVecs; ++v) {
+        float other[kWidth];
+        read_whole(&by_warp[warp + r * plan.block_chunks][few_place(v, kWidth)], other);
+#pragma unroll
+        for (int e = 0; e < kWidth; ++e) terms[v][e] = add(terms[v][e], other[e]);
+      }
+  }
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v)
+    if (v * kWarpSize * kWidth < left) write_whole(to + v * kWarpSize * kWidth, terms[v]);
+}
+/// Of one cluster: the gradient itself, of this block's columns.
+template <int kVecs, int kWidth>
+__device__ __forceinline__ void write_few_weights(FewTerms& by_warp, const FewPlan& plan,
+                                                  const float (&terms)[kVecs][kWidth], bool first,
+                                                  const Vec& out, int rank) {
+  const int warp = threadIdx.x / kWarpSize, of_block = plan.block_chunks * kChunk;
+  if (!first) __syncthreads();
+#pragma unroll
+  for (int v = 0; v < kVecs; ++v) write_whole(&by_warp[warp][few_place(v, kWidth)], terms[v]);
+  __syncthreads();
+  const int end = min(of_block, plan.size - rank * of_block);
+  for (int c = static_cast<int>(threadIdx.x); c < end; c += static_cast<int>(blockDim.x)) {
+    float sum = by_warp[c / kChunk][c % kChunk];
+    for (int r = 1; r < plan.rows; ++r)
+      sum = add(sum, by_warp[r * plan.block_chunks + c / kChunk][c % kChunk]);
+    set_value(out, rank * of_block + c, sum);
+  }
+}
+
 /// So few rows that every warp has one chunk: for them launches are the cost, not bytes. The blocks
 /// of a cluster tell each other their chunks' sums, and meanwhile add their columns' terms for the
 /// weights: of all rows, in one launch; or there are many clusters, whose sums are left to
@@ -33,7 +86,7 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr int kWidth = kLaneWidth<T>, kVecs = kChunk / (kWarpSize * kWidth);
   using Terms = BackwardTerms<T, kGate, kFull>;
-  __shared__ __align__(16) float by_warp[kFewWarps][kChunk];
+  __shared__ __align__(16) FewTerms by_warp;
   __shared__ float2 slots[kFewWarps * kMostFewBlocks];  // of each row, and chunk
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const bool clustered = plan.cluster > 1;
@@ -113,54 +166,17 @@ __global__ void __launch_bounds__(kFewWarps* kWarpSize, 1)
   }
 
   // The terms for the weights, while the others' sums of rows are on their way.
-  if constexpr (kMany) {
-#pragma unroll
-    for (int which = 0; which < (kFull ? 2 : 1); ++which) {
-      if (sums.place[which] < 0) continue;
-      const auto terms = [&](int v) -> float(&)[kWidth] {
-        return which == 0 ? dw[v] : db[kFull ? v : 0];
-      };
-      const auto place = [&](int w, int v) { return &by_warp[w][(v * kWarpSize + lane) * kWidth]; };
-      if (which > 0) __syncthreads();  // dw's readers are done
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-        if (row_here > 0) write_whole(place(warp, v), terms(v));
-      __syncthreads();
-      if (row_here > 0) continue;
-      for (int r = 1; r < plan.rows; ++r)
-#pragma unroll
-        for (int v = 0; v < kVecs; ++v) {
-          float other[kWidth];
-          read_whole(place(warp + r * plan.block_chunks, v), other);
-#pragma unroll
-          for (int e = 0; e < kWidth; ++e) terms(v)[e] = add(terms(v)[e], other[e]);
-        }
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-        if (exists(v)) write_whole(sums.of(of_cluster, which) + column_of(v), terms(v));
+  const auto leave = [&](int which, auto& terms, const Vec& out) {
+    if constexpr (kMany) {
+      if (sums.place[which] >= 0)
+        leave_few_sums(by_warp, plan, terms, which == 0, sums.of(of_cluster, which) + column,
+                       end - column);
+    } else if (out) {
+      write_few_weights(by_warp, plan, terms, which == 0, out, rank);
     }
-  } else {
-    const int first = rank * plan.block_chunks * kChunk;
-    const int columns_end = min(plan.block_chunks * kChunk, plan.size - first);
-#pragma unroll
-    for (int which = 0; which < (kFull ? 2 : 1); ++which) {
-      const Vec& out = which == 0 ? k.dw : k.db;
-      if (!out) continue;
-      if (which > 0) __syncthreads();  // dw's last readers are done
-#pragma unroll
-      for (int v = 0; v < kVecs; ++v)
-        write_whole(&by_warp[warp][lane * kWidth + v * kWarpSize * kWidth],
-                    which == 0 ? dw[v] : db[kFull ? v : 0]);
-      __syncthreads();
-      for (int c = static_cast<int>(threadIdx.x); c < columns_end;
-           c += static_cast<int>(blockDim.x)) {
-        float sum = by_warp[c / kChunk][c % kChunk];
-        for (int r = 1; r < plan.rows; ++r)
-          sum = add(sum, by_warp[r * plan.block_chunks + c / kChunk][c % kChunk]);
-        set_value(out, first + c, sum);
-      }
-    }
-  }
+  };
+  leave(0, dw, k.dw);
+  if constexpr (kFull) leave(1, db, k.db);
   if (clustered)
     cluster_wait();
   else
