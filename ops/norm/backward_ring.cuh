@@ -52,7 +52,9 @@ __device__ __forceinline__ void write_floats(uint32_t at, const float (&v)[kWidt
 ///   kFull  LayerNorm, or a bias's gradient; else neither
 ///   kWide  h and its gradients are float, where T is not
 ///   kOdd   rows may begin anywhere and end within a vector
-template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd>
+///   kHolds what a row's sums were made of stays in registers until the row is finished; else it is
+///          formed again from the stage
+template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd, bool kHolds>
 struct RingWarp {
   using Acc = float;
   using H = std::conditional_t<kWide, float, T>;
@@ -404,12 +406,14 @@ struct RingWarp {
     r.form(gain[v], s);
   }
   /// Σ g ⊙ x̂ and Σ g of this lane, and its share of dw and db.
-  __device__ __forceinline__ float2 begin(uint32_t stage, int at, const Stats<Acc>& s) {
+  __device__ __forceinline__ float2 begin(uint32_t stage, int at, const Stats<Acc>& s,
+                                          Terms (&held)[kHolds ? kVecs : 1]) {
     LaneSum<Acc> gx, g;
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       if (!kDense && !exists(v)) continue;
-      Terms r;
+      Terms r_here;
+      Terms& r = kHolds ? held[kHolds ? v : 0] : r_here;
       read(stage, at, v, s, r);
       r.add_to(gx, g, dw[v], db[kFull ? v : 0]);
     }
@@ -417,7 +421,7 @@ struct RingWarp {
   }
   /// Writes dx and the like of this lane's part of a row.
   __device__ __forceinline__ void finish(uint32_t stage, int at, const Stats<Acc>& s, int row,
-                                         float2 mean) const {
+                                         float2 mean, Terms (&held)[kHolds ? kVecs : 1]) const {
     T* const dx = out<T>(plan.dx, row);
     T* const dz = out<T>(plan.dz, row);
     T* const dresidual = out<T>(plan.dresidual, row);
@@ -426,8 +430,9 @@ struct RingWarp {
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       if (!kDense && !exists(v)) continue;
-      Terms r;
-      read(stage, at, v, s, r);
+      Terms r_here;
+      Terms& r = kHolds ? held[kHolds ? v : 0] : r_here;
+      if constexpr (!kHolds) read(stage, at, v, s, r);
       Acc du[kWidth], other[kWidth];
       r.finish(s, mean, du, other);
       if constexpr (kGateLast)
@@ -449,20 +454,34 @@ struct RingWarp {
       if ((wants & kWantsDx) && writes) put(stage, 0, at, v, dx, du);
     }
   }
-  static __device__ __forceinline__ float2 over_lanes(float2 s, int lanes) {
+  /// Both sums over the lanes of a group. A warp that waits for no other is to save instructions,
+  /// not time: two sums share its steps after the first, each in half of the lanes, since a shuffle
+  /// takes the place of four additions.
+  __device__ __forceinline__ float2 over_lanes(float2 s) const {
+    const auto from = [](float v, int step) { return __shfl_xor_sync(0xffffffffu, v, step); };
+    if (kBlock || !kFull) {
 #pragma unroll
-    for (int step = kWarpSize / 2; step > 0; step /= 2) {
-      if (step >= lanes) continue;
-      s.x = add(s.x, __shfl_xor_sync(0xffffffffu, s.x, step));
-      if (kFull) s.y = add(s.y, __shfl_xor_sync(0xffffffffu, s.y, step));
+      for (int step = kWarpSize / 2; step > 0; step /= 2) {
+        if (step >= lanes) continue;
+        s.x = add(s.x, from(s.x, step));
+        if (kFull) s.y = add(s.y, from(s.y, step));
+      }
+      return s;
     }
-    return s;
+    if (lanes == 1) return s;
+    const int half = lanes / 2;
+    const bool second = (lane & half) != 0;
+    float sum = second ? s.y : s.x;
+    sum = add(sum, from(second ? s.x : s.y, half));
+#pragma unroll
+    for (int step = kWarpSize / 4; step > 0; step /= 2)
+      if (step < half) sum = add(sum, from(sum, step));
+    const float other = from(sum, half);
+    return second ? float2{other, sum} : float2{sum, other};
   }
   /// Their means: of g only where the norm is centred.
   __device__ __forceinline__ float2 means_of(float2 sums) const {
-    const Acc inverse = k.options.kind == NormKind::l2 ? Acc(1) : 1 / static_cast<Acc>(plan.size);
-    return {mul(sums.x, inverse),
-            kFull && k.options.kind == NormKind::layer ? mul(sums.y, inverse) : Acc(0)};
+    return {mul(sums.x, plan.inverse), kFull ? mul(sums.y, plan.inverse_of_g) : Acc(0)};
   }
 
   // ---- Turns
@@ -549,9 +568,10 @@ struct RingWarp {
         const Stats<Acc> s = stats(next, stage, r * plan.set_groups + team);
         next = ask_stats(first + (after < plan.tile_rows ? after : units * plan.tile_rows));
         if constexpr (kOdd) straighten(from, at, row, real);
-        const float2 mine = real ? begin(from, at, s) : float2{0, 0};
-        const float2 mean = means_of(over_lanes(mine, lanes));
-        if (real) finish(from, at, s, row, mean);
+        Terms held[kHolds ? kVecs : 1];
+        const float2 mine = real ? begin(from, at, s, held) : float2{0, 0};
+        const float2 mean = means_of(over_lanes(mine));
+        if (real) finish(from, at, s, row, mean, held);
         if constexpr (kOdd) deliver(from, at, row, real);
         at += plan.step_rows * plan.pitch;
       }
@@ -569,6 +589,7 @@ struct RingWarp {
     };
     const int at = lane_in * kWidth;
     uint32_t parity = 0;
+    Terms held[kHolds ? kVecs : 1];
     Row next{0, ask_stats(place)}, before;
     for (int n = 0; n < turns + plan.behind; ++n) {
       const Row now = next;
@@ -579,7 +600,7 @@ struct RingWarp {
         landed_in(now.stage).wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(now.stage) * plan.stage_bytes;
         if constexpr (kOdd) straighten(from, at, place + n * units, true);
-        publish(over_lanes(begin(from, at, stats(now.asked, now.stage, 0)), kWarpSize), n);
+        publish(over_lanes(begin(from, at, stats(now.asked, now.stage, 0), held)), n);
         if (++next.stage == plan.stages) next.stage = 0, parity ^= 1;
       }
       const int n_ended = n - plan.behind;
@@ -589,7 +610,7 @@ struct RingWarp {
         if (plan.behind) ended = before;
         const int row = place + n_ended * units;
         const uint32_t from = ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes;
-        finish(from, at, stats(ended.asked, ended.stage, 0), row, mean);
+        finish(from, at, stats(ended.asked, ended.stage, 0), row, mean, held);
         if constexpr (kOdd) deliver(from, at, row, true);
         __syncwarp();
         send_into(ended.stage, n_ended + plan.stages);
@@ -625,7 +646,7 @@ struct RingWarp {
       const float2 other = read_shared_pair(sums_in(slot, c));
       s.x = add(s.x, other.x), s.y = add(s.y, other.y);
     }
-    return over_lanes(s, kWarpSize);
+    return over_lanes(s);
   }
 
   /// Its sums for the weights. Those of units that keep to groups of their own are rows of their
@@ -676,7 +697,7 @@ struct RingWarp {
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block
 ///   bound  memory
-template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd>
+template <class T, GateOrder kGate, bool kFull, bool kWide, RingUnit kUnit, bool kOdd, bool kHolds>
 __global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * kWarpSize, 1)
     norm_backward_ring_kernel(const __grid_constant__ NormBackwardArgs k,
                               const __grid_constant__ RingPlan plan,
@@ -688,7 +709,7 @@ __global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * k
   const bool clustered = kBlock && plan.cluster > 1;
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   wait_for_previous_kernel();  // and norm_fold_kernel may come and wait
-  RingWarp<T, kGate, kFull, kWide, kUnit, kOdd> warp(k, plan, pace, aside, memory, rank);
+  RingWarp<T, kGate, kFull, kWide, kUnit, kOdd, kHolds> warp(k, plan, pace, aside, memory, rank);
   if (kBlock && threadIdx.x == 0) {
     for (int unit = 0; unit < plan.units; ++unit)
       for (uint32_t slot = 0; slot < kSlots; ++slot)
@@ -743,39 +764,53 @@ bool backward_ring(const Cuda& on, const NormBackwardArgs& args) {
   const bool full = k.options.kind == NormKind::layer || k.db;
   const bool wide = k.h.dtype != dtype_of<T>;
   const bool odd = !is_even_all<T>(k, size);
+  const auto run =
+      [&]<bool kFull, bool kWide, RingUnit kUnit, bool kOdd, bool kHolds>(const RingPlan& plan) {
+        const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kUnit, kOdd, kHolds>;
+        const int threads = plan.warps * kWarpSize;
+        const size_t ring = static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
+        const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
+        const size_t shared = plan.ring_at + std::max(ring, sums_bytes);
+        int64_t workers = k.options.portable
+                              ? 128 / plan.cluster
+                              : resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                  threads, shared, plan.cluster);
+        const int64_t tiles = ceil_div(int64_t{plan.rows}, int64_t{plan.tile_rows}) * plan.bound;
+        workers = std::min(workers, ceil_div(tiles, int64_t{plan.units}));
+        const int64_t units = workers * plan.units / plan.bound;
+        if (units < 1) return false;
+        const int64_t places = sums.n == size ? workers : units;
+        const DeviceScratch<float> scratch(on, std::max<int64_t>(1, places * sums.worker_size()));
+        sums.data = scratch.data();
+        const int64_t turns = tiles / plan.bound / units;  // of a unit, or one more
+        const bool many = sums.count > 0 && turns >= plan.aside_turns;
+        const int64_t lanes_sums = workers * plan.cluster * plan.warps * kChunk * (kFull ? 2 : 1);
+        const DeviceScratch<float> aside(on, many ? lanes_sums : 1);
+        launch(on,
+               {.grid = dim3(static_cast<unsigned>(workers * plan.cluster)),
+                .block = dim3(static_cast<unsigned>(threads)),
+                .shared = shared,
+                .cluster = static_cast<unsigned>(plan.cluster),
+                .overlap = true},
+               kernel, k, plan, Pace(on, plan, units * plan.bound, turns), sums,
+               many ? aside.data() : nullptr);
+        fold(on, sums, places, k);
+        return true;
+      };
   const auto go = [&]<bool kFull, bool kWide, RingUnit kUnit, bool kOdd>() {
-    const RingPlan plan = ring_plan(k, order, odd);
+    // An H200's memory is 6144 bits wide, an H100's 5120.
+    const bool fast_memory = detail::properties(on.device).memoryBusWidth > 5120;
+    const RingPlan plan = ring_plan(k, order, odd, fast_memory);
     if (plan.stages == 0) return false;
-    const auto kernel = norm_backward_ring_kernel<T, kGate, kFull, kWide, kUnit, kOdd>;
-    const int threads = plan.warps * kWarpSize;
-    const size_t ring = static_cast<size_t>(plan.warps * plan.stages) * plan.stage_bytes;
-    const size_t sums_bytes = static_cast<size_t>(plan.warps) * kChunk * sizeof(float);
-    const size_t shared = plan.ring_at + std::max(ring, sums_bytes);
-    int64_t workers = k.options.portable
-                          ? 128 / plan.cluster
-                          : resident_clusters(on, reinterpret_cast<const void*>(kernel), threads,
-                                              shared, plan.cluster);
-    const int64_t tiles = ceil_div(int64_t{plan.rows}, int64_t{plan.tile_rows}) * plan.bound;
-    workers = std::min(workers, ceil_div(tiles, int64_t{plan.units}));
-    const int64_t units = workers * plan.units / plan.bound;
-    if (units < 1) return false;
-    const int64_t places = sums.n == size ? workers : units;
-    const DeviceScratch<float> scratch(on, std::max<int64_t>(1, places * sums.worker_size()));
-    sums.data = scratch.data();
-    const int64_t turns = tiles / plan.bound / units;  // of a unit, or one more
-    const bool many = sums.count > 0 && turns >= plan.aside_turns;
-    const int64_t lanes_sums = workers * plan.cluster * plan.warps * kChunk * (kFull ? 2 : 1);
-    const DeviceScratch<float> aside(on, many ? lanes_sums : 1);
-    launch(on,
-           {.grid = dim3(static_cast<unsigned>(workers * plan.cluster)),
-            .block = dim3(static_cast<unsigned>(threads)),
-            .shared = shared,
-            .cluster = static_cast<unsigned>(plan.cluster),
-            .overlap = true},
-           kernel, k, plan, Pace(on, plan, units * plan.bound, turns), sums,
-           many ? aside.data() : nullptr);
-    fold(on, sums, places, k);
-    return true;
+    constexpr bool kRows = kUnit != RingUnit::chunk;
+    constexpr bool kCanHold = sizeof(T) == 2 && !kOdd && (kRows || !(kWide || kFull)) &&
+                              (kGate == GateOrder::no_gate || kUnit == RingUnit::short_rows);
+    if constexpr (kCanHold)
+      if (kRows || plan.holds)
+        return run.template operator()<kFull, kWide, kUnit, kOdd, true>(plan);
+    if constexpr (!kCanHold || !kRows)
+      return run.template operator()<kFull, kWide, kUnit, kOdd, false>(plan);
+    return false;
   };
   const auto sized = [&]<bool kFull, bool kWide, bool kOdd = false>() {
     switch (ring_unit(order, odd, sizeof(T) == 2)) {

@@ -55,11 +55,13 @@ struct RingPlan {
   int tile_rows = 1, stages = 2;             ///< a stage holds a tile
   int pitch = 0;                             ///< elements from a row of a tile to the next
   int behind = 0;                            ///< 1: a row is finished once the next was begun
+  bool holds = false;                        ///< rows of many warps: see RingWarp's kHolds
   int aside_turns = kAsideRows;              ///< a power of two: RingWarp::put_aside
   /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
   /// than so many eighths of that: see Pace.
   int pace_turns = 0, pace_lead = 0;
-  float beta = 1;  ///< of the gate
+  float beta = 1;                       ///< of the gate
+  float inverse = 1, inverse_of_g = 0;  ///< by which the sums of a row become its means
   /// Shared memory: what each warp keeps (kWarpControl), what each unit does, and the warps' rings.
   uint32_t warp_bytes = 0, units_at = 0, unit_bytes = 0, ring_at = 0;
   uint32_t element_bytes = 0, stage_bytes = 0;
@@ -80,12 +82,12 @@ inline RingUnit ring_unit(const RowOrder& order, bool odd, bool narrow) {
 /// Warps of a block, with 128 registers a lane. 24 with 80 spilled: 84 % of copy where these reach
 /// 93. Two chunks a warp were slower too, since their weights are then read from shared memory.
 inline constexpr int kRingWarps = 16;
-/// Short rows need no more than 80. Odd rows take so much arithmetic that they want more warps, of
-/// 96, where those suffice; and they are often a chunk longer than a power of two of them, as 65537
-/// elements.
+/// Short rows need no more than 80, or 96 with a mean. Odd rows take so much arithmetic that they
+/// want more warps, of 96, where those suffice; and they are often a chunk longer than a power of
+/// two of them, as 65537 elements.
 constexpr int most_ring_warps(RingUnit unit, bool odd, GateOrder gate, bool full) {
   if (gate != GateOrder::no_gate) return kRingWarps;
-  if (unit == RingUnit::short_rows) return 24;
+  if (unit == RingUnit::short_rows) return full ? 20 : 24;
   return odd && (unit == RingUnit::chunk || !full) ? 20 : kRingWarps;
 }
 
@@ -116,12 +118,13 @@ inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_
 /// How closely units keep together. Multiprocessors are not served alike: the best finished 18 %
 /// before the worst, and their rows were so far apart that memory was slower for it. Kept together,
 /// they gain 1 to 7 % where memory is the bound, and lose as much where arithmetic is, or where a
-/// warp is a unit: then progress differs for no reason that waiting mends. Measured on an H100
-/// (bench/RESULTS.md).
-inline void choose_pace(RingPlan& plan, bool full) {
+/// warp is a unit: then progress differs for no reason that waiting mends. Measured on an H100, and
+/// with fast memory on an H200 (bench/RESULTS.md).
+inline void choose_pace(RingPlan& plan, bool full, bool fast_memory) {
   const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
   const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
   const bool block = plan.order.chunks > 1, whole = block && plan.size % kChunk == 0;
+  if (fast_memory && !residual && (!block || plan.in[1].element == 2)) return pace(0, 0);
   if (plan.in[1].element == 4) return block ? pace(4, 2) : pace(plan.order.vecs > 1 ? 8 : 4, 4);
   if (!block) return gated ? pace(16, 4) : pace(0, 0);
   if (residual) return pace(8, 4);
@@ -139,8 +142,9 @@ inline void choose_pace(RingPlan& plan, bool full) {
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
-/// the sizes alone. stages is 0 where they do not fit.
-inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool odd) {
+/// the sizes alone, but for its pace. stages is 0 where they do not fit.
+inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool odd,
+                          bool fast_memory) {
   constexpr int64_t kMultiprocessors = 128;  // about: plans are to differ on no two devices
   RingPlan plan{.order = order};
   const auto rows_of = [](const auto& t) {
@@ -166,9 +170,12 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   (plan.by_rows ? plan.step_rows : plan.set_groups) = plan.at_once;
   plan.bound = ceil_div(plan.groups, plan.set_groups);
   if (k.options.activation == GateActivation::swish) plan.beta = static_cast<float>(k.options.beta);
+  if (k.options.kind != NormKind::l2) plan.inverse = 1 / static_cast<float>(plan.size);
+  if (k.options.kind == NormKind::layer) plan.inverse_of_g = plan.inverse;
 
   const bool full = k.options.kind == NormKind::layer || k.db, narrow = plan.in[1].element == 2;
-  const int most_warps = most_ring_warps(ring_unit(order, odd, narrow), odd, k.options.gate, full);
+  const RingUnit unit = ring_unit(order, odd, narrow);
+  const int most_warps = most_ring_warps(unit, odd, k.options.gate, full);
   const int64_t all = int64_t{plan.rows} * plan.groups;
   // Odd rows have room for a vector more, since they are read from the 16 bytes on which they
   // begin.
@@ -207,8 +214,10 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     if (plan.warps < 1) return plan.stages = 0, plan;
     plan.units = plan.warps;
     const int64_t turns = steps / (kMultiprocessors * plan.warps);
+    // A step of short rows is hardly more work than a turn's waiting and sending.
+    const int64_t least_turns = unit == RingUnit::short_rows ? 80 : 128;
     const auto a_tile =
-        std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / 128), 1, 8);
+        std::clamp<int64_t>(std::min<int64_t>(fit(3 * plan.warps), turns / least_turns), 1, 8);
     plan.tile_rows = static_cast<int>(a_tile) * plan.step_rows;
     while (plan.aside_turns * a_tile > kAsideRows) plan.aside_turns /= 2;
     piece *= a_tile, plan.tile_items *= static_cast<int>(a_tile);
@@ -223,8 +232,11 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   const auto enough = (int64_t{112} << 10) / (int64_t{plan.warps} * plan.stage_bytes);
   const int64_t least = k.z ? 3 : 4;
   plan.stages = std::min<int>(fit(plan.warps), std::clamp<int64_t>(enough, least, kMostStages));
-  if (!odd) choose_pace(plan, full);
-  plan.behind = order.chunks > 1 && plan.stages > 2;
+  if (!odd) choose_pace(plan, full, fast_memory);
+  // Where many blocks meet, waiting for them costs more than forming it all again; with a bias's
+  // sums registers do not suffice.
+  plan.holds = narrow && !odd && !k.z && !full && plan.in[0].element == 2 && plan.cluster <= 8;
+  plan.behind = order.chunks > 1 && plan.stages > 2 && !plan.holds;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole =
       !odd && plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
