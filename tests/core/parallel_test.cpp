@@ -61,13 +61,16 @@ TEST_F(Parallel, AThreadBeginsWithItsOwnShareOfEveryJob) {
     std::array<int, 8> order = {};
     std::array<std::thread::id, 8> thread;
     std::atomic<int> begun = 0;
-    std::atomic<bool> other_half_begun = false;
+    std::atomic<bool> half_begun[2] = {false, false};
     parallel_for(8, [&](int64_t b) {
       const auto block = static_cast<size_t>(b);
       order[block] = begun++;
       thread[block] = std::this_thread::get_id();
-      if (b == 4) other_half_begun = true;
-      while (b == 0 && !other_half_begun) std::this_thread::yield();
+      // A thread that had to wait for the processor would find its share taken by the other.
+      if (b % 4 == 0) {
+        half_begun[b / 4] = true;
+        while (!half_begun[1 - b / 4]) std::this_thread::yield();
+      }
     });
     EXPECT_EQ(thread[0], std::this_thread::get_id());
     EXPECT_NE(thread[4], std::this_thread::get_id());
