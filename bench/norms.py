@@ -6,7 +6,7 @@
   ./dev bench norms --picture docs/norm-speed.png        the same as curves, one panel a kind and direction
 
 A slice prints µs, % of the copy on the device and % of a plain streaming kernel of the same reads and writes for ours, and
-% of the copy for each peer (bench/peers/norm_gpu.py says where they are looked for). It replaces the cells that it has
+% of the same copy for each peer (bench/peers/norm_gpu.py says where they are looked for). It replaces the cells that it has
 in the table (--table, norms.csv in the build folder by default), each with the id of its run. Exit code 77 where there
 is no GPU or no build for one."""
 
@@ -221,10 +221,16 @@ def main():
             return 1
         show(cells)
         return 0
-    cells = {}
+    cells, copy = {}, 0.0
 
     def record(groups):
-        kind, direction, dtype, rows, cols, us, _, share, who = groups
+        """Everyone's share is of the copy that our program measured, for a second measurement may differ by a tenth."""
+        nonlocal copy
+        kind, direction, dtype, rows, cols, us, speed, share, who = groups
+        if who == "norma" and float(share) > 0:
+            copy = 100 * float(speed) / float(share)
+        elif copy > 0:
+            share = f"{100 * float(speed) / copy:.1f}"
         cell = dict(zip(FIELDS, (a.shapes, kind, dtype, direction, rows, cols, who, us, share, a.run)))
         cells[tuple(cell[k] for k in KEY)] = cell
 
