@@ -22,6 +22,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 SKIPPED = 77
 LINE = re.compile(r"(\S+) +(forward|backward) +(\S+) +(\d+)x(\d+) +([\d.]+) us +(\d+) GB/s +([\d.]+) % of copy +(\S+)$")
+COPY = re.compile(r"copy (\d+) GB/s")  # said before any cell
 KEY = ("shapes", "kind", "dtype", "direction", "rows", "cols", "who")
 FIELDS = KEY + ("us", "share", "run")
 PEERS = ("eager", "compile", "liger", "mamba", "quack")
@@ -39,16 +40,20 @@ def program():
     sys.exit(SKIPPED)
 
 
-def lines_of(command, record):
-    """Runs it, shows what it says, gives its cells to record; its exit code."""
+def lines_of(command, record, copy=None):
+    """Runs it, shows what it says, gives its cells to record, with shares of `copy` GB/s or of its own; both the exit
+    code and that copy."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:
         match = LINE.match(line.rstrip())
         if match:
-            record(match.groups())
+            *cell, speed, _, who = match.groups()
+            record(*cell, f"{100 * float(speed) / copy:.1f}", who)
         else:
             print(line.rstrip(), flush=True)
-    return process.wait()
+            said = COPY.search(line)
+            copy = copy or (float(said[1]) if said else None)
+    return process.wait(), copy
 
 
 def read(path):
@@ -186,12 +191,13 @@ def flags_of(a):
 
 
 def time_slice(a, record):
-    """The exit code of ours: a slice without peers is one too."""
-    status = lines_of([program(), *flags_of(a)], record)
+    """The exit code of ours: a slice without peers is one too. Everyone's shares are of the copy that our program
+    measured: a second measurement, in the peers', was once a tenth lower."""
+    status, copy = lines_of([program(), *flags_of(a)], record)
     if status != 0 or a.peers == "none":
         return status if status in (0, SKIPPED) else 1
     peers = [sys.executable, os.path.join(HERE, "peers", "norm_gpu.py"), *flags_of(a), "--peers", a.peers]
-    status = lines_of(peers, record)
+    status, _ = lines_of(peers, record, copy)
     if status != 0:
         print(f"norms: the peers' program ended with {status}: ours alone" +
               (", or what it had printed" if status != SKIPPED else ""), flush=True)
@@ -221,16 +227,9 @@ def main():
             return 1
         show(cells)
         return 0
-    cells, copy = {}, 0.0
+    cells = {}
 
-    def record(groups):
-        """Everyone's share is of the copy that our program measured, for a second measurement may differ by a tenth."""
-        nonlocal copy
-        kind, direction, dtype, rows, cols, us, speed, share, who = groups
-        if who == "norma" and float(share) > 0:
-            copy = 100 * float(speed) / float(share)
-        elif copy > 0:
-            share = f"{100 * float(speed) / copy:.1f}"
+    def record(kind, direction, dtype, rows, cols, us, share, who):
         cell = dict(zip(FIELDS, (a.shapes, kind, dtype, direction, rows, cols, who, us, share, a.run)))
         cells[tuple(cell[k] for k in KEY)] = cell
 

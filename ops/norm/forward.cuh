@@ -1,8 +1,7 @@
 #pragma once
 
 #include "norma/ops/norm/forward_any.cuh"
-#include "norma/ops/norm/forward_held.cuh"
-#include "norma/ops/norm/forward_skewed.cuh"
+#include "norma/ops/norm/forward_group.cuh"
 #include "norma/ops/norm/plans.h"
 
 namespace norma::norm_cuda {

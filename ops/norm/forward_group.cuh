@@ -399,4 +399,14 @@ bool by_member(const NormForwardArgs& k, const F& f) {
                                            : beside.template operator()<false>();
 }
 
+// What forward() chooses among: a file for each dtype instantiates each of them, since all of them
+// in one take two minutes to compile. False where the sizes do not fit.
+template <class T>
+bool forward_held(const Cuda& on, const NormForwardArgs& k);
+template <class T>
+bool forward_skewed(const Cuda& on, const NormForwardArgs& k);
+/// By a plan that says who holds a group; see stays().
+template <class T>
+void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan);
+
 }  // namespace norma::norm_cuda

@@ -2,7 +2,6 @@
 
 #include "norma/core/cuda/async_copy.cuh"
 #include "norma/ops/norm/forward_meeting.cuh"
-#include "norma/ops/norm/forward_staying.cuh"
 
 namespace norma::norm_cuda {
 
@@ -116,7 +115,19 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
   if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
 }
 
-/// Runs it, or says that the sizes do not fit.
+/// Whether norm_forward_staying_kernel is faster (bench/RESULTS.md). For rows of one group, with
+/// weights and a residual of their dtype.
+template <class T>
+bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
+  if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || plan.groups != 1 ||
+      !plan.usual_weights || plan.weight_bytes != sizeof(T) ||
+      (k.residual && k.residual.dtype != dtype_of<T>))
+    return false;
+  // In clusters, halves that are gated first were as fast by blocks of one row.
+  return plan.cluster == 1 || k.options.gate != GateOrder::gate_then_norm || sizeof(T) == 4;
+}
+
+/// Runs it or norm_forward_staying_kernel, or says that the sizes do not fit.
 template <class T>
 bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "norma/ops/norm/forward_held.cuh"
+#include "norma/ops/norm/forward_meeting.cuh"
 
 namespace norma::norm_cuda {
 

@@ -25,7 +25,7 @@ constexpr int staying_blocks() {
 /// (plan.rounds). Their part of the weights stays in shared memory, so that the second cache is not
 /// asked for it again; and while the warps of a group meet, the next group's x is on its way there.
 /// Each lane has places of its own, so that none waits for another.
-///   bytes  rows · D · (x, y and where they are: z, residual, h); w and b once a block, from the
+///   bytes  rows · D · (x, y and where they are: z, residual, h); w, b once a block, from the
 ///   caches bound  memory
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
@@ -141,19 +141,6 @@ int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside
       std::clamp<int64_t>(warps / (4 * as_pretended(on, kWarpsOfAll)), 1, most));
 }
 
-/// Whether those blocks were faster (bench/RESULTS.md). For rows of one group, with weights and a
-/// residual of their dtype.
-template <class T>
-bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
-  if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || plan.groups != 1 ||
-      !plan.usual_weights || plan.weight_bytes != sizeof(T) ||
-      (k.residual && k.residual.dtype != dtype_of<T>))
-    return false;
-  // In clusters, halves that are gated first were as fast by blocks of one row.
-  return plan.cluster == 1 || k.options.gate != GateOrder::gate_then_norm || sizeof(T) == 4;
-}
-
-/// By a plan that says who holds a group, where it stays().
 template <class T>
 void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
   const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
