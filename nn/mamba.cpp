@@ -8,7 +8,6 @@
 #include "norma/ops/conv1d/conv1d.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
-#include "norma/ops/elementwise/unary.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/scan/scan.h"
@@ -106,7 +105,7 @@ Tensor Mamba1::operator()(const Tensor& u, MixerState* state) const {
     more.dt_bias = dt_bias;
   }
   const ScanResult r =
-      selective_scan(x, dt, neg_exp(a_log), bs, cs, more, {.final_state = state != nullptr});
+      selective_scan(x, dt, a_log, bs, cs, more, {.final_state = state != nullptr, .log_a = true});
   if (state) state->ssm = *r.state, state->length += u.size(1);
   return out_proj(r.y);
 }
@@ -142,9 +141,9 @@ Tensor Mamba2::operator()(const Tensor& u, MixerState* state) const {
   const auto xbc = split(conv1d(parts[1], state), {d_inner, shared, shared}, -1);
   const Shape per_group{batch, length, groups, d_state};
   const SsdResult r = ssd(xbc[0].reshape({batch, length, n_heads, options.head_dim}), parts[2],
-                          neg_exp(a_log), xbc[1].reshape(per_group), xbc[2].reshape(per_group),
+                          a_log, xbc[1].reshape(per_group), xbc[2].reshape(per_group),
                           {.d = d, .dt_bias = dt_bias, .state = state ? given(state->ssm) : none},
-                          {.final_state = state != nullptr});
+                          {.final_state = state != nullptr, .log_a = true});
   if (state) state->ssm = *r.state, state->length += length;
   return out_proj(gated(r.y.reshape({batch, length, d_inner}), parts[0]));
 }

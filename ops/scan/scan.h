@@ -11,6 +11,7 @@ struct ScanOptions {
   bool dt_softplus = true;   ///< Δ = softplus(dt + dt_bias), else the sum itself
   bool final_state = false;  ///< whether the result holds the last state
   int64_t chunk = 0;  ///< steps between the states kept for backward; 0: chosen from N; on a GPU 32
+  bool log_a = false;  ///< a comes as log(−a), the parameter of Mamba, and so does its gradient
   bool operator==(const ScanOptions&) const = default;
 };
 /// What may be absent: the skip, the gate, the bias of dt, the state to begin with (else zeros).

@@ -14,7 +14,7 @@ constexpr int kWarps = kThreads / kWarpSize;
 template <class T>
 struct BackwardKernelArgs {
   Sizes size;
-  bool dt_softplus;
+  bool dt_softplus, log_a;
   Sequence<const T> dy, x, dt, b, c, z;
   const stats_t<T>*a, *d, *dt_bias, *chunk_states, *dlast_state;
   const stats_t<T>* carried;  // (B, segments, N, E), or null where there is one segment
@@ -43,7 +43,7 @@ struct BackwardShared {
   SharedStates<T, P, kCopies<P::kStates, kSide<P>>> b, c;
   Acc before[kSteps / P::kQuad][kThreads][P::kStates];  // states before every kQuad steps
   Acc part[kWaiting<P>][kWarps][P::kQuad][2][P::kN];
-  Tile<P, Acc> delta, input, slope, y, fading;  // input: Δ x, and then its gradient
+  TurnedTile<P, Acc> delta, input, slope, y, fading;  // input: Δ x, and then its gradient
   Acc d[P::kChannels], bias[P::kChannels];
   alignas(16) T x[kSteps][P::kChannels + (sizeof(T) == 2 ? 8 : 0)];
 };
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   for (int i = 0; i < kStates; ++i) {
     const int n = first + (i ^ turn);
     const bool real = exists && n < s.n;
-    a[i] = real ? k.a[channel * s.n + n] / kLn2 : Acc(0);
+    a[i] = real ? rate_of(k.a[channel * s.n + n], k.log_a) / kLn2 : Acc(0);
     g[i] = da[i] = 0;
     if (real && k.carried)
       g[i] = k.carried[((batch * s.segments + segment) * s.n + n) * s.channels + channel];
@@ -168,10 +168,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     make_steps(deltas, k.dt_softplus, t0 + row < s.length);
 #pragma unroll
     for (int i = 0; i < kPer; ++i) inputs[i] = deltas[i] * convert<Acc>(x[i]);
-    put_run(&shared.delta[row][column], deltas);
-    put_run(&shared.input[row][column], inputs);
+    shared.delta.put_row(row, column, deltas);
+    shared.input.put_row(row, column, inputs);
     x.store(&shared.x[row][column]);
-    put_run(&shared.slope[row][column], slopes);
+    shared.slope.put_row(row, column, slopes);
     b.put(k.b, s, batch, t0, shared.b.v);
     c.put(k.c, s, batch, t0, shared.c.v);
     __syncthreads();
@@ -179,17 +179,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 
 #pragma unroll 1
     for (int quad = 0; quad < kSteps / P::kQuad; ++quad) {
-#pragma unroll
-      for (int i = 0; i < kStates; ++i) shared.before[quad][threadIdx.x][i] = h[i];
+      put_run(&shared.before[quad][threadIdx.x][0], h);
       if (quad == kSteps / P::kQuad - 1) break;
+      Acc delta[P::kQuad], input[P::kQuad];
+      shared.delta.get_quad(quad * P::kQuad, own, delta);
+      shared.input.get_quad(quad * P::kQuad, own, input);
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
-        const int t = quad * P::kQuad + j;
-        const Acc delta = shared.delta[t][own], input = shared.input[t][own];
         Acc into[kStates];
-        read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
+        read_states(shared.b, k.b, s, batch, t0, quad * P::kQuad + j, copy, first, into);
 #pragma unroll
-        for (int i = 0; i < kStates; ++i) h[i] = exp2_fast(delta * a[i]) * h[i] + input * into[i];
+        for (int i = 0; i < kStates; ++i)
+          h[i] = exp2_fast(delta[j] * a[i]) * h[i] + input[j] * into[i];
       }
     }
 
@@ -197,13 +198,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     for (int quad = kSteps / P::kQuad - 1; quad >= 0; --quad) {
       Acc states[P::kQuad + 1][kStates], fade[P::kQuad][kStates];
       Acc y[P::kQuad], dinput[P::kQuad], fading[P::kQuad], delta[P::kQuad], input[P::kQuad];
+      Acc slope[P::kQuad];
+      shared.delta.get_quad(quad * P::kQuad, own, delta);
+      shared.input.get_quad(quad * P::kQuad, own, input);
+      shared.slope.get_quad(quad * P::kQuad, own, slope);
       read_states(&shared.before[quad][threadIdx.x][0], states[0]);
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
-        const int t = quad * P::kQuad + j;
-        delta[j] = shared.delta[t][own], input[j] = shared.input[t][own];
         Acc into[kStates];
-        read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
+        read_states(shared.b, k.b, s, batch, t0, quad * P::kQuad + j, copy, first, into);
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
           fade[j][i] = exp2_fast(delta[j] * a[i]);
@@ -213,7 +216,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll
       for (int j = P::kQuad - 1; j >= 0; --j) {
         const int t = quad * P::kQuad + j;
-        const Acc slope = shared.slope[t][own];
         Acc into[kStates], out[kStates], dc[kStates], db[kStates];
         y[j] = dinput[j] = fading[j] = 0;
         read_states(shared.b, k.b, s, batch, t0, t, copy, first, into);
@@ -221,8 +223,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
           y[j] += states[j + 1][i] * out[i];
-          g[i] += slope * out[i];
-          dc[i] = states[j + 1][i] * slope;
+          g[i] += slope[j] * out[i];
+          dc[i] = states[j + 1][i] * slope[j];
           db[i] = g[i] * input[j];
           dinput[j] += g[i] * into[i];
           g[i] *= fade[j][i];
@@ -250,8 +252,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       __syncwarp();  // all lanes have the quad's inputs in registers
       if (lane % kSharing == 0) {
         const int t = quad * P::kQuad + lane / kSharing;
-        shared.y[t][own] = y[0], shared.fading[t][own] = fading[0];
-        shared.input[t][own] = dinput[0];
+        shared.y.at(t, own) = y[0], shared.fading.at(t, own) = fading[0];
+        shared.input.at(t, own) = dinput[0];
       }
       if constexpr (kWaiting<P> == 2) {
         __syncthreads();  // the other half of `part` is free again after the next one
@@ -267,12 +269,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     if (t0 + row < s.length) {  // the last __syncthreads() has made the sums visible
       Acc through[kPer], fading[kPer], y[kPer], d[kPer], dx[kPer];
       get_run(&shared.d[column], d);
-      get_run(&shared.delta[row][column], deltas);
+      shared.delta.get_row(row, column, deltas);
       const auto xs = Words<T, kPer>::load(&shared.x[row][column]);
-      get_run(&shared.slope[row][column], slopes);
-      get_run(&shared.input[row][column], through);
-      get_run(&shared.fading[row][column], fading);
-      get_run(&shared.y[row][column], y);
+      shared.slope.get_row(row, column, slopes);
+      shared.input.get_row(row, column, through);
+      shared.fading.get_row(row, column, fading);
+      shared.y.get_row(row, column, y);
 #pragma unroll
       for (int i = 0; i < kPer; ++i) {
         inputs[i] = convert<Acc>(xs[i]);
@@ -307,18 +309,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     to[n * s.channels + channel] = da[i];
     if (k.dstate && segment == 0) k.dstate[(batch * s.channels + channel) * s.n + n] = g[i];
   }
-#pragma unroll
-  for (int i = 0; i < kPer; ++i) {
-    shared.delta[row][column + i] = dd[i];
-    shared.slope[row][column + i] = ddt_bias[i];
-  }
+  shared.delta.put_row(row, column, dd);
+  shared.slope.put_row(row, column, ddt_bias);
   __syncthreads();
   for (int i = threadIdx.x; i < 2 * P::kChannels; i += kThreads) {
     const int e = i % P::kChannels, which = i / P::kChannels;
     if (first_channel + e >= s.channels) continue;
     Acc sum = 0;
 #pragma unroll
-    for (int r = 0; r < kSteps; ++r) sum += which == 0 ? shared.delta[r][e] : shared.slope[r][e];
+    for (int r = 0; r < kSteps; ++r)
+      sum += which == 0 ? shared.delta.at(r, e) : shared.slope.at(r, e);
     to[(s.n + which) * s.channels + first_channel + e] = sum;
   }
 }
@@ -326,42 +326,58 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 /// The distance of neighbouring rows of (B, T, N).
 int64_t row_stride(const View& t) { return t.shape[1] > 1 ? t.strides[1] : t.strides[0]; }
 
-/// db and dc (B, T, N) from the blocks' parts.
+/// Sums over what blocks have left: db and dc (B, T, N), then, by the grid's last blocks, da (E,
+/// N), dd and ddt_bias (E). With log_a (E, N) da is its gradient, a da.
 template <class T>
-__global__ void scan_over_channels_kernel(const stats_t<T>* __restrict__ parts, int64_t blocks,
-                                          int64_t rows, int n, int padded, T* db, int64_t db_stride,
-                                          T* dc, int64_t dc_stride) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  const int64_t per_row = 2 * padded;
-  if (i >= rows * per_row) return;
-  stats_t<T> sum = 0;
-#pragma unroll 8
-  for (int64_t block = 0; block < blocks; ++block) sum += parts[block * rows * per_row + i];
-  const int64_t row = i / per_row, at = i % padded;
-  if (at >= n) return;
-  (i % per_row < padded ? dc + row * dc_stride : db + row * db_stride)[at] = convert<T>(sum);
-}
+struct SumsKernelArgs {
+  using Acc = stats_t<T>;
+  const Acc *over_channels, *over_batch;  // (blocks, rows, 2, padded), (count, N + 2, E)
+  int64_t blocks, rows, count, channels;
+  int n, padded;
+  const Acc* log_a;
+  T *db, *dc;
+  int64_t db_stride, dc_stride;
+  Acc *da, *dd, *ddt_bias;
 
-/// da (E, N), dd, ddt_bias (E) from the parts (B · segments, N + 2, E).
-template <class Acc>
-__global__ void scan_over_batch_kernel(const Acc* __restrict__ parts, int64_t count,
-                                       int64_t channels, int n, Acc* da, Acc* dd, Acc* ddt_bias) {
-  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i >= (n + 2) * channels) return;
-  Acc sum = 0;
-  for (int64_t j = 0; j < count; ++j) sum += parts[j * (n + 2) * channels + i];
-  const int64_t at = i / channels, channel = i % channels;
-  if (at < n)
-    da[channel * n + at] = sum;
-  else if (Acc* to = at == n ? dd : ddt_bias)
-    to[channel] = sum;
+  __device__ void sum_channels(int64_t i) const {
+    const int64_t per_row = 2 * padded;
+    if (i >= rows * per_row) return;
+    Acc sum = 0;
+#pragma unroll 8
+    for (int64_t block = 0; block < blocks; ++block)
+      sum += over_channels[block * rows * per_row + i];
+    const int64_t row = i / per_row, at = i % padded;
+    if (at >= n) return;
+    (i % per_row < padded ? dc + row * dc_stride : db + row * db_stride)[at] = convert<T>(sum);
+  }
+  __device__ void sum_batch(int64_t i) const {
+    if (i >= (n + 2) * channels) return;
+    Acc sum = 0;
+#pragma unroll 8
+    for (int64_t j = 0; j < count; ++j) sum += over_batch[j * (n + 2) * channels + i];
+    const int64_t at = i / channels, channel = i % channels, cell = channel * n + at;
+    if (at < n)
+      da[cell] = log_a ? sum * rate_of(log_a[cell], true) : sum;
+    else if (Acc* to = at == n ? dd : ddt_bias)
+      to[channel] = sum;
+  }
+};
+constexpr int kSumThreads = 256;
+template <class T>
+__global__ void __launch_bounds__(kSumThreads)
+    scan_sums_kernel(SumsKernelArgs<T> k, int64_t of_channels) {
+  const int64_t block = blockIdx.x;
+  if (block < of_channels)
+    k.sum_channels(block * kSumThreads + threadIdx.x);
+  else
+    k.sum_batch((block - of_channels) * kSumThreads + threadIdx.x);
 }
 
 template <class T, class P>
 void backward(Cuda on, const ScanBackwardArgs& k) {
   using Acc = stats_t<T>;
   BackwardKernelArgs<T> args{};
-  args.dt_softplus = k.dt_softplus;
+  args.dt_softplus = k.dt_softplus, args.log_a = k.log_a;
   args.dy = Sequence<const T>::of(k.dy), args.x = Sequence<const T>::of(k.x);
   args.dt = Sequence<const T>::of(k.dt), args.z = Sequence<const T>::of(k.z);
   args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
@@ -380,8 +396,8 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
   Sizes& s = args.size;
   s = {batch, length, channels, blocks, n, aligned, args.b.aligned(4) && args.c.aligned(4)};
   s.cut(132 * kBlocks<T, P>);
-  CarryArgs<T> carry{s,      k.dt_softplus, args.dt,          args.dy, args.c, args.z,
-                     args.a, args.dt_bias,  args.dlast_state, nullptr, nullptr};
+  CarryArgs<T> carry{s,      k.dt_softplus, k.log_a,      args.dt,          args.dy, args.c,
+                     args.z, args.a,        args.dt_bias, args.dlast_state, nullptr, nullptr};
   const DeviceScratch<Acc> carried(on, s.segments > 1 ? carry.numbers() : 1);
   if (s.segments > 1) {
     carry.carried = carried.data();
@@ -403,12 +419,26 @@ void backward(Cuda on, const ScanBackwardArgs& k) {
     s.whole<P>() ? with.template operator()<true>() : with.template operator()<false>();
   else
     with.template operator()<false>();
-  launch(on, {.grid = grid_for(rows * 2 * P::kN, 256), .block = dim3(256)},
-         scan_over_channels_kernel<T>, static_cast<const Acc*>(over_channels.data()), blocks, rows,
-         n, P::kN, k.db.as<T>(), row_stride(k.db), k.dc.as<T>(), row_stride(k.dc));
-  launch(on, {.grid = grid_for((n + 2) * channels, 128), .block = dim3(128)},
-         scan_over_batch_kernel<Acc>, static_cast<const Acc*>(over_batch.data()),
-         batch * s.segments, channels, n, k.da.as<Acc>(), k.dd.as<Acc>(), k.ddt_bias.as<Acc>());
+  const SumsKernelArgs<T> sums{over_channels.data(),
+                               over_batch.data(),
+                               blocks,
+                               rows,
+                               batch * s.segments,
+                               channels,
+                               n,
+                               P::kN,
+                               k.log_a ? args.a : nullptr,
+                               k.db.as<T>(),
+                               k.dc.as<T>(),
+                               row_stride(k.db),
+                               row_stride(k.dc),
+                               k.da.as<Acc>(),
+                               k.dd.as<Acc>(),
+                               k.ddt_bias.as<Acc>()};
+  const int64_t of_channels = ceil_div(rows * 2 * P::kN, int64_t{kSumThreads});
+  const int64_t of_batch = ceil_div((n + 2) * channels, int64_t{kSumThreads});
+  launch(on, {.grid = dim3(unsigned(of_channels + of_batch)), .block = dim3(kSumThreads)},
+         scan_sums_kernel<T>, sums, of_channels);
 }
 
 }  // namespace

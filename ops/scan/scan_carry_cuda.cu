@@ -27,7 +27,8 @@ __global__ void __launch_bounds__(kThreads) scan_carry_kernel(CarryArgs<T> k) {
 #pragma unroll
   for (int i = 0; i < kStates; ++i) {
     const bool real = exists && first + i < s.n;
-    a[i] = real ? k.a[channel * s.n + first + i] * Acc(1.4426950408889634) : Acc(0);
+    a[i] =
+        real ? rate_of(k.a[channel * s.n + first + i], k.log_a) * Acc(1.4426950408889634) : Acc(0);
     h[i] = 0;
   }
   const int row = threadIdx.x / 4, column = threadIdx.x % 4 * kPer;
@@ -105,7 +106,7 @@ __global__ void scan_chain_kernel(CarryArgs<T> k) {
   if (i >= s.batch * s.n * s.channels) return;
   const int64_t channel = i % s.channels, n = i / s.channels % s.n;
   const int64_t batch = i / s.channels / s.n;
-  const Acc a = k.a[channel * s.n + n] * Acc(1.4426950408889634);
+  const Acc a = rate_of(k.a[channel * s.n + n], k.log_a) * Acc(1.4426950408889634);
   Acc h = k.first ? k.first[(batch * s.channels + channel) * s.n + n] : Acc(0);
   for (int64_t step = 0; step < s.segments; ++step) {
     const int64_t cell = batch * s.segments + (kBack ? s.segments - 1 - step : step);

@@ -97,7 +97,7 @@ struct Sizes {
 template <class T>
 struct CarryArgs {
   Sizes size;
-  bool dt_softplus;
+  bool dt_softplus, log_a;
   Sequence<const T> dt, rows, columns, z;  // x and b, or dy, c and the gate
   const stats_t<T>*a, *dt_bias, *first;    // first (B, E, N) or null
   stats_t<T>* carried;                     // (B, segments, N, E)
@@ -110,6 +110,11 @@ void carry_along(Cuda on, const CarryArgs<T>& args);
 template <class T>
 void carry_against(Cuda on, const CarryArgs<T>& args);
 
+/// a, which may come as log(−a).
+template <class Acc>
+__device__ __forceinline__ Acc rate_of(Acc a, bool is_log) {
+  return is_log ? -exp_of(a) : a;
+}
 /// log(1 + v) for v in (0, 1], as 2 artanh(v / (2 + v)): the series' next term is 2e-8 of it.
 __device__ __forceinline__ float log1p_of(float v) {
   const float s = v * reciprocal_fast(2 + v), q = s * s;
@@ -289,6 +294,30 @@ __device__ __forceinline__ void get_run(const Acc* from, Acc (&v)[kPer]) {
 /// A tile of numbers, a row a step; padded, so that two rows' runs lie in different banks.
 template <class P, class Acc>
 using Tile = Acc[kSteps][P::kChannels + 16 / int(sizeof(Acc))];
+
+/// The same with a channel's steps side by side: its owner reads a quad's at once. A channel's
+/// eights of steps are in an order of its own, so that neither owners nor those who write and read
+/// rows, a number at a time, meet in a bank.
+template <class P, class Acc>
+struct TurnedTile {
+  Acc v[P::kChannels][kSteps + 16 / int(sizeof(Acc))];
+
+  __device__ __forceinline__ Acc& at(int step, int channel) {
+    return v[channel][step ^ (channel & (kSteps - 8))];
+  }
+  __device__ __forceinline__ void put_row(int step, int channel, const Acc (&from)[P::kPer]) {
+#pragma unroll
+    for (int i = 0; i < P::kPer; ++i) at(step, channel + i) = from[i];
+  }
+  __device__ __forceinline__ void get_row(int step, int channel, Acc (&to)[P::kPer]) {
+#pragma unroll
+    for (int i = 0; i < P::kPer; ++i) to[i] = at(step, channel + i);
+  }
+  /// kQuad steps from `step` on.
+  __device__ __forceinline__ void get_quad(int step, int channel, Acc (&to)[P::kQuad]) {
+    get_run(&at(step, channel), to);
+  }
+};
 
 /// b and c of float64 with many states do not fit into shared memory: they are read where they lie.
 template <class T, class P>

@@ -7,7 +7,7 @@ namespace {
 template <class T>
 struct ForwardKernelArgs {
   Sizes size;
-  bool dt_softplus;
+  bool dt_softplus, log_a;
   Sequence<const T> x, dt, b, c, z;
   const stats_t<T>*a, *d, *dt_bias, *state;
   const stats_t<T>* carried;  // (B, segments, N, E), or null where there is one segment
@@ -24,7 +24,8 @@ constexpr int kBlocks = sizeof(T) == 8 || P::kN > 64 ? 2
 template <class T, class P>
 struct ForwardShared {
   SharedStates<T, P> b, c;
-  Tile<P, stats_t<T>> delta, input, y;
+  TurnedTile<P, stats_t<T>> delta, input, y;
+  stats_t<T> d[P::kChannels], bias[P::kChannels];
 };
 
 template <class T, class P, bool kWhole>
@@ -46,7 +47,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
 #pragma unroll
   for (int i = 0; i < kStates; ++i) {
     const bool real = exists && first + i < s.n;
-    a[i] = real ? k.a[channel * s.n + first + i] * Acc(1.4426950408889634) : Acc(0);
+    a[i] =
+        real ? rate_of(k.a[channel * s.n + first + i], k.log_a) * Acc(1.4426950408889634) : Acc(0);
     h[i] = 0;
     if (real && k.carried)
       h[i] = k.carried[((batch * s.segments + segment) * s.n + first + i) * s.channels + channel];
@@ -57,12 +59,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   // As reader and writer of kPer elements of row `row` of a tile.
   const int row = threadIdx.x / 4, column = threadIdx.x % 4 * kPer;
   const int count = int(min(int64_t{kPer}, s.channels - first_channel - column));
-  Acc d[kPer], bias[kPer];
-#pragma unroll
-  for (int i = 0; i < kPer; ++i) {
-    d[i] = k.d && i < count ? k.d[first_channel + column + i] : Acc(0);
-    bias[i] = k.dt_bias && i < count ? k.dt_bias[first_channel + column + i] : Acc(0);
+  for (int i = threadIdx.x; i < P::kChannels; i += kThreads) {
+    const bool real = first_channel + i < s.channels;
+    shared.d[i] = k.d && real ? k.d[first_channel + i] : Acc(0);
+    shared.bias[i] = k.dt_bias && real ? k.dt_bias[first_channel + i] : Acc(0);
   }
+  __syncthreads();
   Words<T, kPer> x, dt, z;
   States<P, kWhole, T> b, c;
   const auto fetch_tile = [&](int64_t t0, bool wanted) {
@@ -85,58 +87,55 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       for (int i = 0; i < kStates; ++i)
         if (first + i < s.n) to[(first + i) * s.channels] = h[i];
     }
-    Acc inputs[kPer], gates[kPer], deltas[kPer], scaled[kPer];
+    Acc deltas[kPer], scaled[kPer];
+    get_run(&shared.bias[column], scaled);
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) deltas[i] = convert<Acc>(dt[i]) + bias[i];
+    for (int i = 0; i < kPer; ++i) deltas[i] = convert<Acc>(dt[i]) + scaled[i];
     make_steps(deltas, k.dt_softplus, t0 + row < s.length);
 #pragma unroll
-    for (int i = 0; i < kPer; ++i) {
-      inputs[i] = convert<Acc>(x[i]);
-      scaled[i] = deltas[i] * inputs[i];
-    }
-    if (k.z.data) {
-#pragma unroll
-      for (int i = 0; i < kPer; ++i) {
-        const Acc gate = convert<Acc>(z[i]);
-        gates[i] = gate * sigmoid_fast(gate);
-      }
-    }
-    put_run(&shared.delta[row][column], deltas);
-    put_run(&shared.input[row][column], scaled);
+    for (int i = 0; i < kPer; ++i) scaled[i] = deltas[i] * convert<Acc>(x[i]);
+    shared.delta.put_row(row, column, deltas);
+    shared.input.put_row(row, column, scaled);
     b.put(k.b, s, batch, t0, shared.b.v);
     c.put(k.c, s, batch, t0, shared.c.v);
+    const Words<T, kPer> inputs = x, gates = z;  // as they came: half the registers
     __syncthreads();
     fetch_tile(t0 + kSteps, t0 + kSteps < end);
 
 #pragma unroll kUnroll < P>
     for (int t = 0; t < kSteps; t += P::kQuad) {
-      Acc sums[P::kQuad];
+      Acc sums[P::kQuad], delta[P::kQuad], input[P::kQuad];
+      shared.delta.get_quad(t, own, delta);
+      shared.input.get_quad(t, own, input);
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
-        const Acc delta = shared.delta[t + j][own], input = shared.input[t + j][own];
         Acc into[kStates], out[kStates];
         read_states(shared.b, k.b, s, batch, t0, t + j, 0, first, into);
         read_states(shared.c, k.c, s, batch, t0, t + j, 0, first, out);
         sums[j] = 0;
 #pragma unroll
         for (int i = 0; i < kStates; ++i) {
-          h[i] = exp2_fast(delta * a[i]) * h[i] + input * into[i];
+          h[i] = exp2_fast(delta[j] * a[i]) * h[i] + input[j] * into[i];
           sums[j] += h[i] * out[i];
         }
       }
       scatter_sum<P::kQuad, kLanes, 1>(sums);
       constexpr int kSharing = kLanes / P::kQuad;  // lanes that hold the same sum
-      if (lane % kSharing == 0) shared.y[t + lane / kSharing][own] = sums[0];
+      if (lane % kSharing == 0) shared.y.at(t + lane / kSharing, own) = sums[0];
     }
     __syncthreads();
     if (t0 + row < s.length) {
-      Acc sums[kPer];
-      get_run(&shared.y[row][column], sums);
+      Acc sums[kPer], d[kPer];
+      shared.y.get_row(row, column, sums);
+      get_run(&shared.d[column], d);
 #pragma unroll
-      for (int i = 0; i < kPer; ++i) sums[i] += d[i] * inputs[i];
+      for (int i = 0; i < kPer; ++i) sums[i] += d[i] * convert<Acc>(inputs[i]);
       if (k.z.data) {
 #pragma unroll
-        for (int i = 0; i < kPer; ++i) sums[i] *= gates[i];
+        for (int i = 0; i < kPer; ++i) {
+          const Acc gate = convert<Acc>(gates[i]);
+          sums[i] *= gate * sigmoid_fast(gate);
+        }
       }
       write<kWhole>(k.y.row(batch, t0 + row) + first_channel + column, rounded<T>(sums), count,
                     s.aligned);
@@ -153,7 +152,7 @@ template <class T, class P>
 void forward(Cuda on, const ScanForwardArgs& k) {
   using Acc = stats_t<T>;
   ForwardKernelArgs<T> args{};
-  args.dt_softplus = k.dt_softplus;
+  args.dt_softplus = k.dt_softplus, args.log_a = k.log_a;
   args.x = Sequence<const T>::of(k.x), args.dt = Sequence<const T>::of(k.dt);
   args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
   args.z = Sequence<const T>::of(k.z), args.y = Sequence<T>::of(k.y);
@@ -171,8 +170,8 @@ void forward(Cuda on, const ScanForwardArgs& k) {
                args.b.aligned(4) && args.c.aligned(4)};
   Sizes& s = args.size;
   s.cut(132 * kBlocks<T, P>);
-  CarryArgs<T> carry{s,      k.dt_softplus, args.dt,    args.x,  args.b, {},
-                     args.a, args.dt_bias,  args.state, nullptr, nullptr};
+  CarryArgs<T> carry{s,  k.dt_softplus, k.log_a,      args.dt,    args.x,  args.b,
+                     {}, args.a,        args.dt_bias, args.state, nullptr, nullptr};
   const DeviceScratch<Acc> carried(on, s.segments > 1 ? carry.numbers() : 1);
   if (s.segments > 1) {
     carry.carried = carried.data();

@@ -6,6 +6,7 @@
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/elementwise/compare.h"
+#include "norma/ops/elementwise/unary.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/scan/scan.h"
 #include "norma/ops/ssd/kernels.h"
@@ -40,6 +41,9 @@ Tensor step_sizes(const Tensor& raw, const SsdOptions& o) {
   const Tensor free = o.dt_softplus ? softplus(raw) : raw;
   return where(free < o.dt_min, o.dt_min, where(free > o.dt_max, o.dt_max, free));
 }
+Tensor rates_of(const Tensor& a, DType dtype, const SsdOptions& o) {
+  return o.log_a ? neg_exp(a.to(dtype)) : a.to(dtype);
+}
 /// (B, T, G, N) as (B, T, H, N).
 Tensor for_each_head(const Tensor& t, int64_t heads) {
   const int64_t shared = heads / t.size(2);
@@ -65,7 +69,7 @@ struct Formula {
           const Maybe& dt_bias, const Maybe& state, const SsdOptions& o)
       : dtype(stats_dtype(x_.dtype())),
         x(x_.to(dtype)),
-        a(a_.to(dtype)),
+        a(rates_of(a_, dtype, o)),
         b(for_each_head(b_.to(dtype), x.size(2))),
         c(for_each_head(c_.to(dtype), x.size(2))),
         raw(raw_steps(dt, dt_bias, dtype)),
@@ -99,9 +103,14 @@ Tensor ready_gradient(const Tensor& t) {
 Tensor ready_steps(const Tensor& t) { return t.strides()[2] == 1 ? t : detail::dense(t); }
 Tensor dense_stats(const Tensor& t, DType stats) { return detail::dense(t.to(stats)); }
 Maybe dense_stats(const Maybe& t, DType stats) { return t ? Maybe(dense_stats(*t, stats)) : none; }
-/// d as (H, P).
-Maybe wide_skip(const Maybe& d, const Tensor& x, DType stats) {
-  if (!d) return none;
+/// a and d as kernels take them. A GPU's take log(−a) and a number a head of d as they are: a step
+/// has a launch less for each, and its backward two.
+bool takes_log(const Tensor& x, const SsdOptions& o) { return o.log_a && x.device().is_cuda(); }
+Tensor kernel_rates(const Tensor& a, const Tensor& x, DType stats, const SsdOptions& o) {
+  return dense_stats(takes_log(x, o) ? a : rates_of(a, stats, o), stats);
+}
+Maybe kernel_skip(const Maybe& d, const Tensor& x, DType stats) {
+  if (!d || x.device().is_cuda()) return dense_stats(d, stats);
   return detail::dense(skip(*d, stats).expand({x.size(2), x.size(3)}));
 }
 Tensor or_absent(const Maybe& t) { return t.value_or(Tensor()); }
@@ -130,7 +139,8 @@ SsdResult by_scan(const Tensor& x_, const Tensor& dt, const Tensor& a_, const Te
                            .unsqueeze(3)
                            .expand({batch, length, heads, p})
                            .reshape({batch, length, width});
-  const Tensor a = a_.to(dtype).reshape({heads, 1, 1}).expand({heads, p, n}).reshape({width, n});
+  const Tensor a =
+      rates_of(a_, dtype, o).reshape({heads, 1, 1}).expand({heads, p, n}).reshape({width, n});
   const Tensor b = b_.to(dtype), c = c_.to(dtype);
   const Maybe wide = d ? Maybe(skip(*d, dtype).expand({heads, p}).reshape({width})) : none;
   const Maybe first = state ? Maybe(state->reshape({batch, width, n})) : none;
@@ -230,14 +240,15 @@ SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Te
   }
   const DType stats = stats_dtype(x.dtype());
   const Tensor u = ready(x), steps = ready_steps(dt), inputs = ready(b), outputs = ready(c);
-  const Tensor rates = dense_stats(a, stats);
-  const Maybe wide = wide_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
+  const Tensor rates = kernel_rates(a, x, stats, o);
+  const Maybe skips = kernel_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats);
   SsdResult result;
   result.y = empty(x.spec());
   if (o.final_state)
     result.state = empty({x.size(0), x.size(2), x.size(3), b.size(3)}, stats, x.device());
   dispatch(x.device(), SsdForwardArgs{.dt_softplus = o.dt_softplus,
+                                      .log_a = takes_log(x, o),
                                       .dt_min = o.dt_min,
                                       .dt_max = o.dt_max,
                                       .chunk = o.chunk,
@@ -246,7 +257,7 @@ SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Te
                                       .b = inputs,
                                       .c = outputs,
                                       .a = rates,
-                                      .d = or_absent(wide),
+                                      .d = or_absent(skips),
                                       .dt_bias = or_absent(bias),
                                       .state = or_absent(first),
                                       .y = result.y,
@@ -297,7 +308,8 @@ SsdGrads SsdBackward::define(const Tensor& dy_, const Maybe& dlast_state, const 
   if (dt_bias) grads.ddt_bias = sum(ddt, {0, 1}).to(dt_bias->dtype());
   if (state) grads.dstate = g;
   grads.dx = dx.to(x.dtype()), grads.ddt = ddt.to(dt.dtype());
-  grads.da = sum(fading * f.delta, {0, 1}).to(a.dtype());
+  const Tensor da = sum(fading * f.delta, {0, 1});
+  grads.da = (o.log_a ? da * f.a : da).to(a.dtype());
   grads.db = over_heads(stack(db, 1), b.size(2)).to(b.dtype());
   grads.dc = over_heads(stack(dc, 1), c.size(2)).to(c.dtype());
   return grads;
@@ -314,17 +326,18 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
   }
   const DType stats = stats_dtype(x.dtype());
   const Tensor slope = ready(dy), u = ready(x), steps = ready_steps(dt), inputs = ready(b),
-               outputs = ready(c), rates = dense_stats(a, stats);
-  const Maybe wide = wide_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
+               outputs = ready(c), rates = kernel_rates(a, x, stats, o);
+  const Maybe skips = kernel_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats), dlast = dense_stats(dlast_state, stats);
   SsdGrads grads;
   grads.dx = ready_gradient(x), grads.ddt = detail::empty_gradient(dt);
   grads.db = ready_gradient(b), grads.dc = ready_gradient(c);
   if (state) grads.dstate = empty(state->spec());
   const Tensor da = empty(a.shape(), stats, a.device());
-  const Maybe dd = d ? Maybe(empty({x.size(2), x.size(3)}, stats, x.device())) : none;
+  const Maybe dd = skips ? Maybe(empty(skips->shape(), stats, x.device())) : none;
   const Maybe ddt_bias = dt_bias ? Maybe(empty(a.shape(), stats, a.device())) : none;
   dispatch(x.device(), SsdBackwardArgs{.dt_softplus = o.dt_softplus,
+                                       .log_a = takes_log(x, o),
                                        .dt_min = o.dt_min,
                                        .dt_max = o.dt_max,
                                        .chunk = o.chunk,
@@ -334,7 +347,7 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
                                        .b = inputs,
                                        .c = outputs,
                                        .a = rates,
-                                       .d = or_absent(wide),
+                                       .d = or_absent(skips),
                                        .dt_bias = or_absent(bias),
                                        .state = or_absent(first),
                                        .dlast_state = or_absent(dlast),
@@ -346,8 +359,8 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
                                        .dd = or_absent(dd),
                                        .ddt_bias = or_absent(ddt_bias),
                                        .dstate = or_absent(grads.dstate)});
-  grads.da = da.to(a.dtype());
-  if (d) grads.dd = (d->dim() == 1 ? dd->sum(-1) : *dd).to(d->dtype());
+  grads.da = (o.log_a && !takes_log(x, o) ? da * rates : da).to(a.dtype());
+  if (d) grads.dd = (d->dim() < dd->dim() ? dd->sum(-1) : *dd).to(d->dtype());
   if (dt_bias) grads.ddt_bias = ddt_bias->to(dt_bias->dtype());
   return grads;
 }

@@ -12,6 +12,7 @@ struct SsdOptions {
   double dt_min = 0, dt_max = std::numeric_limits<double>::infinity();  ///< Δ is held between
   bool final_state = false;  ///< whether the result holds the last state
   int64_t chunk = 0;         ///< steps a block of products; 0: chosen by the kernel
+  bool log_a = false;  ///< a comes as log(−a), the parameter of Mamba, and so does its gradient
   bool operator==(const SsdOptions&) const = default;
 };
 /// What may be absent: the skip, the bias of dt, the state to begin with (else zeros).

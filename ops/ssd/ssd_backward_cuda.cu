@@ -351,13 +351,15 @@ __global__ void ssd_over_parts_kernel(const float4* __restrict__ db_parts,
   put(dc, add_up(dc_parts));
 }
 
-/// Columns of (rows, columns) added by index: eight runs of rows, then the runs.
+/// Columns of (rows, columns) added by index, a head of dd a block: eight runs of rows, then the
+/// runs, then the columns where d has a number a head. With `rate`, the a of which log(−a) came, da
+/// is the gradient of that.
 constexpr int kRuns = 8;
-__global__ void __launch_bounds__(kWarpSize* kRuns)
-    ssd_over_chunks_kernel(const float* __restrict__ parts, int64_t rows, int heads, float* dd,
-                           float* da, float* ddt_bias) {
-  __shared__ float sums[kRuns][kWarpSize];
-  const int columns = heads * (kP + 2), column = int(blockIdx.x) * kWarpSize + int(threadIdx.x);
+__global__ void __launch_bounds__(kP* kRuns)
+    ssd_over_chunks_kernel(const float* __restrict__ parts, int64_t rows, int heads, bool d_a_head,
+                           const float* rate, float* dd, float* da, float* ddt_bias) {
+  __shared__ float sums[kRuns][kP];
+  const int columns = heads * (kP + 2), column = int(blockIdx.x) * kP + int(threadIdx.x);
   const int64_t each = (rows + kRuns - 1) / kRuns, begin = threadIdx.y * each;
   float sum = 0;
   if (column < columns) {
@@ -367,12 +369,23 @@ __global__ void __launch_bounds__(kWarpSize* kRuns)
   }
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y > 0 || column >= columns) return;
-  for (int run = 1; run < kRuns; ++run) sum += sums[run][threadIdx.x];
+  if (threadIdx.y > 0) return;
+  const auto total = [&](int x) {
+    float all = sums[0][x];
+    for (int run = 1; run < kRuns; ++run) all += sums[run][x];
+    return all;
+  };
+  sum = total(int(threadIdx.x));
   if (column < heads * kP) {
-    if (dd) dd[column] = sum;
+    if (dd && !d_a_head) dd[column] = sum;
+    if (!dd || !d_a_head || threadIdx.x >= kWarpSize) return;
+    sum = warp_sum(sum + total(int(threadIdx.x) + kWarpSize));
+    if (threadIdx.x == 0) dd[blockIdx.x] = sum;
   } else if (column < heads * (kP + 1)) {
-    da[column - heads * kP] = sum;
+    const int head = column - heads * kP;
+    da[head] = rate ? sum * rate[head] : sum;
+  } else if (column >= columns) {
+    return;
   } else if (ddt_bias) {
     ddt_bias[column - heads * (kP + 1)] = sum;
   }
@@ -396,19 +409,17 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
   Sizes& s = args.size;
   s = {k.x.shape[0], k.x.shape[1], ceil_div(k.x.shape[1], int64_t{kQ}), int(k.x.shape[2]),
        int(k.b.shape[2])};
-  const int64_t numbers = s.batch * s.padded() * s.heads;
   const int64_t of_states = s.batch * s.chunks * s.heads * kP * kN;
-  const DeviceScratch<float> steps(on, 3 * numbers);
+  const DeviceScratch<float> steps(on, Steps::numbers(s));
   const DeviceScratch<T> states(on, 2 * of_states);
-  args.steps = {steps.data(), steps.data() + numbers, steps.data() + 2 * numbers};
+  args.steps = Steps::in(steps.data(), s);
   args.dy = Sequence<const T>::of(k.dy), args.x = Sequence<const T>::of(k.x);
   args.b = Sequence<const T>::of(k.b), args.c = Sequence<const T>::of(k.c);
   args.dx = Sequence<T>::of(k.dx), args.ddt = Sequence<T>::of(k.ddt);
   args.db = Sequence<T>::of(k.db), args.dc = Sequence<T>::of(k.dc);
-  args.a = k.a.as<float>(), args.d = k.d.as<float>();
+  args.a = args.steps.rate, args.d = k.d ? args.steps.skip : nullptr;
   args.states = states.data(), args.dstates = states.data() + of_states;
-  compute_steps(on, s, Sequence<const T>::of(k.dt), args.a, k.dt_bias.as<float>(), k.dt_softplus,
-                k.dt_min, k.dt_max, args.steps);
+  compute_steps(on, s, Sequence<const T>::of(k.dt), StepRules::of(k), args.steps);
   const StateSide<T> along{args.x, args.b, k.state.as<float>(), states.data(), nullptr};
   const StateSide<T> against{args.dy, args.c, k.dlast_state.as<float>(), states.data() + of_states,
                              k.dstate.as<float>()};
@@ -431,11 +442,10 @@ void backward(Cuda on, const SsdBackwardArgs& k) {
            reinterpret_cast<const float4*>(args.db_parts),
            reinterpret_cast<const float4*>(args.dc_parts), args.parts, s.batch * s.length, s.length,
            s.groups * kN / 4, args.db, args.dc);
-  launch(on,
-         {.grid = dim3(unsigned(ceil_div(s.heads * (kP + 2), kWarpSize))),
-          .block = dim3(kWarpSize, kRuns)},
+  launch(on, {.grid = dim3(unsigned(ceil_div(s.heads * (kP + 2), kP))), .block = dim3(kP, kRuns)},
          ssd_over_chunks_kernel, static_cast<const float*>(args.sums), chunks, s.heads,
-         k.dd.as<float>(), k.da.as<float>(), k.ddt_bias.as<float>());
+         k.d.n == k.a.n, k.log_a ? args.a : nullptr, k.dd.as<float>(), k.da.as<float>(),
+         k.ddt_bias.as<float>());
 }
 
 __global__ void ssd_zero_kernel(float* to, int64_t n) {

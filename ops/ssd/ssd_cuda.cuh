@@ -377,9 +377,19 @@ __device__ __forceinline__ void copy_matrix(T* to, const T* from, int thread = i
 }
 
 /// Δ, its slope in dt, and in each chunk the running sum of Δ a / ln 2, s here, so that 2^s is what
-/// a state fades by: (B, H, padded T) each.
+/// a state fades by: (B, H, padded T) each. Beside them what heads have: d as (H, P), which the
+/// copy engine brings, and a itself.
 struct Steps {
-  float *delta, *slope, *sum;
+  float *delta, *slope, *sum, *skip, *rate;
+
+  static int64_t numbers(const Sizes& s) {
+    return 3 * s.batch * s.heads * s.padded() + s.heads * (kP + 1);
+  }
+  static Steps in(float* memory, const Sizes& s) {
+    const int64_t each = s.batch * s.heads * s.padded();
+    float* skip = memory + 3 * each;
+    return {memory, memory + each, memory + 2 * each, skip, skip + s.heads * kP};
+  }
   __device__ static int64_t at(const Sizes& s, int64_t batch, int head, int64_t t) {
     return (batch * s.heads + head) * s.padded() + t;
   }
@@ -416,9 +426,26 @@ struct Segments {
   }
 };
 
+/// What they are made of.
+struct StepRules {
+  const float *a, *d, *dt_bias;
+  bool log_a, d_a_head, softplus;  // d (H), else (H, P)
+  float dt_min, dt_max;
+
+  template <class Args>
+  static StepRules of(const Args& k) {
+    return {k.a.template as<float>(),
+            k.d.template as<float>(),
+            k.dt_bias.template as<float>(),
+            k.log_a,
+            k.d.n == k.a.n,
+            k.dt_softplus,
+            float(k.dt_min),
+            float(k.dt_max)};
+  }
+};
 template <class T>
-void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, const float* a,
-                   const float* dt_bias, bool softplus, double dt_min, double dt_max,
+void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, const StepRules& rules,
                    const Steps& steps);
 /// The states at the segments' beginnings, in the direction of the walk. Both directions in one
 /// launch where there are two, here and below.

@@ -142,17 +142,15 @@ void forward(Cuda on, const SsdForwardArgs& k) {
   Sizes& s = args.size;
   s = {k.x.shape[0], k.x.shape[1], ceil_div(k.x.shape[1], int64_t{kQ}), int(k.x.shape[2]),
        int(k.b.shape[2])};
-  const int64_t numbers = s.batch * s.padded() * s.heads;
-  const DeviceScratch<float> steps(on, 3 * numbers + 1);
-  args.steps = {steps.data(), steps.data() + numbers, steps.data() + 2 * numbers};
-  compute_steps(on, s, Sequence<const T>::of(k.dt), k.a.as<float>(), k.dt_bias.as<float>(),
-                k.dt_softplus, k.dt_min, k.dt_max, args.steps);
+  const DeviceScratch<float> steps(on, Steps::numbers(s));
+  args.steps = Steps::in(steps.data(), s);
+  compute_steps(on, s, Sequence<const T>::of(k.dt), StepRules::of(k), args.steps);
   if constexpr (sizeof(T) == 2)
     if (forward_hopper<T, kN>(on, k, s, args.steps)) return;
   const DeviceScratch<T> states(on, s.batch * s.chunks * s.heads * kP * kN + 1);
   args.x = Sequence<const T>::of(k.x), args.b = Sequence<const T>::of(k.b);
   args.c = Sequence<const T>::of(k.c), args.y = Sequence<T>::of(k.y);
-  args.d = k.d.as<float>(), args.states = states.data();
+  args.d = k.d ? args.steps.skip : nullptr, args.states = states.data();
   const StateSide<T> along{args.x, args.b, k.state.as<float>(), states.data(),
                            k.last_state.as<float>()};
   compute_states<T>(on, s, kN, args.steps, along, nullptr);

@@ -263,7 +263,8 @@ bool forward_hopper(Cuda on, const SsdForwardArgs& k, const Sizes& s, const Step
              c = Sequence<const T>::of(k.c);
   if (!runs_on_hopper(on, s, x, b, c)) return false;
   WalkKernelArgs<T> args{s, steps, Sequence<T>::of(k.y)};
-  args.d = k.d.as<float>(), args.first = k.state.as<float>(), args.last = k.last_state.as<float>();
+  args.d = k.d ? steps.skip : nullptr, args.first = k.state.as<float>(),
+  args.last = k.last_state.as<float>();
   args.heads = std::min(s.shared(), kHeads);
   args.parts = ceil_div(s.shared(), args.heads);
   const int64_t beside = s.batch * s.groups * args.parts;

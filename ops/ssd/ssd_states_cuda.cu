@@ -7,9 +7,7 @@ template <class T>
 struct StepsKernelArgs {
   Sizes size;
   Sequence<const T> dt;
-  const float *a, *dt_bias;
-  bool softplus;
-  float dt_min, dt_max;
+  StepRules rules;
   Steps steps;
 };
 constexpr int kStepWarps = 8;
@@ -24,19 +22,26 @@ __global__ void __launch_bounds__(kWarpSize* kStepWarps) ssd_steps_kernel(StepsK
   const int head = int(i % s.heads), lane = int(threadIdx.x);
   const int64_t chunk = i / s.heads % s.chunks, batch = i / s.heads / s.chunks;
   const int64_t t = chunk * kQ + lane * 2;
-  const float a = k.a[head] * kLog2E, bias = k.dt_bias ? k.dt_bias[head] : 0.0f;
+  const StepRules& rules = k.rules;
+  const float rate = rules.log_a ? -exp_of(rules.a[head]) : rules.a[head];
+  if (i < s.heads) {  // the first chunk's warps
+    if (lane == 0) k.steps.rate[head] = rate;
+    for (int p = lane; rules.d && p < kP; p += kWarpSize)
+      k.steps.skip[head * kP + p] = rules.d[rules.d_a_head ? head : head * kP + p];
+  }
+  const float a = rate * kLog2E, bias = rules.dt_bias ? rules.dt_bias[head] : 0.0f;
   float delta[2], slope[2], fade[2];
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
     const bool real = t + j < s.length;
     const float raw = real ? convert<float>(k.dt.row(batch, t + j)[head]) + bias : 0.0f;
     delta[j] = raw, slope[j] = 1;
-    if (k.softplus) {
+    if (rules.softplus) {
       delta[j] = fmaxf(raw, 0.0f) + log1pf(exp_fast(-fabsf(raw)));
       slope[j] = 1 / (1 + exp_fast(-raw));
     }
-    if (delta[j] < k.dt_min) delta[j] = k.dt_min, slope[j] = 0;
-    if (delta[j] > k.dt_max) delta[j] = k.dt_max, slope[j] = 0;
+    if (delta[j] < rules.dt_min) delta[j] = rules.dt_min, slope[j] = 0;
+    if (delta[j] > rules.dt_max) delta[j] = rules.dt_max, slope[j] = 0;
     if (!real) delta[j] = slope[j] = 0;  // changes nothing
     fade[j] = delta[j] * a;
   }
@@ -213,11 +218,9 @@ __global__ void __launch_bounds__(kCarryThreads) ssd_carry_kernel(StatesKernelAr
 }  // namespace
 
 template <class T>
-void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, const float* a,
-                   const float* dt_bias, bool softplus, double dt_min, double dt_max,
+void compute_steps(Cuda on, const Sizes& size, const Sequence<const T>& dt, const StepRules& rules,
                    const Steps& steps) {
-  const StepsKernelArgs<T> args{size,          dt,   a, dt_bias, softplus, float(dt_min),
-                                float(dt_max), steps};
+  const StepsKernelArgs<T> args{size, dt, rules, steps};
   launch(on,
          {.grid = grid_for(size.batch * size.chunks * size.heads, kStepWarps),
           .block = dim3(kWarpSize, kStepWarps)},
@@ -287,12 +290,12 @@ void compute_states(Cuda on, const Sizes& size, int n, const Steps& steps,
        sides, segments.count);
 }
 
-template void compute_steps(Cuda, const Sizes&, const Sequence<const BFloat16>&, const float*,
-                            const float*, bool, double, double, const Steps&);
-template void compute_steps(Cuda, const Sizes&, const Sequence<const Float16>&, const float*,
-                            const float*, bool, double, double, const Steps&);
-template void compute_steps(Cuda, const Sizes&, const Sequence<const float>&, const float*,
-                            const float*, bool, double, double, const Steps&);
+template void compute_steps(Cuda, const Sizes&, const Sequence<const BFloat16>&, const StepRules&,
+                            const Steps&);
+template void compute_steps(Cuda, const Sizes&, const Sequence<const Float16>&, const StepRules&,
+                            const Steps&);
+template void compute_steps(Cuda, const Sizes&, const Sequence<const float>&, const StepRules&,
+                            const Steps&);
 template void carry_states(Cuda, const Sizes&, int, const Steps&, const StateSide<BFloat16>&,
                            const StateSide<BFloat16>*, const Segments&, float*);
 template void carry_states(Cuda, const Sizes&, int, const Steps&, const StateSide<Float16>&,

@@ -207,6 +207,30 @@ TYPED_TEST(SelectiveScanTest, TimeInSegmentsIsTimeInPieces) {
   }
 }
 
+// Of few channels and of so many that time is not cut; the gradient's chain rule is da a.
+TYPED_TEST(SelectiveScanTest, AComesAsALogarithm) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  for (int64_t length : {40, 300}) {
+    SCOPED_TRACE(length);
+    const Arguments k(2, length, 33, 5, dtype);
+    Arguments logs = k;
+    logs.a = (-k.a).log();
+    const Tensor dy = randn(k.x.shape(), float64).to(dtype);
+    // exp(log(−a)) errs by a few roundings, and so does Δ a, which reaches some tens.
+    const double bound = 1024 * unit_roundoff(stats_dtype(dtype));
+    const auto expect = [&](const Tensor& a, const Tensor& b) {
+      EXPECT_CLOSE(a, b,
+                   {.relative = 2 * unit_roundoff(dtype), .absolute = bound * abs(b).max().item()});
+    };
+    expect(logs({.log_a = true}).y, k().y);
+    const Grads g = k.gradients(dy, none, {}), of_logs = logs.gradients(dy, none, {.log_a = true});
+    expect(of_logs.dx, g.dx);
+    expect(of_logs.ddt, g.ddt);
+    expect(of_logs.db, g.db);
+    expect(of_logs.da, g.da * k.a);
+  }
+}
+
 TEST(SelectiveScan, ChunksChangeNoBit) {
   const Arguments k(2, 20, 5, 3, float32);
   const Tensor dy = randn(k.x.shape());
@@ -262,6 +286,7 @@ TEST(SelectiveScan, GradientIsTheDerivative) {
       EXPECT_OK(bare.gradcheck(o));
     }
   EXPECT_OK(Arguments(1, 1, 1, 1).gradcheck({.final_state = true}));
+  EXPECT_OK(full.gradcheck({.log_a = true}));
 }
 TEST(SelectiveScan, SecondDerivativeIsTheDerivativeOfTheFirst) {
   const Arguments full(1, 3, 2, 2);
@@ -269,6 +294,7 @@ TEST(SelectiveScan, SecondDerivativeIsTheDerivativeOfTheFirst) {
   bare.more = {};
   EXPECT_OK(full.gradgradcheck({.final_state = true}));
   EXPECT_OK(bare.gradgradcheck({.dt_softplus = false}));
+  EXPECT_OK(bare.gradgradcheck({.log_a = true}));
 }
 
 TEST(SelectiveScan, PiecesOfASequenceGiveTheWhole) {

@@ -223,6 +223,34 @@ TYPED_TEST(SsdProductsTest, TimeInSegmentsIsTimeInOnePiece) {
   expect("da", g.da * kCopies, gs.da);
 }
 
+// Sizes that have kernels by matrix products on a GPU, and others.
+TYPED_TEST(SsdTest, AComesAsALogarithmAndDForHeadsOrColumns) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  for (const Sizes& sizes :
+       {Sizes{2, 70, 4, 64, 2, 64}, {1, 100, 3, 64, 1, 128}, {2, 40, 4, 3, 2, 5}}) {
+    SCOPED_TRACE(sizes.n);
+    const Arguments k(sizes, dtype);
+    Arguments other = k;
+    other.a = (-k.a).log();
+    other.more.d = k.more.d->unsqueeze(1).expand({sizes.heads, sizes.head_dim}).contiguous();
+    const Tensor dy = randn(k.x.shape(), float64).to(dtype);
+    // exp(log(−a)) errs by a few roundings, and so does Δ a, which reaches some tens; what it makes
+    // of a number just between two of a half type's is one of them or the other.
+    const double bound =
+        std::max(1024 * unit_roundoff(stats_dtype(dtype)), 4 * unit_roundoff(dtype));
+    const auto expect = [&](const Tensor& a, const Tensor& b) {
+      EXPECT_CLOSE(a, b, {.absolute = bound * abs(b).max().item()});
+    };
+    expect(other({.log_a = true}).y, k().y);
+    const SsdGrads g = k.gradients(dy, none, {}), h = other.gradients(dy, none, {.log_a = true});
+    expect(h.dx, g.dx);
+    expect(h.ddt, g.ddt);
+    expect(h.db, g.db);
+    expect(h.da, g.da * k.a);
+    expect(h.dd->sum(-1), *g.dd);
+  }
+}
+
 TEST(Ssd, ChunksAreIndependent) {
   const Arguments k({2, 50, 4, 3, 2, 5});
   const Tensor dy = randn(k.x.shape(), float64);
@@ -315,6 +343,7 @@ TEST(Ssd, GradientIsTheDerivative) {
     EXPECT_OK(wide.gradcheck({.dt_min = 0.3, .dt_max = 1.1}));
   }
   EXPECT_OK(Arguments({1, 1, 1, 1, 1, 1}).gradcheck({.final_state = true}));
+  EXPECT_OK(Arguments({2, 5, 2, 3, 1, 2}).gradcheck({.log_a = true}));
 }
 TEST(Ssd, SecondDerivativeIsTheDerivativeOfTheFirst) {
   const Arguments full({1, 3, 2, 2, 1, 2});
@@ -323,6 +352,7 @@ TEST(Ssd, SecondDerivativeIsTheDerivativeOfTheFirst) {
   wide.more.d = randn({2, 2}, float64);
   EXPECT_OK(full.gradgradcheck({.final_state = true}));
   EXPECT_OK(bare.gradgradcheck({.dt_softplus = false}));
+  EXPECT_OK(bare.gradgradcheck({.log_a = true}));
   EXPECT_OK(wide.gradgradcheck({.dt_min = 0.3, .dt_max = 1.1}));
 }
 
