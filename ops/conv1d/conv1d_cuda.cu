@@ -191,6 +191,7 @@ struct ForwardKernelArgs {
 template <class T, int kTaps, int kWidth>
 __global__ void __launch_bounds__(kThreads, kForwardBlocks<T, kTaps>)
     conv1d_forward_kernel(ForwardKernelArgs<T> k) {
+  wait_for_previous_kernel();
   const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
   const int64_t tile = k.tiles.own(), batch = tile / k.tiles.each;
   if (c >= k.channels || tile >= k.tiles.all) return;
@@ -366,9 +367,7 @@ template <class T, int kTaps, int kWidth>
 __global__ void __launch_bounds__(kThreads, kBackwardBlocks<T, kTaps>)
     conv1d_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
-#if __CUDA_ARCH__ >= 900  // the weights' kernel takes places that become free, and waits there
-  cudaTriggerProgrammaticLaunchCompletion();
-#endif
+  wait_for_previous_kernel();
   const int64_t c = (int64_t{blockIdx.y} * kWarpSize + threadIdx.x) * kWidth;
   const int64_t tile = k.tiles.own(), batch = tile / k.tiles.each, steps = k.tiles.steps;
   const int64_t begin = k.first + tile % k.tiles.each * steps;
@@ -414,9 +413,7 @@ __global__ void __launch_bounds__(kWarpSize* kRuns)
   const int64_t i = int64_t{blockIdx.x} * kWarpSize + threadIdx.x, n = channels * (taps + 1);
   const int64_t each = (parts + kRuns - 1) / kRuns, begin = threadIdx.y * each;
   Acc sum = 0;
-#if __CUDA_ARCH__ >= 900  // older GPUs ignore the overlap
-  cudaGridDependencySynchronize();
-#endif
+  wait_for_previous_kernel();
   if (i < n) {
 #pragma unroll 4
     for (int64_t part = begin; part < min(begin + each, parts); ++part)
@@ -460,7 +457,8 @@ void forward(Cuda on, const Conv1dForwardArgs& k) {
       launch(on,
              {.grid = dim3(unsigned(tiles.blocks()),
                            unsigned(ceil_div(channels, int64_t{kWarpSize * kWidth}))),
-              .block = dim3(kWarpSize, kRowThreads)},
+              .block = dim3(kWarpSize, kRowThreads),
+              .overlap = sizeof(T) == 2},  // of float32 it took 3 % longer
              conv1d_forward_kernel<T, kTaps, kWidth>, args);
     });
   }
@@ -492,7 +490,8 @@ void backward(Cuda on, const Conv1dBackwardArgs& k) {
     launch(
         on,
         {.grid = dim3(unsigned(parts), unsigned(ceil_div(channels, int64_t{kWarpSize * kWidth}))),
-         .block = dim3(kWarpSize, kRowThreads)},
+         .block = dim3(kWarpSize, kRowThreads),
+         .overlap = true},
         conv1d_backward_kernel<T, kTaps, kWidth>, args);
   });
   launch(on, {.grid = grid_for(n, kWarpSize), .block = dim3(kWarpSize, kRuns), .overlap = true},
