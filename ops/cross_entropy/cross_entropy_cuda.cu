@@ -31,7 +31,7 @@ __global__ void cross_entropy_forward_kernel(ConstRows logits, ConstVec targets,
   const int cols = static_cast<int>(logits.cols), thread = threadIdx.x;
   const T* row = logits.template row<T>(i);
   const Acc share = static_cast<Acc>(o.share);
-  OnlineSum<Acc> online;
+  OnlineSum<Acc, sizeof(T) == 2> online;
   Acc sum = 0;
   for_packets<kThreads, kAligned, kWidth>(row, cols, thread, [&](int, const auto& packet, int n) {
     online.add(packet, n);
