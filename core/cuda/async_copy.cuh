@@ -7,14 +7,15 @@ namespace norma {
 // Copies of 16 bytes from global to shared memory in the background (cp.async, sm_80). Each thread
 // waits for its own.
 
+__device__ __forceinline__ void copy_16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ __forceinline__ void copy_16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
-               : "memory");
+  copy_16(shared_address(to), from);
 }
 /// The same by way of the first cache, for what many blocks read.
-__device__ __forceinline__ void copy_16_cached(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
-               : "memory");
+__device__ __forceinline__ void copy_16_cached(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 /// Zeros where `real` is false, and nothing is read.
 __device__ __forceinline__ void copy_16(void* to, const void* from, bool real) {

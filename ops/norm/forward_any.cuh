@@ -54,7 +54,9 @@ __global__ void __launch_bounds__(kAnyThreads)
       read_from(k.z.row<T>(p.row) + p.first + c, n, z);
       for (int e = 0; e < kWidth; ++e) u[e] = mul(u[e], gate_of<sizeof(T) == 2>(o, z[e]).value);
     };
-    const Stats<Acc> s = statistics<kWidth>(team, o, u_of);
+    const bool of_16_bits =
+        sizeof(T) == 2 && o.gate != GateOrder::gate_then_norm && (!k.h || k.h.dtype == dtype_of<T>);
+    const Stats<Acc> s = statistics<kWidth>(team, o, u_of, of_16_bits);
     const Normalize<Acc> x_hat_of(s);
     if (team.lane() == 0 && team.warp() == 0) {
       if (k.mean) k.mean.at<Acc>(p.stat) = s.mean / s.scale;

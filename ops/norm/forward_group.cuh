@@ -70,6 +70,11 @@ struct ForwardGroup {
   static constexpr bool kGateLast = kBeside == Beside::gate_last;
   static constexpr bool kGateFirst = kBeside == Beside::gate_first;
   using H = std::conditional_t<kWide, float, T>;
+  /// Whether u are numbers of 16 bits (see about()).
+  static constexpr bool kOf16Bits = sizeof(T) == 2 && !kWide && !kGateFirst;
+  /// Whether statistics() leaves u less its mean, which spares the normalization that: where u is
+  /// cheap to have again, should the row have to be scaled.
+  static constexpr bool kLeavesCentred = kCentred && !kGateFirst;
   static constexpr int kWidth = kLaneWidth<T>, kVecs = kForwardChunk / (kWarpSize * kWidth);
 
   const ForwardPlan& plan;
@@ -77,6 +82,7 @@ struct ForwardGroup {
   const int lanes, lane_in;  // of those that share a group: how many, which
   const int chunk;
   int column, mine;  // of this lane's first vector, and its vectors
+  int terms;         // of the chunk
   Acc u[kVecs][kWidth];
   Vector<T, kWidth> z[kGateLast && !kLate ? kVecs : 1];
 
@@ -84,6 +90,7 @@ struct ForwardGroup {
       : plan(p), lanes(kTogether ? kWarpSize : p.lanes), lane_in(lane & (lanes - 1)), chunk(which) {
     const int per_chunk = plan.vecs * lanes * kWidth;
     column = chunk * per_chunk + lane_in * kWidth;
+    terms = max(0, min(plan.size - chunk * per_chunk, per_chunk));
     const int left = min(plan.size, (chunk + 1) * per_chunk) - column + lanes * kWidth - 1;
     mine = left <= 0 ? 0 : kTogether ? left / (kWarpSize * kWidth) : left >> shift();
   }
@@ -134,6 +141,14 @@ struct ForwardGroup {
     }
   }
 
+  /// u once more, from x or, beside a residual, from the h that take() put: 0 of load.
+  template <class Load>
+  __device__ __forceinline__ void take_again(int has, const Load& load) {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v)
+      (v < has ? load.template operator()<H>(0, v) : Vector<H, kWidth>{}).unpack(u[v]);
+  }
+
   __device__ __forceinline__ void gate(const Vector<T, kWidth>& by, Acc (&values)[kWidth]) const {
     constexpr bool kShort = sizeof(T) == 2;
     Acc g[kWidth];
@@ -158,11 +173,9 @@ struct ForwardGroup {
   // Sums over the group: meet(float2) tells all its warps this one's and returns those of all
   // chunks. Where groups end within vectors, ends(value) sets what lies beyond.
 
+  /// total: of the chunk, and then of all of them.
   template <int kSums, class Meet>
-  __device__ __forceinline__ void sum(const LaneSum<Acc> (&part)[kSums], Acc (&total)[kSums],
-                                      Meet& meet) {
-#pragma unroll
-    for (int s = 0; s < kSums; ++s) total[s] = lanes_sum(part[s].total(), lanes);
+  __device__ __forceinline__ void sum_chunks(Acc (&total)[kSums], Meet& meet) {
     if constexpr (!kTogether) return;
     const float2* told = meet(make_float2(total[0], total[kSums - 1]));
     // As chunks_sum has them; what lanes without a chunk would add is 0.
@@ -198,23 +211,24 @@ struct ForwardGroup {
   template <class Meet, class Ends>
   __device__ __forceinline__ Acc squares(Stats<Acc>& s, int has, Meet& meet, const Ends& ends) {
     if constexpr (!kCentred) {
-      LaneSum<Acc> part[1];
-      Acc total[1];
+      LaneSum<Acc> part;
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) part[0].product(e, u[v][e], u[v][e]);
-      sum(part, total, meet);
+        for (int e = 0; e < kWidth; ++e) part.product(e, u[v][e], u[v][e]);
+      Acc total[1] = {lanes_sum(part.total(), lanes)};
+      sum_chunks(total, meet);
       return total[0];
     } else {
-      LaneSum<Acc> first[1], second[2];
-      Acc total[1], totals[2];
+      LaneSum<Acc> first, second[2];
       ends(Acc(0));
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) first[0].term(e, u[v][e]);
-      sum(first, total, meet);
+        for (int e = 0; e < kWidth; ++e) first.term(e, u[v][e]);
+      const Acc sum = lanes_sum(first.total(), lanes);
+      Acc total[1] = {sum};
+      sum_chunks(total, meet);
       s.mean = mean_of(total[0], plan.terms, plan.share);
       ends(s.mean);
 #pragma unroll
@@ -223,18 +237,26 @@ struct ForwardGroup {
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) {
           const Acc c = sub(u[v][e], mean);
-          second[0].term(e, c);
+          if constexpr (!kOf16Bits) second[0].term(e, c);
           second[1].product(e, c, c);
+          if constexpr (kLeavesCentred) u[v][e] = c;
         }
       }
-      sum(second, totals, meet);
+      Acc totals[2];
+      if constexpr (kOf16Bits)
+        totals[0] = about(s.mean, sum, kTogether ? static_cast<Acc>(terms) : plan.terms);
+      else
+        totals[0] = lanes_sum(second[0].total(), lanes);
+      totals[1] = lanes_sum(second[1].total(), lanes);
+      sum_chunks(totals, meet);
       s.mean_rest = mean_of(totals[0], plan.terms, plan.share);
       return about_mean(totals[1], s.mean_rest, plan.terms);
     }
   }
-  /// Leaves u multiplied by the scale.
-  template <class Meet, class Ends>
-  __device__ __forceinline__ Stats<Acc> statistics(int has, Meet& meet, const Ends& ends) {
+  /// Leaves u multiplied by the scale and, if kLeavesCentred, less the mean. again(): take_again().
+  template <class Meet, class Ends, class Again>
+  __device__ __forceinline__ Stats<Acc> statistics(int has, Meet& meet, const Ends& ends,
+                                                   const Again& again) {
     Stats<Acc> s;
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
@@ -245,10 +267,10 @@ struct ForwardGroup {
       const bool redo =
           !(sum_of_squares <= largest<Acc>()) || (plan.tiny_eps && sum_of_squares < Acc(1e-30f));
       if (pass == 1 || !__any_sync(0xffffffffu, redo)) return s;
+      if constexpr (kLeavesCentred) again();
       ends(Acc(0));
       const Acc most = largest_element(meet);
       s.scale = redo ? range_scale(most) : Acc(1);
-      if (!__any_sync(0xffffffffu, s.scale != 1)) return s;
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
@@ -269,7 +291,13 @@ struct ForwardGroup {
   template <bool kBias, bool kAny, class Read, class GateAt, class Put>
   __device__ __forceinline__ void write_by(const Stats<Acc>& stats, int has, const Read& read,
                                            const GateAt& gate_at, const Put& put) const {
-    const Normalize<Acc> x_hat(stats);
+    const Normalize<Acc> normalized(stats);
+    const auto x_hat = [&](Acc e) {
+      if constexpr (kLeavesCentred)
+        return fused(e, stats.rstd, normalized.shift);
+      else
+        return kCentred ? normalized(e) : mul(e, stats.rstd);
+    };
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       Acc gain[kWidth], r[kWidth];
@@ -282,8 +310,7 @@ struct ForwardGroup {
         for (int e = 0; e < kWidth; ++e) gain[e] = add(gain[e], Acc(1));
       }
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e)
-        r[e] = fused(kCentred ? x_hat(u[v][e]) : mul(u[v][e], stats.rstd), gain[e], r[e]);
+      for (int e = 0; e < kWidth; ++e) r[e] = fused(x_hat(u[v][e]), gain[e], r[e]);
       if constexpr (kGateLast)
         if (v < plan.vecs) gate(gate_at(v), r);
       if (v < has) put(v, Vector<T, kWidth>::pack(r));

@@ -62,9 +62,10 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
   const int first_weight = plan.own_weights ? item % plan.groups * plan.size : 0;
   extern __shared__ __align__(128) unsigned char memory[];
   constexpr bool kGate = Group::kGateFirst || Group::kGateLast;
-  const Ahead<Group::kVecs, kGate> ahead{
-      memory + static_cast<uint32_t>(warp) * plan.stage_bytes + 16 * group.lane,
-      plan.weight_bytes * kWidth / 16};
+  const Ahead<Group::kVecs, kGate> ahead{shared_address(memory) +
+                                             static_cast<uint32_t>(warp) * plan.stage_bytes +
+                                             static_cast<uint32_t>(16 * group.lane),
+                                         plan.weight_bytes * kWidth / 16};
   wait_for_previous_kernel();  // every place is known
   if constexpr (kAhead) {
     const auto weights_at = [&](const void* w) {
@@ -96,7 +97,16 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
         }
       },
       [&](int v, const Vector<H, kWidth>& r) { store_vector(h + group.of(v), r); });
-  const Stats<float> stats = group.statistics(has, meet, [](float) {});
+  const Stats<float> stats = group.statistics(
+      has, meet, [](float) {},
+      [&] {
+        group.take_again(has, [&]<class E>(int, int v) {
+          if constexpr (Group::kResidual)
+            return load_vector<From::anywhere, kWidth>(h + group.of(v));
+          else
+            return load_vector<From::once, kWidth>(x + group.of(v));
+        });
+      });
   T* y = place.template operator()<T>(plan.y);
   if constexpr (kAhead) wait_for_copies<0>();
   group.write(

@@ -65,24 +65,29 @@ struct HeldMeeting {
 template <int kVecs, int kTensors>
 struct Ahead {
   static constexpr int kPlane = 16 * kWarpSize * kVecs;  ///< bytes of a warp's vectors of 16 bytes
-  unsigned char* mine;                                   ///< this lane's
+  uint32_t mine;                                         ///< this lane's, in shared memory
   int parts;  ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
 
   static int bytes_of_warp(int part_count, bool bias) {
     return kPlane * (kTensors + part_count * (bias ? 2 : 1));
   }
   /// Of w (0), b (1) or a tensor (from 2 on).
-  __device__ __forceinline__ unsigned char* slot(int which, int v, int part) const {
+  __device__ __forceinline__ uint32_t slot(int which, int v, int part) const {
     const int at = kPlane * (which >= 2 ? which - 2 : kTensors + (which == 1 ? parts : 0));
-    return mine + at + kPlane * part + 16 * kWarpSize * v;
+    return mine + static_cast<uint32_t>(at + kPlane * part + 16 * kWarpSize * v);
   }
-  /// From this lane's first vector on, `step` bytes from one to the next.
+  /// From this lane's first vector on, `step` bytes from one to the next. kCached: by way of the
+  /// first cache.
+  template <bool kCached = false>
   __device__ __forceinline__ void ask(int which, const void* from, int step, int has) const {
     const auto* p = static_cast<const unsigned char*>(from);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       if (v >= has) continue;
-      copy_16(slot(which, v, 0), p + v * step);
+      if constexpr (kCached)
+        copy_16_cached(slot(which, v, 0), p + v * step);
+      else
+        copy_16(slot(which, v, 0), p + v * step);
       if (which < 2 && parts == 2) copy_16(slot(which, v, 1), p + v * step + 16);
     }
   }
@@ -91,7 +96,7 @@ struct Ahead {
     Vector<E, kWidth> r;
 #pragma unroll
     for (int part = 0; part < r.kWords / 4; ++part) {
-      const uint4 q = *reinterpret_cast<const uint4*>(slot(which, v, part));
+      const uint4 q = read_shared(slot(which, v, part));
       r.words[4 * part] = q.x, r.words[4 * part + 1] = q.y;
       r.words[4 * part + 2] = q.z, r.words[4 * part + 3] = q.w;
     }

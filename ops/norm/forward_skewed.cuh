@@ -202,18 +202,23 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     unsigned char* const h = Group::kResidual ? place(plan.h, all_h) : nullptr;
     Vector<H, kWidth> rest_of_h{};
     Vector<T, kWidth> rest_of_y{};
+    const auto load = [&]<class E>(const unsigned char* all, int v) {
+      const unsigned char* p = all + group.of(v) * int{sizeof(E)};
+      return plan.even ? load_vector<From::anywhere, kWidth>(reinterpret_cast<const E*>(p))
+                       : load_skewed<kWords, E, kWidth>(p);
+    };
     group.take(
-        has,
-        [&]<class E>(int which, int v) {
-          const unsigned char* p = from[which] + group.of(v) * int{sizeof(E)};
-          return plan.even ? load_vector<From::anywhere, kWidth>(reinterpret_cast<const E*>(p))
-                           : load_skewed<kWords, E, kWidth>(p);
-        },
+        has, [&]<class E>(int which, int v) { return load.template operator()<E>(from[which], v); },
         [&](int v, const Vector<H, kWidth>& r) { put(h, v, r, rest_of_h); });
     if (Group::kResidual && has > 0 && part > 0)
       store_part(reinterpret_cast<H*>(h) + group.of(last), rest_of_h, part);
     ends(0);
-    const Stats<float> stats = group.statistics(has, meet, ends);
+    const Stats<float> stats = group.statistics(has, meet, ends, [&] {
+      if constexpr (Group::kResidual) __syncwarp();  // a vector's ends are its neighbours' to write
+      group.take_again(has, [&]<class E>(int, int v) {
+        return load.template operator()<E>(Group::kResidual ? h : from[0], v);
+      });
+    });
     const int weight_at = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
     unsigned char* const y = place(plan.y, all_y);
     __syncwarp();  // all have read what neighbours write

@@ -12,13 +12,14 @@ namespace norma::norm_cuda {
 template <class T, bool kCentred, Beside kBeside>
 inline constexpr bool kStagesBeside = kBeside != Beside::nothing && (sizeof(T) == 2 || !kCentred);
 
-/// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
-/// LayerNorm of 16 bits by four spills, which only clusters gain by.
+/// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory. Of
+/// LayerNorms of 16 bits by one warp three were faster than four, by blocks of five warps (which
+/// three's 80 registers leave too few places for) four.
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 constexpr int staying_blocks() {
   if (sizeof(T) == 4) return 2;
   if (kBeside != Beside::nothing) return 3;
-  return kCentred && kHolder != Holder::cluster ? 3 : 4;
+  return kCentred && kHolder == Holder::warp ? 3 : 4;
 }
 
 /// Groups of a warp or part of it, of a block or of a cluster, by blocks that stay for some of them
@@ -53,32 +54,26 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   int first = (block >> shift) * teams * plan.rounds;
   const int end = min(plan.items, first + teams * plan.rounds);
 
-  const Ahead<Group::kVecs, 1 + kStages> ahead{
-      memory + static_cast<uint32_t>(warp) * plan.stage_bytes + 16 * group.lane, 1};
+  const Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
+                                                   static_cast<uint32_t>(warp) * plan.stage_bytes +
+                                                   static_cast<uint32_t>(16 * group.lane),
+                                               1};
   const auto place = [&](const ForwardRows& t, int item) {
     return reinterpret_cast<T*>(t.data + item * t.row_bytes) + group.column;
   };
-  const auto ask = [&](int which, const T* from, int has) {
-    ahead.ask(which, from, group.of(1) * int{sizeof(T)}, has);
-  };
+  const int step = group.of(1) * int{sizeof(T)};
   const auto ask_row = [&](int item) {
     const int has = item < end ? group.mine : 0;
-    ask(kX, place(plan.in[0], item), has);
-    if constexpr (kStages && !kLate) ask(kBesideX, place(plan.in[kOther], item), has);
-    commit_copies();  // empty at the end: they are counted
+    ahead.ask(kX, place(plan.in[0], item), step, has);
+    if constexpr (kStages && !kLate) ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
   };
   wait_for_previous_kernel();
   ask_row(first + team);
+  commit_copies();
   const auto ask_weights = [&](int which, const void* w) {
-    const T* from = static_cast<const T*>(w) + group.column;
     // The first cache has those of short groups for many blocks, but not a cluster's.
-    if constexpr (kHolder == Holder::cluster) {
-      ask(which, from, group.mine);
-    } else {
-#pragma unroll
-      for (int v = 0; v < Group::kVecs; ++v)
-        if (v < group.mine) copy_16_cached(ahead.slot(which, v, 0), from + group.of(v));
-    }
+    ahead.template ask<kHolder != Holder::cluster>(which, static_cast<const T*>(w) + group.column,
+                                                   step, group.mine);
   };
   ask_weights(0, plan.w);
   if constexpr (kCentred) ask_weights(1, plan.b);
@@ -90,7 +85,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
     const bool real = !kWarp || item < end;
     const int has = real ? group.mine : 0;
     if constexpr (kLate) {
-      ask(kBesideX, place(plan.in[kOther], item), has);
+      ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
       commit_copies();
     }
     wait_for_copies<kLate>();
@@ -104,8 +99,16 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         [&](int v, const Vector<T, kWidth>& r) {
           store_vector(place(plan.h, item) + group.of(v), r);
         });
-    ask_row(item + teams);
-    const Stats<float> stats = group.statistics(has, meet, [](float) {});
+    if (first + teams < end) ask_row(item + teams);
+    commit_copies();  // empty at the end: they are counted
+    const Stats<float> stats = group.statistics(
+        has, meet, [](float) {},
+        [&] {  // the next group's x may be in the place of this one's
+          const T* from = place(Group::kResidual ? plan.h : plan.in[0], item);
+          group.take_again(has, [&]<class E>(int, int v) {
+            return load_vector<From::anywhere, kWidth>(from + group.of(v));
+          });
+        });
     if constexpr (kLate) wait_for_copies<1>();
     T* y = place(plan.y, item);
     group.template write_by<kCentred, false>(
@@ -127,13 +130,12 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
 /// Groups of a block, or of a warp of it, in turn. Blocks that stayed for the whole call reached 92
 /// to 95 % of copy, since some multiprocessors are slower; one group a block pays for the weights
 /// each time, which is dear in clusters: for halves, for LayerNorm and most in those of sixteen.
-/// Where lanes are not full (full: `vecs` vectors), two keep more on its way.
 template <class T>
-int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside, int vecs) {
+int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
+  if (plan.cluster == 1) return 1;
   const bool halves = sizeof(T) == 2 && beside != Beside::residual;
-  int most = centred && beside == Beside::nothing && plan.vecs < vecs ? 2 : 1;
-  if (plan.cluster > 1 && centred) most = plan.cluster == 16 ? 4 : 2;
-  if (plan.cluster > 1 && !centred) most = halves || plan.cluster == 16 ? 2 : 1;
+  int most = halves || plan.cluster == 16 ? 2 : 1;
+  if (centred) most = plan.cluster == 16 ? 4 : 2;
   // But all multiprocessors have several blocks' work.
   constexpr int kWarpsOfAll = 132 * 32;
   const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
@@ -145,7 +147,7 @@ template <class T>
 void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
   const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
-    plan.rounds = staying_rounds<T>(on, plan, kCentred, kBeside, kVecs);
+    plan.rounds = staying_rounds<T>(on, plan, kCentred, kBeside);
     plan.stage_bytes = static_cast<uint32_t>(
         Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(1, kCentred));
     const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;

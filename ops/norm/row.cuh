@@ -170,6 +170,12 @@ struct RowOrder {
   int lanes = 32;  ///< that a chunk has work for, a power of two
   int chunks = 1;
 
+  /// Elements of a chunk.
+  __device__ __forceinline__ int terms(int chunk, int width) const {
+    const int64_t per_chunk = int64_t{vecs} * kWarpSize * width, left = n - chunk * per_chunk;
+    return static_cast<int>(left < 0 ? 0 : chunks > 1 && left > per_chunk ? per_chunk : left);
+  }
+
   RowOrder() = default;
   RowOrder(int64_t size, int width) : n(size) {
     const int64_t vectors = ceil_div(size, int64_t{width});
@@ -259,15 +265,22 @@ struct Team {
     }
   }
 
-  /// kSums sums at once over the group: f(c, n, sums) adds the terms of one vector.
+  /// kSums sums at once over the group: f(c, n, sums) adds the terms of one vector. chunk_sum(s, c,
+  /// sum) is what chunk c tells the others of its sum s.
   template <int kWidth, int kSums, class F>
   __device__ __forceinline__ void sum(Acc (&total)[kSums], const F& f) const {
+    sum<kWidth>(total, f, [](int, int, Acc v) { return v; });
+  }
+  template <int kWidth, int kSums, class F, class ChunkSum>
+  __device__ __forceinline__ void sum(Acc (&total)[kSums], const F& f,
+                                      const ChunkSum& chunk_sum) const {
     if constexpr (!kBlock) {
       LaneSum<Acc> sums[kSums];
       for_chunk<kWidth>(0, [&](int64_t c, int n) { f(c, n, sums); });
 #pragma unroll
       for (int s = 0; s < kSums; ++s)
-        total[s] = __shfl_sync(0xffffffffu, lanes_sum(sums[s].total(), order.lanes), 0);
+        total[s] =
+            chunk_sum(s, 0, __shfl_sync(0xffffffffu, lanes_sum(sums[s].total(), order.lanes), 0));
     } else {
       __syncthreads();  // the slots' last readers are done
 #pragma unroll 1
@@ -277,7 +290,7 @@ struct Team {
 #pragma unroll
         for (int s = 0; s < kSums; ++s) {
           const Acc v = lanes_sum(sums[s].total(), order.lanes);
-          if (lane() == 0) slots[s * order.chunks + chunk] = v;
+          if (lane() == 0) slots[s * order.chunks + chunk] = chunk_sum(s, chunk, v);
         }
       }
       __syncthreads();
@@ -313,6 +326,17 @@ struct Team {
 };
 
 // ---- Statistics
+
+// Numbers of 16 bits whose deviation is small beside their mean are multiples of one power of two,
+// and less than 2^12 times as large: in float32 the sum of a chunk of them is exact. Where the
+// deviation is large, what a sum rounds away is small beside it. So a chunk's sum about the rounded
+// mean need not be added up from its terms: it is their sum less that mean times their number.
+
+/// The sum of a chunk about `mean`, from its sum.
+template <class Acc>
+__device__ __forceinline__ Acc about(Acc mean, Acc sum, Acc terms) {
+  return fused(-mean, terms, sum);
+}
 
 /// x̂ = (scale · u − mean) · rstd − mean_rest · rstd. scale is 1, or the power of two by which a row
 /// was multiplied whose squares leave the range of Acc.
@@ -439,10 +463,11 @@ struct Largest {
   __device__ Largest from_lane(int lane) const { return {__shfl_sync(0xffffffffu, v, lane)}; }
 };
 
-/// Statistics of a group whose elements u_of(c, n, u) gives, however often it is asked.
+/// Statistics of a group whose elements u_of(c, n, u) gives, however often it is asked. of_16_bits:
+/// they are numbers of 16 bits.
 template <int kWidth, class Acc, bool kBlock, class F>
-__device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOptions& o,
-                                 const F& u_of) {
+__device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOptions& o, const F& u_of,
+                                 bool of_16_bits = false) {
   const Acc size = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(team.order.n);
   const Acc share = 1 / size;
   Acc scale = 1;
@@ -471,16 +496,22 @@ __device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOption
 #pragma unroll 1
       for (int pass = centred ? 0 : 1; pass < 2; ++pass) {
         const bool first = pass == 0;  // Σ u; then Σ (u − mean) and Σ (u − mean)²
-        team.template sum<kWidth>(total, [&](int64_t c, int n, LaneSum<Acc>(&sums)[2]) {
-          Acc u[kWidth];
-          scaled(c, n, u);
-          for (int e = 0; e < kWidth; ++e) {
-            if (e >= n) continue;
-            const Acc v = first || !centred ? u[e] : sub(u[e], m.mean);
-            sums[0].term(e, v);
-            sums[1].product(e, v, v);
-          }
-        });
+        team.template sum<kWidth>(
+            total,
+            [&](int64_t c, int n, LaneSum<Acc>(&sums)[2]) {
+              Acc u[kWidth];
+              scaled(c, n, u);
+              for (int e = 0; e < kWidth; ++e) {
+                if (e >= n) continue;
+                const Acc v = first || !centred ? u[e] : sub(u[e], m.mean);
+                sums[0].term(e, of_16_bits ? u[e] : v);
+                sums[1].product(e, v, v);
+              }
+            },
+            [&](int s, int chunk, Acc v) {
+              if (!of_16_bits || s != 0 || first) return v;
+              return about(m.mean, v, static_cast<Acc>(team.order.terms(chunk, kWidth)));
+            });
         if (first) m.mean = mean_of(total[0], size, share);
       }
       m.squares = total[1];

@@ -247,6 +247,35 @@ TEST_F(NormPlans, RowsThatABlockTakesInTurnDoNotMix) {
         }
 }
 
+TEST_F(NormPlans, MeansOf16BitsAreExactToAMillionthOfTheDeviation) {
+  // Their terms about the mean are not added up, but follow from the sums. Among rows far from zero
+  // one where a single element differs, by its last bit: the mean as one float32 would lose that.
+  const NoGrad off;
+  for (DType dtype : {bfloat16, float16})
+    for (int64_t cols : {24, 72, 257, 1024, 1536, 4096, 20001, 131072}) {
+      SCOPED_TRACE(format("{} columns of {}", cols, to_string(dtype)));
+      const Tensor noise = randn({1, cols});
+      Tensor one = zeros({1, cols});
+      one.slice(1, cols / 2, cols / 2 + 1).fill_(1);
+      const Tensor x =
+          concat({noise, noise + 3, noise * 2 + 200, one * 2 + 256, one * 1e4 + 1e-3}, 0);
+      for (int residual : {0, 1}) {
+        Member m;
+        m.options.kind = NormKind::layer, m.options.eps = 0, m.w = m.b = true;
+        m.residual = residual;
+        NormArguments a(m, {5, cols}, dtype, dtype);
+        a.x = x.to(dtype);
+        if (residual) a.in.residual = zeros({5, cols}, dtype);
+        const NormResult fast = a.norm();
+        const NormResult exact = a.to(float64).norm();
+        const Tensor mean = fast.mean.value.to(float64) + fast.mean_rest.value.to(float64);
+        EXPECT_CLOSE((mean - exact.mean.value) * exact.rstd.value, zeros({5, 1}, float64),
+                     {.absolute = 0x1p-20});
+        EXPECT_CLOSE(fast.rstd.value.to(float64), exact.rstd.value, {.relative = 0x1p-20});
+      }
+    }
+}
+
 /// The backward of a LayerNorm with both weights is that kernel, and another folds its sums or not.
 void expect_launches(Shape shape, DType dtype, const char* kernel, bool folds) {
   Member m;
