@@ -160,8 +160,10 @@ __global__ void embedding_keys_kernel(ConstVec indices, int64_t rows, uint32_t* 
 
 // The sorted places are cut into tiles; a tile adds up its runs of equal indices. A run that lies
 // in one tile is done; of the others each tile leaves its part (the first or the last of its runs),
-// and the tile in which a run begins adds the parts up in order.
-constexpr int kTile = 32;
+// and the block of the tile in which a run begins adds the parts up: kRunShares shares of them side
+// by side, each in order, then the shares. A token that most places have makes one run of
+// thousands.
+constexpr int kTile = 32, kRunShares = 8;
 
 template <class T, class W>
 __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
@@ -192,25 +194,47 @@ __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
 }
 
 template <class W>
-__global__ void embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t n, int64_t tiles,
-                                      Rows dtable, const compute_t<W>* __restrict__ first_parts,
-                                      const compute_t<W>* __restrict__ last_parts) {
+__global__ void __launch_bounds__(kThreads* kRunShares)
+    embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t n, int64_t tiles, Rows dtable,
+                          const compute_t<W>* __restrict__ first_parts,
+                          const compute_t<W>* __restrict__ last_parts) {
   const int64_t tile = blockIdx.x, begin = tile * kTile, end = begin + kTile;
   if (end >= n) return;
   const uint32_t key = keys[end - 1];
   if (keys[end] != key) return;
   // The run that goes on must begin here: not the tile's first run if that came from before.
   if (keys[begin] == key && begin > 0 && keys[begin - 1] == key) return;
+  int64_t stop = tile + 1;  // the first tile that does not begin with the run's key
+  for (int64_t beyond = tiles; stop < beyond;) {
+    const int64_t middle = (stop + beyond) / 2;
+    keys[middle * kTile] == key ? stop = middle + 1 : beyond = middle;
+  }
+  __shared__ compute_t<W> sums[kRunShares][kThreads];
   const int c = blockIdx.y * kThreads + threadIdx.x;
-  if (c >= dtable.cols) return;
-  compute_t<W> sum = last_parts[tile * dtable.cols + c];
-  for (int64_t t = tile + 1; t < tiles && keys[t * kTile] == key; ++t)
-    sum += first_parts[t * dtable.cols + c];
+  const int64_t each = (stop - tile - 1 + kRunShares - 1) / kRunShares;
+  const int64_t first = tile + 1 + threadIdx.y * each;
+  compute_t<W> sum = 0;
+  if (c < dtable.cols) {
+#pragma unroll 8
+    for (int64_t t = first; t < min(first + each, stop); ++t)
+      sum += first_parts[t * dtable.cols + c];
+  }
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= dtable.cols) return;
+  sum = last_parts[tile * dtable.cols + c];
+  for (const auto& share : sums) sum += share[threadIdx.x];
   dtable.template row<W>(key)[c] = convert<W>(sum);
 }
 
 // A block of the scan looks at every index: 2²¹ pairs of a row and a place are as fast as sorting.
+// Of few rows the sorted places would be few long runs, which as many blocks add up.
 constexpr int64_t kScanPlaces = 4096, kScanRows = 512, kScanPairs = kScanPlaces * kScanRows;
+constexpr int64_t kFewRows = 32, kMostFewPlaces = int64_t{1} << 20;
+bool is_scanned(int64_t rows, int64_t places) {
+  return (rows <= kFewRows && places <= kMostFewPlaces) ||
+         (rows <= kScanRows && places * rows <= kScanPairs);
+}
 constexpr int64_t kScanShare = 1024;
 
 /// Threads along a row of `width` units, and the rows of a block.
@@ -303,7 +327,7 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
     return LaunchShape{.grid = row_blocks(count, width), .block = dim3(kThreads)};
   };
   visit_rows(k.dy.dtype, k.dtable.dtype, [&]<class T, class W>() {
-    if (rows <= kScanRows && n * rows <= kScanPairs) return scan<T, W>(on, k);
+    if (is_scanned(rows, n)) return scan<T, W>(on, k);
     launch(on, rows_of(k.dpositions.rows), embedding_positions_kernel<T, W>, k.dy, k.places,
            k.dpositions);
     View table;
@@ -324,7 +348,9 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
     Acc* first = static_cast<Acc*>(parts.data());
     launch(on, rows_of(tiles), embedding_tiles_kernel<T, W>, sorted.key(), sorted.place(), n, k.dy,
            k.dtable, first, first + tiles * width);
-    launch(on, rows_of(tiles), embedding_runs_kernel<W>, sorted.key(), n, tiles, k.dtable, first,
+    LaunchShape runs = rows_of(tiles);
+    runs.block.y = kRunShares;
+    launch(on, runs, embedding_runs_kernel<W>, sorted.key(), n, tiles, k.dtable, first,
            first + tiles * width);
   });
 }

@@ -49,7 +49,8 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
        {Case{7, 3000, 65, "a few rows, often"}, Case{7, 30001, 65, "so often that they are shared"},
         Case{7, 5000, 260, "a few rows, several columns a thread"},
         Case{5000, 33, 4, "many rows, most untouched"}, Case{700, 5000, 130, "runs within a tile"},
-        Case{513, 40000, 3, "runs over several tiles"}, Case{600, 5000, 1, "one column"}}) {
+        Case{513, 40000, 3, "runs over several tiles"}, Case{600, 5000, 1, "one column"},
+        Case{20, 150000, 3, "few rows of more places than many rows may have unsorted"}}) {
     SCOPED_TRACE(why);
     const Tensor index = randint(0, rows, {places});
     const Tensor dy = randint(-3, 4, {places, width}).to(float64);
