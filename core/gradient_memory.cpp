@@ -1,5 +1,6 @@
 #include "norma/core/gradient_memory.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -38,7 +39,8 @@ std::optional<Part> part_of(const Tensor& x) {
   return Part{rows, width, x.offset(), x.offset() + run};
 }
 
-/// Where the gradients of a storage's parts are put, and which parts have got their place.
+/// Where the gradients of a storage's parts are put, and which parts have got their place. Rows of
+/// whole lines of 128 bytes may end with less than a line that is no part's.
 struct JointGradient {
   const Storage* parts_of;
   Tensor whole;  // (rows, width)
@@ -51,9 +53,11 @@ struct JointGradient {
     return true;
   }
   bool is_full() const {
-    int64_t columns = 0;
-    for (const auto& [begin, end] : given) columns += end - begin;
-    return columns == whole.shape()[1];
+    int64_t columns = 0, last = 0;
+    for (const auto& [begin, end] : given) columns += end - begin, last = std::max(last, end);
+    const int64_t row = whole.shape()[1] * size_of(whole.dtype());
+    const int64_t spare = row - last * size_of(whole.dtype());
+    return columns == last && (spare == 0 || (row % 128 == 0 && spare < 128));
   }
 };
 /// Those of the running sweep that are not full: the last few, which others push out.

@@ -15,8 +15,10 @@ DType product_dtype(const TensorSpec& spec);
 Tensor product_operand(const Tensor& t);
 /// All leading dimensions and the rows as one, where that needs no copy.
 Tensor as_matrix(const Tensor& t);
-/// a b, plus `bias` where it is defined; of product_dtype.
-Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec);
+/// a b, plus `bias` where it is defined; of product_dtype. `apart`: its rows begin at whole lines
+/// of memory.
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec,
+               bool apart = false);
 
 struct LayerGrads {
   Tensor dx, dw;

@@ -223,6 +223,20 @@ TEST(Mamba, GradientsOfAProjectionsPartsLieSideBySide) {
   }
 }
 
+/// Wide rows that are no multiple of a sector, 2 · 256 + 2 · 64 + 4 in bfloat16, are apart on a
+/// GPU.
+TEST(Mamba, PartsOfRowsThatAreApartLieSideBySide) {
+  LanguageModelOptions o = tiny("mamba2");
+  o.d_model = 128, o.mamba.head_dim = 64, o.mamba.d_state = 64;
+  LanguageModel model(o);
+  const Tensor tokens = randint(0, 7, {2, 9}, int64);
+  const Autocast half(bfloat16);
+  const Tensor loss = cross_entropy(model(tokens), tokens);
+  CountJoining joining;
+  loss.backward();
+  EXPECT_EQ(joining.count, 0);
+}
+
 /// A part that two ops read gets a gradient of each, and every sweep has its own.
 TEST(Mamba, GradientsOfPartsAddAndDoNotMix) {
   const Tensor x = randn({2, 5, 7}).requires_grad_(), w = randn({3, 2});
