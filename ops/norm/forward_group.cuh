@@ -55,14 +55,17 @@ struct ForwardPlan {
   int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
   // Of norm_forward_skewed_kernel alone:
   int at_once = 1;        ///< groups of a warp
+  int rest = 0;           ///< RowOrder's
   bool even = true;       ///< all vectors are whole and on 16 bytes
   uint32_t at[3] = {};    ///< where in it
   int64_t bytes[3] = {};  ///< of all of a tensor
 };
 
 /// A group in the registers of its threads, a chunk a warp, from the load to y. Vectors beyond its
-/// end are zeros. kLate: a gate that comes last is read when its turn has come.
-template <class T, bool kCentred, Beside kBeside, bool kTogether, bool kLate = false>
+/// end are zeros. kLate: a gate that comes last is read when its turn has come. kRest: there may be
+/// elements behind the vectors.
+template <class T, bool kCentred, Beside kBeside, bool kTogether, bool kLate = false,
+          bool kRest = false>
 struct ForwardGroup {
   using Acc = float;
   static constexpr bool kWide = kBeside == Beside::wide_residual;
@@ -83,6 +86,9 @@ struct ForwardGroup {
   const int chunk;
   int column, mine;  // of this lane's first vector, and its vectors
   int terms;         // of the chunk
+  // An element behind the vectors: whether this lane has one in every group, and in this one.
+  bool owns_rest, has_rest = false;
+  Acc rest = 0, rest_z = 0;
   Acc u[kVecs][kWidth];
   Vector<T, kWidth> z[kGateLast && !kLate ? kVecs : 1];
 
@@ -90,8 +96,11 @@ struct ForwardGroup {
       : plan(p), lanes(kTogether ? kWarpSize : p.lanes), lane_in(lane & (lanes - 1)), chunk(which) {
     const int per_chunk = plan.vecs * lanes * kWidth;
     column = chunk * per_chunk + lane_in * kWidth;
-    terms = max(0, min(plan.size - chunk * per_chunk, per_chunk));
-    const int left = min(plan.size, (chunk + 1) * per_chunk) - column + lanes * kWidth - 1;
+    const int whole = kRest ? plan.size - plan.rest : plan.size;
+    const bool last = kRest && chunk == plan.chunks - 1;
+    owns_rest = last && lane_in < plan.rest;
+    terms = max(0, min(whole - chunk * per_chunk, per_chunk)) + (last ? plan.rest : 0);
+    const int left = min(whole, (chunk + 1) * per_chunk) - column + lanes * kWidth - 1;
     mine = left <= 0 ? 0 : kTogether ? left / (kWarpSize * kWidth) : left >> shift();
   }
   /// Of lanes · kWidth.
@@ -141,6 +150,23 @@ struct ForwardGroup {
     }
   }
 
+  /// u of an element behind the vectors, from x and what is beside it (0 where there is none), both
+  /// read before take(), whose results may lie over them; put(h).
+  template <class Put>
+  __device__ __forceinline__ void take_rest(bool has, Acc x, Acc beside, const Put& put) {
+    has_rest = has;
+    Acc one[1] = {x};
+    const Acc by[1] = {beside};
+    if constexpr (kGateLast) rest_z = beside;
+    if constexpr (kGateFirst) gate(by, one);
+    if constexpr (kResidual) {
+      const H h = convert<H>(add(x, beside));
+      one[0] = convert<Acc>(h);
+      if (has) put(h);
+    }
+    rest = one[0];
+  }
+
   /// u once more, from x or, beside a residual, from the h that take() put: 0 of load.
   template <class Load>
   __device__ __forceinline__ void take_again(int has, const Load& load) {
@@ -150,20 +176,24 @@ struct ForwardGroup {
   }
 
   __device__ __forceinline__ void gate(const Vector<T, kWidth>& by, Acc (&values)[kWidth]) const {
-    constexpr bool kShort = sizeof(T) == 2;
     Acc g[kWidth];
     by.unpack(g);
+    gate(g, values);
+  }
+  template <int kElements>
+  __device__ __forceinline__ void gate(const Acc (&g)[kElements], Acc (&values)[kElements]) const {
+    constexpr bool kShort = sizeof(T) == 2;
     const GateActivation activation = plan.activation;
     if (activation == GateActivation::identity) {
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) values[e] = mul(values[e], g[e]);
+      for (int e = 0; e < kElements; ++e) values[e] = mul(values[e], g[e]);
     } else if (activation == GateActivation::sigmoid) {
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e)
+      for (int e = 0; e < kElements; ++e)
         values[e] = mul(values[e], kShort ? short_sigmoid(g[e]) : sigmoid(g[e]));
     } else {
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
+      for (int e = 0; e < kElements; ++e) {
         const Acc v = mul(plan.beta, g[e]);
         values[e] = mul(values[e], mul(g[e], kShort ? short_sigmoid(v) : sigmoid(v)));
       }
@@ -171,7 +201,7 @@ struct ForwardGroup {
   }
 
   // Sums over the group: meet(float2) tells all its warps this one's and returns those of all
-  // chunks. Where groups end within vectors, ends(value) sets what lies beyond.
+  // chunks.
 
   /// total: of the chunk, and then of all of them.
   template <int kSums, class Meet>
@@ -198,6 +228,7 @@ struct ForwardGroup {
     for (int v = 0; v < kVecs; ++v)
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) most = max(most, __float_as_uint(fabsf(u[v][e])));
+    if constexpr (kRest) most = max(most, __float_as_uint(fabsf(rest)));
     for (int step = lanes / 2; step > 0; step /= 2)
       most = max(most, __shfl_xor_sync(0xffffffffu, most, step));
     if constexpr (kTogether) {
@@ -208,29 +239,29 @@ struct ForwardGroup {
     return __uint_as_float(most);
   }
   /// Σ u² or, by two passes over the registers, the mean as a pair and Σ (u − mean)².
-  template <class Meet, class Ends>
-  __device__ __forceinline__ Acc squares(Stats<Acc>& s, int has, Meet& meet, const Ends& ends) {
+  template <class Meet>
+  __device__ __forceinline__ Acc squares(Stats<Acc>& s, int has, Meet& meet) {
     if constexpr (!kCentred) {
       LaneSum<Acc> part;
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) part.product(e, u[v][e], u[v][e]);
+      if constexpr (kRest) part.product(0, rest, rest);
       Acc total[1] = {lanes_sum(part.total(), lanes)};
       sum_chunks(total, meet);
       return total[0];
     } else {
       LaneSum<Acc> first, second[2];
-      ends(Acc(0));
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) first.term(e, u[v][e]);
+      if constexpr (kRest) first.term(0, rest);
       const Acc sum = lanes_sum(first.total(), lanes);
       Acc total[1] = {sum};
       sum_chunks(total, meet);
       s.mean = mean_of(total[0], plan.terms, plan.share);
-      ends(s.mean);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v) {
         const Acc mean = v < has ? s.mean : Acc(0);
@@ -241,6 +272,12 @@ struct ForwardGroup {
           second[1].product(e, c, c);
           if constexpr (kLeavesCentred) u[v][e] = c;
         }
+      }
+      if constexpr (kRest) {
+        const Acc c = sub(rest, has_rest ? s.mean : Acc(0));
+        if constexpr (!kOf16Bits) second[0].term(0, c);
+        second[1].product(0, c, c);
+        if constexpr (kLeavesCentred) rest = c;
       }
       Acc totals[2];
       if constexpr (kOf16Bits)
@@ -254,13 +291,12 @@ struct ForwardGroup {
     }
   }
   /// Leaves u multiplied by the scale and, if kLeavesCentred, less the mean. again(): take_again().
-  template <class Meet, class Ends, class Again>
-  __device__ __forceinline__ Stats<Acc> statistics(int has, Meet& meet, const Ends& ends,
-                                                   const Again& again) {
+  template <class Meet, class Again>
+  __device__ __forceinline__ Stats<Acc> statistics(int has, Meet& meet, const Again& again) {
     Stats<Acc> s;
 #pragma unroll 1
     for (int pass = 0;; ++pass) {
-      const Acc sum_of_squares = squares(s, has, meet, ends);
+      const Acc sum_of_squares = squares(s, has, meet);
       s.rstd = s.scale == 1 ? rstd_of(sum_of_squares, plan.terms, plan.share, plan.eps)
                             : scaled_rstd(sum_of_squares, plan.terms, s.scale, plan.wide_eps);
       // All warps of a group agree; groups of one warp need not, and a scale of 1 changes nothing.
@@ -268,13 +304,13 @@ struct ForwardGroup {
           !(sum_of_squares <= largest<Acc>()) || (plan.tiny_eps && sum_of_squares < Acc(1e-30f));
       if (pass == 1 || !__any_sync(0xffffffffu, redo)) return s;
       if constexpr (kLeavesCentred) again();
-      ends(Acc(0));
       const Acc most = largest_element(meet);
       s.scale = redo ? range_scale(most) : Acc(1);
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) u[v][e] = mul(u[v][e], s.scale);
+      rest = mul(rest, s.scale);
     }
   }
   __device__ __forceinline__ void write_stats(Stats<Acc> s, int item) const {
@@ -285,19 +321,32 @@ struct ForwardGroup {
     plan.rstd[item] = s.rstd;
   }
 
+  static __device__ __forceinline__ auto x_hat_by(const Stats<Acc>& stats) {
+    return [normalized = Normalize<Acc>(stats)](Acc e) {
+      if constexpr (kLeavesCentred)
+        return fused(e, normalized.rstd, normalized.shift);
+      else
+        return kCentred ? normalized(e) : mul(e, normalized.rstd);
+    };
+  }
+  /// y of an element behind the vectors. weight(which): what w (0) or b (1) has for it.
+  template <class Weight>
+  __device__ __forceinline__ T y_of_rest(const Stats<Acc>& stats, const Weight& weight) const {
+    Acc gain = plan.w ? weight(0) : Acc(1);
+    if (plan.zero_centered) gain = add(gain, Acc(1));
+    Acc r[1] = {fused(x_hat_by(stats)(rest), gain, plan.b ? weight(1) : Acc(0))};
+    const Acc by[1] = {rest_z};
+    if constexpr (kGateLast) gate(by, r);
+    return convert<T>(r[0]);
+  }
+
   /// y, by put(v, vector). read(which, v, values): what w (0) or b (1) has for vector v, or
   /// anything where this lane has no such vector; gate_at(v): z's. kAny: weights may be absent, or
   /// about 1.
   template <bool kBias, bool kAny, class Read, class GateAt, class Put>
   __device__ __forceinline__ void write_by(const Stats<Acc>& stats, int has, const Read& read,
                                            const GateAt& gate_at, const Put& put) const {
-    const Normalize<Acc> normalized(stats);
-    const auto x_hat = [&](Acc e) {
-      if constexpr (kLeavesCentred)
-        return fused(e, stats.rstd, normalized.shift);
-      else
-        return kCentred ? normalized(e) : mul(e, stats.rstd);
-    };
+    const auto x_hat = x_hat_by(stats);
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) {
       Acc gain[kWidth], r[kWidth];

@@ -97,16 +97,14 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
         }
       },
       [&](int v, const Vector<H, kWidth>& r) { store_vector(h + group.of(v), r); });
-  const Stats<float> stats = group.statistics(
-      has, meet, [](float) {},
-      [&] {
-        group.take_again(has, [&]<class E>(int, int v) {
-          if constexpr (Group::kResidual)
-            return load_vector<From::anywhere, kWidth>(h + group.of(v));
-          else
-            return load_vector<From::once, kWidth>(x + group.of(v));
-        });
-      });
+  const Stats<float> stats = group.statistics(has, meet, [&] {
+    group.take_again(has, [&]<class E>(int, int v) {
+      if constexpr (Group::kResidual)
+        return load_vector<From::anywhere, kWidth>(h + group.of(v));
+      else
+        return load_vector<From::once, kWidth>(x + group.of(v));
+    });
+  });
   T* y = place.template operator()<T>(plan.y);
   if constexpr (kAhead) wait_for_copies<0>();
   group.write(

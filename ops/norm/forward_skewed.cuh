@@ -6,10 +6,9 @@
 
 namespace norma::norm_cuda {
 
-// A vector from and to any address of shared memory that E may have. kWords: word by word, each in
-// four turns of the banks, since neighbouring lanes' lie 16 bytes apart. Else by vectors, whose
-// bytes are then chosen: faster for the half types of blocks (4097 columns of bfloat16: 76 % of
-// copy by vectors, 66 by words; 257 of float32, by warps: 69 and 98).
+// A vector from and to any address of shared memory that E may have. It is written word by word,
+// each in four turns of the banks, since neighbouring lanes' lie 16 bytes apart, and read so if
+// kWords; else by vectors, whose bytes are then chosen.
 
 template <bool kWords, class E, int kWidth>
 __device__ __forceinline__ Vector<E, kWidth> load_skewed(const unsigned char* from) {
@@ -41,14 +40,9 @@ __device__ __forceinline__ Vector<E, kWidth> load_skewed(const unsigned char* fr
   }
   return r;
 }
-template <bool kWords, class E, int kWidth>
+template <class E, int kWidth>
 __device__ __forceinline__ void store_skewed(unsigned char* to, const Vector<E, kWidth>& v) {
-  if constexpr (!kWords) {
-    if (shared_address(to) % 16 == 0)
-      store_vector(reinterpret_cast<E*>(to), v);
-    else
-      store_part(reinterpret_cast<E*>(to), v, kWidth);
-  } else if constexpr (sizeof(E) == 4) {
+  if constexpr (sizeof(E) == 4) {
 #pragma unroll
     for (int i = 0; i < v.kWords; ++i) reinterpret_cast<uint32_t*>(to)[i] = v.words[i];
   } else {
@@ -110,7 +104,7 @@ template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     norm_forward_skewed_kernel(const __grid_constant__ ForwardPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
-  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp>;
+  using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp, false, true>;
   using Meeting = HeldMeeting<kHolder>;
   using H = typename Group::H;
   constexpr int kWidth = Group::kWidth;
@@ -128,9 +122,9 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
   Group group(plan, chunk);
   if constexpr (!kTogether) first = (first * plan.warps + warp) * plan.at_once * plan.rounds;
   const int groups = kTogether ? 1 : max(0, min(plan.at_once * plan.rounds, plan.items - first));
-  const int begin = kTogether ? group.column - group.lane_in * kWidth : 0;
-  const int per_chunk = plan.vecs * group.lanes * kWidth;
-  const int elements = kTogether ? max(0, min(plan.size - begin, per_chunk)) : groups * plan.size;
+  const int whole = plan.size - plan.rest, first_column = group.column - group.lane_in * kWidth;
+  const int begin = kTogether ? min(first_column, whole) : 0;  // of the last chunk, be it the rest
+  const int elements = kTogether ? group.terms : groups * plan.size;
   const auto begin_of = [&](const ForwardRows& t) {
     return t.group(first, plan.groups) + begin * t.element;
   };
@@ -162,20 +156,15 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
   };
   unsigned char* const all_y = place_of(plan.y, 0);
   unsigned char* const all_h = Group::kResidual ? place_of(plan.h, 1) : nullptr;
-  const auto left = [&](int v) { return plan.size - group.column - group.of(v); };
-  // The last vector of a group may be a part of one.
-  const int last = group.mine - 1, part = last >= 0 && left(last) < kWidth ? left(last) : 0;
-  const auto is_part = [&](int v) { return part > 0 && v == last; };
-  const auto put = [&]<class E>(unsigned char* to, int v, const Vector<E, kWidth>& from,
-                                Vector<E, kWidth>& rest) {
+  const auto put = [&]<class E>(unsigned char* to, int v, const Vector<E, kWidth>& from) {
     to += group.of(v) * int{sizeof(E)};
-    if (is_part(v))
-      rest = from;
-    else if (plan.even)
+    if (plan.even)
       store_vector(reinterpret_cast<E*>(to), from);
     else
-      store_skewed<kWords>(to, from);
+      store_skewed(to, from);
   };
+  // This lane's element behind the vectors, from its first one on.
+  const int rest_at = whole - begin + group.lane_in - group.lane_in * kWidth;
   const int team = kTogether ? 0 : group.lane / group.lanes;
 #pragma unroll 1
   for (int round = 0; round < groups; round += plan.at_once) {
@@ -186,52 +175,55 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     const auto place = [&](const ForwardRows& t, unsigned char* all) {
       return all + skew_of(begin_of(t)) + at * t.element;
     };
-    const auto ends = [&](float value) {
-      if (plan.size % kWidth == 0) return;
-#pragma unroll
-      for (int v = 0; v < Group::kVecs; ++v) {
-        if (!is_part(v) || has == 0) continue;
-#pragma unroll
-        for (int e = 0; e < kWidth; ++e)
-          if (e >= part) group.u[v][e] = value;
-      }
-    };
     const unsigned char* const from[3] = {place(plan.in[0], here + plan.at[0]),
                                           place(plan.in[1], here + plan.at[1]),
                                           place(plan.in[2], here + plan.at[2])};
     unsigned char* const h = Group::kResidual ? place(plan.h, all_h) : nullptr;
-    Vector<H, kWidth> rest_of_h{};
-    Vector<T, kWidth> rest_of_y{};
     const auto load = [&]<class E>(const unsigned char* all, int v) {
       const unsigned char* p = all + group.of(v) * int{sizeof(E)};
       return plan.even ? load_vector<From::anywhere, kWidth>(reinterpret_cast<const E*>(p))
                        : load_skewed<kWords, E, kWidth>(p);
     };
+    const bool has_rest = real && group.owns_rest;
+    const auto load_rest = [&]<class E>(const unsigned char* all) {
+      return has_rest ? convert<float>(reinterpret_cast<const E*>(all)[rest_at]) : 0.0f;
+    };
+    const float x = load_rest.template operator()<T>(from[0]);
+    float beside = 0;
+    if constexpr (Group::kResidual) beside = load_rest.template operator()<H>(from[1]);
+    if constexpr (Group::kGateFirst || Group::kGateLast)
+      beside = load_rest.template operator()<T>(from[2]);
     group.take(
         has, [&]<class E>(int which, int v) { return load.template operator()<E>(from[which], v); },
-        [&](int v, const Vector<H, kWidth>& r) { put(h, v, r, rest_of_h); });
-    if (Group::kResidual && has > 0 && part > 0)
-      store_part(reinterpret_cast<H*>(h) + group.of(last), rest_of_h, part);
-    ends(0);
-    const Stats<float> stats = group.statistics(has, meet, ends, [&] {
+        [&](int v, const Vector<H, kWidth>& r) { put(h, v, r); });
+    group.take_rest(has_rest, x, beside, [&](H r) { reinterpret_cast<H*>(h)[rest_at] = r; });
+    const Stats<float> stats = group.statistics(has, meet, [&] {
       if constexpr (Group::kResidual) __syncwarp();  // a vector's ends are its neighbours' to write
-      group.take_again(has, [&]<class E>(int, int v) {
-        return load.template operator()<E>(Group::kResidual ? h : from[0], v);
-      });
+      const unsigned char* again = Group::kResidual ? h : from[0];
+      group.take_again(has,
+                       [&]<class E>(int, int v) { return load.template operator()<E>(again, v); });
+      group.rest = load_rest.template operator()<H>(again);
     });
-    const int weight_at = (plan.own_weights ? item % plan.groups * plan.size : 0) + group.column;
+    const int first_weight = plan.own_weights ? item % plan.groups * plan.size : 0;
     unsigned char* const y = place(plan.y, all_y);
     __syncwarp();  // all have read what neighbours write
     group.write(
         stats, has,
         [&]<class E>(int which, int v) {
-          const E* p = static_cast<const E*>(which ? plan.b : plan.w) + weight_at + group.of(v);
-          return left(v) >= kWidth && skew_of(p) == 0
-                     ? load_vector<From::cached, kWidth>(p)
-                     : load_part<kWidth>(p, max(0, min(left(v), kWidth)));
+          const E* p = static_cast<const E*>(which ? plan.b : plan.w) + first_weight +
+                       group.column + group.of(v);
+          if (v >= has) return Vector<E, kWidth>{};
+          return skew_of(p) == 0 ? load_vector<From::cached, kWidth>(p)
+                                 : load_part<kWidth>(p, kWidth);
         },
-        [&](int v, const Vector<T, kWidth>& r) { put(y, v, r, rest_of_y); });
-    if (has > 0 && part > 0) store_part(reinterpret_cast<T*>(y) + group.of(last), rest_of_y, part);
+        [&](int v, const Vector<T, kWidth>& r) { put(y, v, r); });
+    if (has_rest)
+      reinterpret_cast<T*>(y)[rest_at] = group.y_of_rest(stats, [&](int which) {
+        const void* w = which ? plan.b : plan.w;
+        const int at = first_weight + whole + group.lane_in;
+        return plan.weight_bytes == sizeof(T) ? convert<float>(static_cast<const T*>(w)[at])
+                                              : static_cast<const float*>(w)[at];
+      });
     if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
   }
   copies_follow_writes();
@@ -251,13 +243,15 @@ bool forward_skewed(const Cuda& on, const NormForwardArgs& k) {
   const int64_t size = k.options.group == 0 ? k.x.cols : k.options.group;
   constexpr int64_t kMost = int64_t{1} << 30;  // groups are counted in int
   if (detail::properties(on.device).major < 9 || k.x.rows * (k.x.cols / size) > kMost) return false;
-  ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
+  const RowOrder order = forward_order(size, kLaneWidth<T>);
+  ForwardPlan plan = forward_plan<T>(k, order);
+  plan.rest = order.rest;
   const int chunks = plan.chunks;
   const auto in = {plan.in[0], plan.in[1], plan.in[2], plan.y, plan.h};
   const bool dense = std::all_of(in.begin(), in.end(), [](const auto& t) { return t.dense; });
   plan.even = is_aligned_forward<T>(k, size);
   plan.at_once = dense ? kWarpSize / plan.lanes : 1;
-  int64_t elements = int64_t{plan.vecs} * kWarpSize * kLaneWidth<T>;
+  int64_t elements = int64_t{plan.vecs} * kWarpSize * kLaneWidth<T> + plan.rest;
   if (chunks == 1) {
     // Some KB a warp, so that enough is on its way; but all multiprocessors have work.
     constexpr int kStage = 5 << 10, kWarpsOfAll = 132 * 32;
@@ -266,8 +260,9 @@ bool forward_skewed(const Cuda& on, const NormForwardArgs& k) {
     // Of aligned ones only half types without a gate gain by it.
     if (dense && (!plan.even || (sizeof(T) == 2 && !k.z)))
       plan.rounds = static_cast<int>(std::clamp<int64_t>(
-          std::min(kStage / (once * bytes), int64_t{plan.items} / plan.at_once / kWarpsOfAll), 1,
-          16));
+          std::min(kStage / (once * bytes),
+                   int64_t{plan.items} / plan.at_once / as_pretended(on, kWarpsOfAll)),
+          1, 16));
     elements = plan.rounds * once;
   }
   const ConstRows* const tensors[] = {&k.x, &k.residual, &k.z};

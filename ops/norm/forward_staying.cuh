@@ -101,9 +101,8 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         });
     if (first + teams < end) ask_row(item + teams);
     commit_copies();  // empty at the end: they are counted
-    const Stats<float> stats = group.statistics(
-        has, meet, [](float) {},
-        [&] {  // the next group's x may be in the place of this one's
+    const Stats<float> stats =
+        group.statistics(has, meet, [&] {  // the next group's x may be in the place of this one's
           const T* from = place(Group::kResidual ? plan.h : plan.in[0], item);
           group.take_again(has, [&]<class E>(int, int v) {
             return load_vector<From::anywhere, kWidth>(from + group.of(v));

@@ -166,14 +166,19 @@ inline constexpr int kChunk = 512;
 /// follows from n and the dtype alone: plans only spread chunks over warps and blocks.
 struct RowOrder {
   int64_t n = 0;
+  int rest = 0;    ///< elements behind the vectors: one a lane, which adds it last
   int vecs = 1;    ///< vectors of a lane in a chunk
   int lanes = 32;  ///< that a chunk has work for, a power of two
   int chunks = 1;
 
   /// Elements of a chunk.
   __device__ __forceinline__ int terms(int chunk, int width) const {
-    const int64_t per_chunk = int64_t{vecs} * kWarpSize * width, left = n - chunk * per_chunk;
-    return static_cast<int>(left < 0 ? 0 : chunks > 1 && left > per_chunk ? per_chunk : left);
+    const int64_t per_chunk = int64_t{vecs} * kWarpSize * width;
+    const int64_t left = n - rest - chunk * per_chunk;
+    return static_cast<int>(left < 0           ? 0
+                            : left < per_chunk ? left
+                                               : per_chunk) +
+           (chunk == chunks - 1 ? rest : 0);
   }
 
   RowOrder() = default;
@@ -194,18 +199,24 @@ struct RowOrder {
 inline constexpr int kForwardChunk = 1024;
 
 /// The order of the forward's sums: longer chunks of the same number of vectors, and short rows in
-/// fewer lanes.
+/// fewer lanes. Vectors are whole, and what is behind them lies in the last chunk, an element a
+/// lane: one more vector would leave half the lanes of 257 elements idle.
 inline RowOrder forward_order(int64_t size, int width) {
   RowOrder order;
   order.n = size;
-  const int64_t vectors = ceil_div(size, int64_t{width});
+  order.rest = static_cast<int>(size % width);
+  const int64_t vectors = size / width;
   const int64_t most = kForwardChunk / (kWarpSize * width);  // vectors of a lane
-  order.chunks = static_cast<int>(ceil_div(size, int64_t{kForwardChunk}));
+  order.chunks =
+      static_cast<int>(std::max<int64_t>(1, ceil_div(vectors * width, int64_t{kForwardChunk})));
   if (order.chunks > 8) order.chunks = ceil_div(order.chunks, 16) * 16;  // all warps of a block
   // A float64 has general kernels alone, which leave other lanes idle.
   const int64_t least = width > 2 ? 1 : std::min<int64_t>(vectors, 4);
-  while (order.lanes / 2 >= least && order.lanes / 2 * most >= vectors) order.lanes /= 2;
-  order.vecs = static_cast<int>(ceil_div(vectors, int64_t{order.lanes} * order.chunks));
+  while (order.lanes / 2 >= std::max<int64_t>(least, order.rest) &&
+         order.lanes / 2 * most >= vectors)
+    order.lanes /= 2;
+  order.vecs = static_cast<int>(
+      std::max<int64_t>(1, ceil_div(vectors, int64_t{order.lanes} * order.chunks)));
   return order;
 }
 
@@ -261,8 +272,10 @@ struct Team {
     for (int v = 0; v < order.vecs; ++v) {
       const int64_t c =
           (int64_t{chunk} * order.vecs * kWarpSize + v * order.lanes + lane()) * kWidth;
-      if (c < order.n) f(c, static_cast<int>(order.n - c < kWidth ? order.n - c : kWidth));
+      const int64_t left = order.n - order.rest - c;
+      if (left > 0) f(c, static_cast<int>(left < kWidth ? left : kWidth));
     }
+    if (chunk == order.chunks - 1 && lane() < order.rest) f(order.n - order.rest + lane(), 1);
   }
 
   /// kSums sums at once over the group: f(c, n, sums) adds the terms of one vector. chunk_sum(s, c,
