@@ -1,5 +1,6 @@
 // Second and third derivatives, and Jacobian products, of every member of the family.
 #include <cmath>
+#include <tuple>
 
 #include "norma/core/autograd.h"
 #include "norma/ops/derivative/derivative.h"
@@ -11,6 +12,7 @@
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 #include "ops/norm/members.h"
+#include "ops/norm/pretended.h"
 #include "testing/compare.h"
 
 namespace norma {
@@ -118,59 +120,63 @@ TEST(NormSecond, GradientPenaltyOfHalfTypesIsItsFloat64Rounded) {
   }
 }
 
-/// Every size that the kernels hold whole rows of, and their neighbours; on a GPU so many rows that
-/// each block has several.
-TEST(NormSecond, KernelIsItsDefinitionInFloat64Rounded) {
-  struct Size {
-    int64_t rows, cols;
-  };
-  const int64_t many = default_device().is_cpu() ? 1 : 100;
-  for (const Size size : {Size{70, 64},
-                          {9, 1000},
-                          {9, 1001},
-                          {7, 2048},
-                          {7, 2056},
-                          {4, 8192},
-                          {2, 8200},
-                          {1, 16384},
-                          {1, 70000},
-                          {1, 131072}})
-    for (DType dtype : {float32, bfloat16, float16})
-      for (NormKind kind : {NormKind::rms, NormKind::layer, NormKind::l2})
-        for (int weights = 0; weights < 3; ++weights) {  // none; w; w, zero-centred, with vw and vb
-          SCOPED_TRACE(format("{} × {} {} kind {} weights {}", size.rows, size.cols, dtype,
-                              static_cast<int>(kind), weights));
-          const auto random = [&](const Shape& s) { return randn(s).to(dtype); };
-          const Tensor dy = random({size.rows * many, size.cols}), v = random(dy.shape());
-          const Tensor h = random(dy.shape());
-          const Maybe w = weights > 0 ? Maybe(random({size.cols})) : none;
-          const Maybe vw = weights > 1 ? Maybe(random({size.cols})) : none;
-          const Maybe vb = weights > 1 ? Maybe(random({size.cols})) : none;
-          const NormOptions o{.kind = kind, .eps = 1e-3, .zero_centered = weights > 1};
-          const NoGrad plain;
-          const auto run = [&](DType t, bool define) {
-            const auto in = [&](const Maybe& m) { return m ? Maybe(m->to(t)) : none; };
-            const auto of = [](const Tensor& m) { return m.defined() ? Maybe(m) : none; };
-            const NormResult s = fused_norm(h.to(t), {.w = in(w)}, o);
-            const NormSecondOptions wants{
-                .norm = o, .dy = t, .h = t, .w = w ? std::optional(t) : std::nullopt};
-            const Maybe mean = of(s.mean.value), rest = of(s.mean_rest.value);
-            return define ? NormSecond::define(dy.to(t), h.to(t), in(w), mean, rest, s.rstd,
-                                               v.to(t), in(vw), in(vb), wants)
-                          : apply<NormSecond>(dy.to(t), h.to(t), in(w), mean, rest, s.rstd, v.to(t),
-                                              in(vw), in(vb), wants);
-          };
-          const NormSecondGrads kernel = run(dtype, false), exact = run(float64, true);
-          const double stats = unit_roundoff(float32), u = unit_roundoff(dtype);
-          EXPECT_CLOSE(*kernel.dy, *exact.dy,
-                       {.relative = u + 64 * stats, .absolute = 1024 * stats});
-          EXPECT_CLOSE(*kernel.h, *exact.h, {.relative = u + 64 * stats, .absolute = 4096 * stats});
-          if (!w) continue;
-          const double terms = static_cast<double>(dy.size(0));
-          EXPECT_CLOSE(*kernel.w, *exact.w,
-                       {.relative = u + 64 * stats, .absolute = 64 * stats * std::sqrt(terms)});
-        }
+struct RowsCols {
+  int64_t rows, cols;
+};
+using DTypeAndSize = std::tuple<DType, RowsCols>;
+std::string name_of(const ::testing::TestParamInfo<DTypeAndSize>& info) {
+  const auto& [dtype, size] = info.param;
+  return format("{}_{}_by_{}", dtype, size.rows, size.cols);
 }
+using SecondOf = ::testing::TestWithParam<DTypeAndSize>;
+/// Every size that the kernels hold whole rows of, and their neighbours, so many rows that each
+/// block has several. A dtype and a size a test: under compute-sanitizer they run beside each
+/// other.
+TEST_P(SecondOf, NormIsItsDefinitionInFloat64Rounded) {
+  const auto& [dtype, size] = GetParam();
+  const testing::Pretended few(3);
+  const int64_t rows = default_device().is_cpu() ? (size.rows + 3) / 4 : size.rows;
+  for (NormKind kind : {NormKind::rms, NormKind::layer, NormKind::l2})
+    for (int weights = 0; weights < 3; ++weights) {  // none; w; w, zero-centred, with vw and vb
+      SCOPED_TRACE(format("kind {} weights {}", static_cast<int>(kind), weights));
+      const auto random = [&, t = dtype](const Shape& s) { return randn(s).to(t); };
+      const Tensor dy = random({rows, size.cols}), v = random(dy.shape());
+      const Tensor h = random(dy.shape());
+      const Maybe w = weights > 0 ? Maybe(random({size.cols})) : none;
+      const Maybe vw = weights > 1 ? Maybe(random({size.cols})) : none;
+      const Maybe vb = weights > 1 ? Maybe(random({size.cols})) : none;
+      const NormOptions o{.kind = kind, .eps = 1e-3, .zero_centered = weights > 1};
+      const NoGrad plain;
+      const auto run = [&](DType t, bool define) {
+        const auto in = [&](const Maybe& m) { return m ? Maybe(m->to(t)) : none; };
+        const auto of = [](const Tensor& m) { return m.defined() ? Maybe(m) : none; };
+        const NormResult s = fused_norm(h.to(t), {.w = in(w)}, o);
+        const NormSecondOptions wants{
+            .norm = o, .dy = t, .h = t, .w = w ? std::optional(t) : std::nullopt};
+        const Maybe mean = of(s.mean.value), rest = of(s.mean_rest.value);
+        return define ? NormSecond::define(dy.to(t), h.to(t), in(w), mean, rest, s.rstd, v.to(t),
+                                           in(vw), in(vb), wants)
+                      : apply<NormSecond>(dy.to(t), h.to(t), in(w), mean, rest, s.rstd, v.to(t),
+                                          in(vw), in(vb), wants);
+      };
+      const NormSecondGrads kernel = run(dtype, false), exact = run(float64, true);
+      const double stats = unit_roundoff(float32), u = unit_roundoff(dtype);
+      EXPECT_CLOSE(*kernel.dy, *exact.dy, {.relative = u + 64 * stats, .absolute = 1024 * stats});
+      EXPECT_CLOSE(*kernel.h, *exact.h, {.relative = u + 64 * stats, .absolute = 4096 * stats});
+      if (!w) continue;
+      const double terms = static_cast<double>(dy.size(0));
+      EXPECT_CLOSE(*kernel.w, *exact.w,
+                   {.relative = u + 64 * stats, .absolute = 64 * stats * std::sqrt(terms)});
+    }
+}
+INSTANTIATE_TEST_SUITE_P(
+    All, SecondOf,
+    ::testing::Combine(::testing::Values(float32, bfloat16, float16),
+                       ::testing::Values(RowsCols{300, 64}, RowsCols{40, 1000}, RowsCols{40, 1001},
+                                         RowsCols{20, 2048}, RowsCols{20, 2056}, RowsCols{10, 8192},
+                                         RowsCols{8, 8200}, RowsCols{6, 16384}, RowsCols{4, 70000},
+                                         RowsCols{4, 131072})),
+    name_of);
 
 /// Its rstd is below the least normal number of float32, so that the kernel forms it anew.
 TEST(NormSecond, OfAHugeRow) {

@@ -5,6 +5,9 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <ostream>
+#include <string>
+#include <tuple>
 #include <utility>
 
 #include "norma/core/autograd.h"
@@ -13,6 +16,7 @@
 #include "norma/ops/norm/plans.h"
 #include "norma/ops/view/view.h"
 #include "ops/norm/members.h"
+#include "ops/norm/pretended.h"
 #include "testing/compare.h"
 #include "testing/on_gpu.h"
 
@@ -21,6 +25,7 @@ namespace {
 
 using testing::Member;
 using testing::NormArguments;
+using testing::Pretended;
 using Maybe = std::optional<Tensor>;
 
 Maybe of(const Tensor& t) { return t.defined() ? Maybe(t) : none; }
@@ -76,16 +81,6 @@ class MostInOneLaunch {
   int64_t small_ = 0, few_ = 0;
 };
 
-/// While it lives, kernels have as many blocks as on a GPU of so many multiprocessors.
-struct Pretended {
-  explicit Pretended(int count) {
-    if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = count;
-  }
-  ~Pretended() {
-    if constexpr (kBuiltWithCuda) norm_cuda::pretended_multiprocessors = 0;
-  }
-};
-
 bool only_general() {
   if constexpr (kBuiltWithCuda) return norm_cuda::only_general_plans;
   return true;
@@ -99,66 +94,83 @@ class NormPlans : public testing::OnGpu<> {
   }
 };
 
-TEST_F(NormPlans, FastOnesGiveTheBitsOfTheGeneralOnes) {
-  // One lane to a cluster of blocks a row; odd sizes, groups of their own and of shared weights.
-  struct Size {
-    int64_t rows, cols, group;
-    bool shared;
-    const char* why;
-  };
-  const Size sizes[] = {{3, 1, 0, false, "one element"},
-                        {70, 24, 0, false, "rows of a warp"},
-                        {500, 32, 0, false, "short"},
-                        {37, 257, 0, false, "odd"},
-                        {37, 1000, 0, false, "few rows of one chunk"},
-                        {1030, 544, 0, false, "one warp"},
-                        {20, 1536, 0, false, "few rows of two chunks"},
-                        {520, 1032, 0, false, "two warps"},
-                        {9, 4097, 0, false, "odd, a block"},
-                        {2, 65537, 0, false, "odd, a cluster"},
-                        {7, 8192, 0, false, "a full block"},
-                        {5, 12288, 0, false, "many blocks"},
-                        {70, 16384, 0, false, "sixteen warps"},
-                        {3, 65536, 0, false, "a cluster"},
-                        {20, 65536, 0, false, "many clusters"},
-                        {3, 131072, 0, false, "a large one"},
-                        {3, 20001, 0, false, "odd, a cluster"},
-                        {19, 12800, 64, false, "200 groups"},
-                        {19, 1024, 64, true, "heads"}};
-  const NoGrad off;
-  for (const Size& size : sizes)
-    for (DType dtype : {bfloat16, float32, float16})
-      for (NormKind kind : {NormKind::rms, NormKind::layer})
-        for (GateOrder gate :
-             {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm})
-          for (int residual = 0; residual < 3; ++residual) {
-            Member m;
-            m.options.kind = kind, m.options.gate = gate, m.options.group = size.group;
-            m.w = true, m.b = kind == NormKind::layer;
-            m.shared = size.shared, m.residual = residual;
-            SCOPED_TRACE(to_string(m) + " " + size.why + " " + std::string(to_string(dtype)));
-            const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
-            const auto gradient = [&](DType t) {
-              return randn({size.rows, size.cols}, float64).to(t);
-            };
-            const Tensor dy = gradient(dtype);
-            const Maybe dh = residual ? Maybe(gradient(a.in.residual->dtype())) : none;
-            force_general(true);
-            const Everything general = run_on_gpu(a, dy, dh);
-            force_general(false);
-            const int64_t all = 2 * size.rows * size.cols;
-            for (const auto& [small, few] :
-                 {std::pair<int64_t, int64_t>{0, 0}, {all, 0}, {0, all}}) {
-              const MostInOneLaunch plans(small, few);
-              const Everything fast = run_on_gpu(a, dy, dh);
-              EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
-              EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
-              expect_same(fast.forward.h, general.forward.h);
-              expect_same(fast.backward.dx, general.backward.dx);
-              expect_same(fast.backward.dz, general.backward.dz);
-            }
-          }
+// A dtype and a size a test, so that parts of them can run beside each other: under
+// compute-sanitizer each takes a hundred times as long.
+struct Size {
+  int64_t rows, cols, group = 0;
+  bool shared = false;
+  const char* why = "";
+};
+void PrintTo(const Size& size, std::ostream* to) { *to << size.why; }
+using DTypeAndSize = std::tuple<DType, Size>;
+std::string name_of(const ::testing::TestParamInfo<DTypeAndSize>& info) {
+  const auto& [dtype, size] = info.param;
+  return format("{}_{}_by_{}_by_{}", dtype, size.rows, size.cols, size.group);
 }
+const auto kHalvesAndFloat = ::testing::Values(bfloat16, float32, float16);
+
+class NormPlansOf : public NormPlans, public ::testing::WithParamInterface<DTypeAndSize> {
+ protected:
+  const DType dtype_ = std::get<0>(GetParam());
+  const Size size_ = std::get<1>(GetParam());
+};
+
+// One lane to a cluster of blocks a row; odd sizes, groups of their own and of shared weights.
+const Size kPlanSizes[] = {{3, 1, 0, false, "one element"},
+                           {70, 24, 0, false, "rows of a warp"},
+                           {500, 32, 0, false, "short"},
+                           {70, 37, 0, false, "more than its vectors"},
+                           {37, 257, 0, false, "odd"},
+                           {37, 1000, 0, false, "few rows of one chunk"},
+                           {1030, 544, 0, false, "one warp"},
+                           {20, 1536, 0, false, "few rows of two chunks"},
+                           {520, 1032, 0, false, "two warps"},
+                           {9, 4097, 0, false, "odd, a block"},
+                           {2, 65537, 0, false, "odd, a cluster"},
+                           {7, 8192, 0, false, "a full block"},
+                           {5, 12288, 0, false, "many blocks"},
+                           {70, 16384, 0, false, "sixteen warps"},
+                           {3, 65536, 0, false, "a cluster"},
+                           {20, 65536, 0, false, "many clusters"},
+                           {3, 131072, 0, false, "a large one"},
+                           {3, 20001, 0, false, "odd, a cluster"},
+                           {19, 12800, 64, false, "200 groups"},
+                           {19, 1024, 64, true, "heads"}};
+using FastPlans = NormPlansOf;
+TEST_P(FastPlans, GiveTheBitsOfTheGeneralOnes) {
+  const NoGrad off;
+  const auto& [rows, cols, group, shared, why] = size_;
+  for (NormKind kind : {NormKind::rms, NormKind::layer})
+    for (GateOrder gate :
+         {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm})
+      for (int residual = 0; residual < 3; ++residual) {
+        Member m;
+        m.options.kind = kind, m.options.gate = gate, m.options.group = group;
+        m.w = true, m.b = kind == NormKind::layer;
+        m.shared = shared, m.residual = residual;
+        SCOPED_TRACE(to_string(m));
+        const NormArguments a(m, {rows, cols}, dtype_, float32);
+        const auto gradient = [&](DType t) { return randn(a.x.shape(), float64).to(t); };
+        const Tensor dy = gradient(dtype_);
+        const Maybe dh = residual ? Maybe(gradient(a.in.residual->dtype())) : none;
+        force_general(true);
+        const Everything general = run_on_gpu(a, dy, dh);
+        force_general(false);
+        const int64_t all = 2 * rows * cols;
+        for (const auto& [small, few] : {std::pair<int64_t, int64_t>{0, 0}, {all, 0}, {0, all}}) {
+          const MostInOneLaunch plans(small, few);
+          const Everything fast = run_on_gpu(a, dy, dh);
+          EXPECT_SAME_BITS(fast.forward.y, general.forward.y);
+          EXPECT_SAME_BITS(fast.forward.rstd.value, general.forward.rstd.value);
+          expect_same(fast.forward.h, general.forward.h);
+          expect_same(fast.backward.dx, general.backward.dx);
+          expect_same(fast.backward.dz, general.backward.dz);
+        }
+      }
+}
+INSTANTIATE_TEST_SUITE_P(All, FastPlans,
+                         ::testing::Combine(kHalvesAndFloat, ::testing::ValuesIn(kPlanSizes)),
+                         name_of);
 
 TEST_F(NormPlans, RowDependsOnNothingAround) {
   const NoGrad off;
@@ -189,14 +201,16 @@ TEST_F(NormPlans, RowDependsOnNothingAround) {
 }
 
 TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
-  // So many that a warp has several turns, from memory that begins one element after its results'.
+  // As on so few multiprocessors that a warp has several turns; from memory that begins one element
+  // after its results'.
   const NoGrad off;
+  const Pretended few(5);
   for (DType dtype : {bfloat16, float32})
     for (int64_t cols : {32, 257})
       for (int residual : {0, 1})
         for (int64_t shift : {0, 1}) {
           SCOPED_TRACE(format("cols {} residual {} shift {}", cols, residual, shift));
-          const int64_t rows = cols == 32 ? 70000 : 17500;
+          const int64_t rows = cols == 32 ? 11000 : 3000;
           Member m;
           m.options.kind = NormKind::layer, m.w = m.b = true, m.residual = residual;
           NormArguments a(m, {rows, cols}, dtype, dtype);
@@ -216,36 +230,37 @@ TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
         }
 }
 
-TEST_F(NormPlans, RowsThatABlockTakesInTurnDoNotMix) {
+using PlansInTurn = NormPlansOf;
+TEST_P(PlansInTurn, DoNotMixRows) {
   // As on so few multiprocessors that there are several rows to a warp, block or cluster of them.
-  struct Size {
-    int64_t rows, cols;
-  };
-  constexpr Size kSizes[] = {{12001, 72}, {3001, 256}, {2001, 768}, {1001, 4096}, {150, 12288},
-                             {90, 16400}, {50, 32768}, {33, 65536}, {19, 131072}};
   const NoGrad off;
   const Pretended few(5);
-  for (DType dtype : {bfloat16, float32, float16})
-    for (const Size& size : kSizes)
-      for (NormKind kind : {NormKind::rms, NormKind::layer})
-        for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
-          SCOPED_TRACE(format("{} x {}", size.rows, size.cols));
-          Member m;
-          m.options.kind = kind, m.options.gate = gate, m.w = true, m.b = kind == NormKind::layer;
-          NormArguments a(m, {size.rows, size.cols}, dtype, dtype);
-          a.x = randn({size.rows, size.cols + 64}).to(dtype).slice(1, 32, size.cols + 32);
-          force_general(true);
-          const NormResult general = a.norm();
-          force_general(false);
-          const NormResult fast = a.norm();
-          EXPECT_SAME_BITS(fast.y, general.y);
-          EXPECT_SAME_BITS(fast.rstd.value, general.rstd.value);
-          if (kind == NormKind::layer) {
-            EXPECT_SAME_BITS(fast.mean.value, general.mean.value);
-            EXPECT_SAME_BITS(fast.mean_rest.value, general.mean_rest.value);
-          }
-        }
+  for (NormKind kind : {NormKind::rms, NormKind::layer})
+    for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
+      Member m;
+      m.options.kind = kind, m.options.gate = gate, m.w = true, m.b = kind == NormKind::layer;
+      SCOPED_TRACE(to_string(m));
+      NormArguments a(m, {size_.rows, size_.cols}, dtype_, dtype_);
+      a.x = randn({size_.rows, size_.cols + 64}).to(dtype_).slice(1, 32, size_.cols + 32);
+      force_general(true);
+      const NormResult general = a.norm();
+      force_general(false);
+      const NormResult fast = a.norm();
+      EXPECT_SAME_BITS(fast.y, general.y);
+      EXPECT_SAME_BITS(fast.rstd.value, general.rstd.value);
+      if (kind == NormKind::layer) {
+        EXPECT_SAME_BITS(fast.mean.value, general.mean.value);
+        EXPECT_SAME_BITS(fast.mean_rest.value, general.mean_rest.value);
+      }
+    }
 }
+INSTANTIATE_TEST_SUITE_P(
+    All, PlansInTurn,
+    ::testing::Combine(kHalvesAndFloat,
+                       ::testing::Values(Size{12001, 72}, Size{3001, 256}, Size{2001, 768},
+                                         Size{1001, 4096}, Size{150, 12288}, Size{90, 16400},
+                                         Size{50, 32768}, Size{33, 65536}, Size{19, 131072})),
+    name_of);
 
 TEST_F(NormPlans, MeansOf16BitsAreExactToAMillionthOfTheDeviation) {
   // Their terms about the mean are not added up, but follow from the sums. Among rows far from zero
@@ -300,11 +315,6 @@ TEST_F(NormPlans, SmallBackwardIsOneLaunch) {
 
 TEST_F(NormPlans, SmallWeightGradientsAreTheSumsOverRows) {
   const NoGrad off;
-  struct Size {
-    int64_t rows, cols, group;
-    bool shared;
-    const char* why;
-  };
   const Size sizes[] = {
       {1, 1, 0, false, "one element"}, {5, 8, 0, false, "less than a team"},
       {768, 128, 0, false, "the toy"}, {999, 24, 0, false, "teams in a warp"},
@@ -341,42 +351,40 @@ TEST_F(NormPlans, BackwardOfMoreRowsIsTwoShortLaunches) {
     expect_launches({rows, 4096}, bfloat16, "norm_backward_few_kernel", true);
 }
 
-TEST_F(NormPlans, WeightGradientsOfFewRowsAreTheSumsOverRows) {
+using FewRows = NormPlansOf;
+TEST_P(FewRows, WeightGradientsAreTheSumsOverRows) {
   const NoGrad off;
-  struct Size {
-    int64_t rows, cols;
-    const char* why;
-  };
-  const Size sizes[] = {{1, 4096, "a block"},
-                        {16, 4096, "a cluster"},
-                        {9, 1000, "part of a warp"},
-                        {3, 256, "part of a chunk, one block"},
-                        {5, 5120, "clusters of five"},
-                        {2, 32768, "eight warps a row and block"},
-                        {1, 65536, "as large as it gets"},
-                        {132, 4096, "a row of sums for two rows"},
-                        {37, 1000, "the last cluster has fewer rows"},
-                        {3, 131072, "sixteen blocks a row"}};
-  for (const Size& size : sizes)
-    for (DType dtype : {bfloat16, float32, float16})
-      for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
-        SCOPED_TRACE(size.why);
-        Member m;
-        m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
-        const NormArguments a(m, {size.rows, size.cols}, dtype, float32);
-        const Tensor dy = randn({size.rows, size.cols}).to(dtype);
-        const MostInOneLaunch plan(0, size.rows * size.cols);
-        const Everything few = run_on_gpu(a, dy, none);
-        EXPECT_SAME_BITS(*few.backward.dw, *run_on_gpu(a, dy, none).backward.dw);
-        force_general(true);
-        const Everything general = run_on_gpu(a, dy, none);
-        force_general(false);
-        // Sums of `rows` terms of about 1 (a few at most 30, by a gate) in two orders.
-        const double rounding = unit_roundoff(float32) * 30 * std::sqrt(size.rows) * 4;
-        EXPECT_CLOSE(*few.backward.dw, *general.backward.dw, {.absolute = rounding});
-        EXPECT_CLOSE(*few.backward.db, *general.backward.db, {.absolute = rounding});
-      }
+  for (GateOrder gate : {GateOrder::no_gate, GateOrder::norm_then_gate}) {
+    Member m;
+    m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
+    SCOPED_TRACE(to_string(m));
+    const NormArguments a(m, {size_.rows, size_.cols}, dtype_, float32);
+    const Tensor dy = randn(a.x.shape()).to(dtype_);
+    const MostInOneLaunch plan(0, size_.rows * size_.cols);
+    const Everything few = run_on_gpu(a, dy, none);
+    EXPECT_SAME_BITS(*few.backward.dw, *run_on_gpu(a, dy, none).backward.dw);
+    force_general(true);
+    const Everything general = run_on_gpu(a, dy, none);
+    force_general(false);
+    // Sums of `rows` terms of about 1 (a few at most 30, by a gate) in two orders.
+    const double rounding = unit_roundoff(float32) * 30 * std::sqrt(size_.rows) * 4;
+    EXPECT_CLOSE(*few.backward.dw, *general.backward.dw, {.absolute = rounding});
+    EXPECT_CLOSE(*few.backward.db, *general.backward.db, {.absolute = rounding});
+  }
 }
+const Size kFewRows[] = {{1, 4096, 0, false, "a block"},
+                         {16, 4096, 0, false, "a cluster"},
+                         {9, 1000, 0, false, "part of a warp"},
+                         {3, 256, 0, false, "part of a chunk, one block"},
+                         {5, 5120, 0, false, "clusters of five"},
+                         {2, 32768, 0, false, "eight warps a row and block"},
+                         {1, 65536, 0, false, "as large as it gets"},
+                         {132, 4096, 0, false, "a row of sums for two rows"},
+                         {37, 1000, 0, false, "the last cluster has fewer rows"},
+                         {3, 131072, 0, false, "sixteen blocks a row"}};
+INSTANTIATE_TEST_SUITE_P(All, FewRows,
+                         ::testing::Combine(kHalvesAndFloat, ::testing::ValuesIn(kFewRows)),
+                         name_of);
 
 TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
   const NoGrad off;
@@ -392,60 +400,62 @@ TEST_F(NormPlans, WeightGradientsHaveTheSameBitsAgain) {
   }
 }
 
-TEST_F(NormPlans, WeightGradientsOfVeryManyRowsKeepTheirDigits) {
+using ManyRows = NormPlansOf;
+TEST_P(ManyRows, KeepTheDigitsOfWeightGradients) {
   // On one multiprocessor a lane has 3000 rows, or 1500 where a warp takes several at a time: plain
   // sums of so many terms would be off by some 45 or 30 units, these by at most 15.
   const NoGrad off;
   const Pretended gpu(1);
-  struct Size {
-    int64_t rows, cols;
-  };
-  for (const Size& size : {Size{3000, 8192}, Size{48000, 512}, Size{96000, 64}})
-    for (DType dtype : {bfloat16, float32}) {
-      SCOPED_TRACE(format("cols {} {}", size.cols, to_string(dtype)));
-      Member m;
-      m.options.kind = NormKind::layer, m.w = m.b = true;
-      NormArguments a(m, {size.rows, size.cols}, dtype, float32);
-      const Tensor dy = randn({size.rows, size.cols}).to(dtype);
-      const Everything fast = run_on_gpu(a, dy, none);
-      a.x = a.x.to(float64), a.in.w = a.in.w->to(float64), a.in.b = a.in.b->to(float64);
-      const Everything exact = run_on_gpu(a, dy.to(float64), none);
-      const double unit = 0x1p-23 * std::sqrt(static_cast<double>(size.rows));  // terms of about 1
-      EXPECT_CLOSE(fast.backward.dw->to(float64), *exact.backward.dw, {.absolute = 20 * unit});
-      EXPECT_CLOSE(fast.backward.db->to(float64), *exact.backward.db, {.absolute = 20 * unit});
-    }
+  Member m;
+  m.options.kind = NormKind::layer, m.w = m.b = true;
+  NormArguments a(m, {size_.rows, size_.cols}, dtype_, float32);
+  const Tensor dy = randn(a.x.shape()).to(dtype_);
+  const Everything fast = run_on_gpu(a, dy, none);
+  a.x = a.x.to(float64), a.in.w = a.in.w->to(float64), a.in.b = a.in.b->to(float64);
+  const Everything exact = run_on_gpu(a, dy.to(float64), none);
+  const double unit = 0x1p-23 * std::sqrt(static_cast<double>(size_.rows));  // terms of about 1
+  EXPECT_CLOSE(fast.backward.dw->to(float64), *exact.backward.dw, {.absolute = 20 * unit});
+  EXPECT_CLOSE(fast.backward.db->to(float64), *exact.backward.db, {.absolute = 20 * unit});
 }
+INSTANTIATE_TEST_SUITE_P(All, ManyRows,
+                         ::testing::Combine(::testing::Values(bfloat16, float32),
+                                            ::testing::Values(Size{3000, 8192}, Size{48000, 512},
+                                                              Size{96000, 64})),
+                         name_of);
 
-TEST_F(NormPlans, PortableWeightGradientsHaveTheBitsOfAnyGpu) {
+using PortablePlans = NormPlansOf;
+TEST_P(PortablePlans, WeightGradientsHaveTheBitsOfAnyGpu) {
   const NoGrad off;
   const MostInOneLaunch none_is(0, 0);  // those plans have as many blocks everywhere
-  // Of the fast plans: rows of part of a warp, of a warp, a block and a cluster; and the general
-  // one.
-  for (int64_t cols : {64, 1000, 4096, 20000, 65536})
-    for (DType dtype : {bfloat16, float32, float64})
-      for (GateOrder gate : {GateOrder::no_gate, GateOrder::gate_then_norm}) {
-        SCOPED_TRACE(format("cols {} {}", cols, to_string(dtype)));
-        Member m;
-        m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
-        NormArguments a(m, {cols > 4096 ? 300 : 2000, cols}, dtype,
-                        dtype == float64 ? float64 : float32);
-        const Tensor dy = randn(a.x.shape()).to(dtype);
-        const auto on = [&](int multiprocessors, bool portable) {
-          const Pretended gpu(multiprocessors);
-          a.options.portable = portable;
-          return run_on_gpu(a, dy, none);
-        };
-        const Everything here = on(0, true);
-        for (int multiprocessors : {8, 108}) {
-          const Everything there = on(multiprocessors, true);
-          EXPECT_SAME_BITS(*there.backward.dw, *here.backward.dw);
-          EXPECT_SAME_BITS(*there.backward.db, *here.backward.db);
-          EXPECT_SAME_BITS(*there.backward.dx, *here.backward.dx);
-        }
-        // Not promised otherwise: or nothing was forced.
-        EXPECT_FALSE(testing::same_bits(*on(8, false).backward.dw, *on(0, false).backward.dw));
-      }
+  for (GateOrder gate : {GateOrder::no_gate, GateOrder::gate_then_norm}) {
+    Member m;
+    m.options.kind = NormKind::layer, m.options.gate = gate, m.w = m.b = true;
+    SCOPED_TRACE(to_string(m));
+    NormArguments a(m, {size_.rows, size_.cols}, dtype_, dtype_ == float64 ? float64 : float32);
+    const Tensor dy = randn(a.x.shape()).to(dtype_);
+    const auto on = [&](int multiprocessors, bool portable) {
+      const Pretended gpu(multiprocessors);
+      a.options.portable = portable;
+      return run_on_gpu(a, dy, none);
+    };
+    const Everything here = on(0, true);
+    for (int multiprocessors : {8, 108}) {
+      const Everything there = on(multiprocessors, true);
+      EXPECT_SAME_BITS(*there.backward.dw, *here.backward.dw);
+      EXPECT_SAME_BITS(*there.backward.db, *here.backward.db);
+      EXPECT_SAME_BITS(*there.backward.dx, *here.backward.dx);
+    }
+    // Not promised otherwise: or nothing was forced.
+    EXPECT_FALSE(testing::same_bits(*on(8, false).backward.dw, *on(0, false).backward.dw));
+  }
 }
+// Of the fast plans: rows of part of a warp, of a warp, a block and a cluster; and the general one.
+INSTANTIATE_TEST_SUITE_P(All, PortablePlans,
+                         ::testing::Combine(::testing::Values(bfloat16, float32, float64),
+                                            ::testing::Values(Size{2000, 64}, Size{2000, 1000},
+                                                              Size{1000, 4096}, Size{200, 20000},
+                                                              Size{100, 65536})),
+                         name_of);
 
 }  // namespace
 }  // namespace norma
