@@ -24,7 +24,7 @@ struct RingRows {
 };
 
 /// What a lane sends a tensor's part of the next tile by.
-struct RingSender {
+struct alignas(16) RingSender {
   const unsigned char* next;
   int64_t step;
   uint32_t bytes, all_bytes;  ///< a row's, of this tensor and of all
@@ -32,10 +32,14 @@ struct RingSender {
 };
 inline constexpr int kMostStages = 8;
 /// What a warp keeps in shared memory, since registers are scarce: its stages' barriers, its
-/// senders for four tensors; and then, where a gate needs it, its part of the bias. A unit of many
-/// warps keeps kSlots barriers, and as many times each chunk's two sums.
-inline constexpr uint32_t kSendersAt = kMostStages * 8,
-                          kWarpControl = kSendersAt + 4 * sizeof(RingSender);
+/// senders for four tensors, and where those have statistics beside them, for three of these; and
+/// then, where a gate needs it, its part of the bias. A unit of many warps keeps kSlots barriers,
+/// and as many times each chunk's sums.
+inline constexpr uint32_t kSendersAt = kMostStages * 8;
+constexpr uint32_t control_bytes(bool sends_stats) {
+  return kSendersAt + (sends_stats ? 7 : 4) * static_cast<uint32_t>(sizeof(RingSender));
+}
+inline constexpr uint32_t kStatsBytes = 16;  ///< of a row in a stage
 
 enum : unsigned { kWantsDx = 1, kWantsDresidual = 2, kWidens = 4, kWantsDz = 8, kHasDh = 16 };
 
@@ -57,12 +61,15 @@ struct RingPlan {
   int behind = 0;                            ///< 1: a row is finished once the next was begun
   bool holds = false;                        ///< rows of many warps: see RingWarp's kHolds
   int aside_turns = kAsideRows;              ///< a power of two: RingWarp::put_aside
+  int aside_mask = 0;                        ///< and that less one
+  int slot_chunks = 0;                       ///< chunks for whose sums a slot has room
   /// Every so many turns, a power of two or 0, a unit waits until the mean one is no further behind
   /// than so many eighths of that: see Pace.
   int pace_turns = 0, pace_lead = 0;
   float beta = 1;                       ///< of the gate
   float inverse = 1, inverse_of_g = 0;  ///< by which the sums of a row become its means
-  /// Shared memory: what each warp keeps (kWarpControl), what each unit does, and the warps' rings.
+  /// Shared memory: what each warp keeps (control_bytes), what each unit does, and the warps'
+  /// rings.
   uint32_t warp_bytes = 0, units_at = 0, unit_bytes = 0, ring_at = 0;
   uint32_t element_bytes = 0, stage_bytes = 0;
   uint32_t stats_in_stage = 0;  ///< a stage's rows, and then their statistics
@@ -126,18 +133,18 @@ inline void choose_pace(RingPlan& plan, bool full, bool fast_memory) {
   const bool block = plan.order.chunks > 1, whole = block && plan.size % kChunk == 0;
   if (fast_memory && !residual && (!block || plan.in[1].element == 2)) return pace(0, 0);
   if (plan.in[1].element == 4) return block ? pace(4, 2) : pace(plan.order.vecs > 1 ? 8 : 4, 4);
-  if (!block) return gated ? pace(16, 4) : pace(0, 0);
-  if (residual) return pace(8, 4);
+  if (!block) return gated || (!full && !residual) ? pace(16, 4) : pace(0, 0);
+  if (residual) return whole && !fast_memory ? pace(4, 2) : pace(8, 4);
   if (full) {
-    if (!whole || plan.cluster > 2) return pace(0, 0);
-    return gated ? pace(8, 4) : pace(4, 4);
+    if (whole && plan.cluster <= 2) return pace(4, 4);
+    if (gated) return pace(16, 6);
+    return whole && plan.cluster <= 8 ? pace(16, 4) : pace(0, 0);
   }
   if (gated) {
     if (!whole) return pace(8, 4);
-    return pace(4, plan.cluster == 16 ? 6 : plan.cluster == 8 && plan.units == 1 ? 4 : 2);
+    return pace(4, plan.cluster == 16 ? 4 : 2);
   }
-  if (plan.cluster > 8) return pace(0, 0);
-  if (!whole) return pace(8, 5);
+  if (!whole || plan.cluster > 8 || plan.warps == 12) return pace(8, 4);
   return pace(4, plan.cluster > 2 || plan.unit_warps <= 2 ? 4 : 2);
 }
 
@@ -183,12 +190,13 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.pitch = plan.size * plan.set_groups;
   if (odd) plan.pitch = ceil_div(plan.size, width) * width + width;
   int64_t piece = kChunk + (odd ? width : 0);  // elements of a stage
-  plan.warp_bytes = kWarpControl;
+  plan.warp_bytes = control_bytes(k.z && full && order.chunks > 1 && !odd);
   if (narrow && k.b && k.options.gate == GateOrder::norm_then_gate)
     plan.warp_bytes += static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
   int64_t head = int64_t{most_warps} * plan.warp_bytes + 128;  // before the rings
   const auto memory_of_stage = [&] {
-    return piece * plan.element_bytes + ceil_div(int64_t{plan.tile_items} * 12, int64_t{128}) * 128;
+    return piece * plan.element_bytes +
+           ceil_div(int64_t{plan.tile_items} * kStatsBytes, int64_t{128}) * 128;
   };
   const auto fit = [&](int64_t warp_stages) {
     return static_cast<int>((int64_t{kRingMemory} - head) / (warp_stages * memory_of_stage()));
@@ -202,7 +210,8 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
     plan.units = static_cast<int>(std::min<int64_t>(
         most_warps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
     plan.warps = plan.units * plan.unit_warps;
-    plan.unit_bytes = static_cast<uint32_t>(kSlots * 8 * (1 + order.chunks));
+    plan.slot_chunks = order.chunks <= 8 ? 8 : std::max(16, order.chunks);
+    plan.unit_bytes = static_cast<uint32_t>(kSlots * 8 * (1 + plan.slot_chunks));
     head += int64_t{plan.units} * plan.unit_bytes;
     plan.ranks = ceil_div(order.chunks, plan.unit_warps);
   } else {
@@ -244,6 +253,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.ring_at =
       (plan.units_at + static_cast<uint32_t>(plan.units) * plan.unit_bytes + 127) / 128 * 128;
   if (plan.stages < 2) plan.stages = 0;
+  plan.aside_mask = plan.aside_turns - 1;
   return plan;
 }
 
