@@ -32,6 +32,7 @@ template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
                                   (staying_blocks<T, kCentred, kBeside, kHolder>()))
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr bool kStages = kStagesBeside<T, kCentred, kBeside>, kWarp = kHolder == Holder::warp;
   constexpr bool kLate = kStages && kBeside == Beside::gate_last;
   constexpr int kX = 2, kBesideX = 3;                          // their places
@@ -124,6 +125,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
     if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
   }
+#endif
 }
 
 /// Groups of a block, or of a warp of it, in turn. Blocks that stayed for the whole call reached 92
