@@ -134,6 +134,21 @@ TEST(Matmul, BitsDoNotDependOnThreads) {
   set_num_threads(before);
 }
 
+/// Shares and their last, smaller panels: rows that fill neither tiles nor a share, and more
+/// threads than tiles. The scale makes sure that no earlier result lies where a row was left out.
+TEST(Matmul, EveryRowIsMadeForAnyNumberOfThreads) {
+  const int before = num_threads();
+  const Tensor a = randn({130, 70}), b = randn({70, 90}), ab = matmul(a, b);
+  for (int threads : {1, 2, 4, 32}) {
+    set_num_threads(threads);
+    for (int64_t rows : {1, 6, 7, 49, 97, 130}) {
+      SCOPED_TRACE(::testing::Message() << rows << " rows on " << threads << " threads");
+      EXPECT_SAME_BITS(matmul(a.slice(0, 0, rows) * threads, b), ab.slice(0, 0, rows) * threads);
+    }
+  }
+  set_num_threads(before);
+}
+
 TEST(Matmul, GradientIsTheDerivative) {
   for (const auto& [a_shape, b_shape, why] : kCases) {
     if (a_shape.numel() * b_shape.numel() > 2000) continue;
