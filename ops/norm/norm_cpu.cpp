@@ -279,7 +279,8 @@ struct GradientRow {
   Acc mean = 0, mean_rest = 0, rstd, mean_g = 0, mean_gx = 0;
   const T* dh = nullptr;
   T *dx, *dz = nullptr;
-  // The same columns of the row to be read some rows later, where it should be asked for.
+  // The same columns of a row to be read some rows later, where that should be asked for: h while
+  // sums are taken, dy while dx is written, so that memory rests in neither.
   const T *later_h = nullptr, *later_dy = nullptr;
 };
 
@@ -298,14 +299,13 @@ Totals<Acc> gradient_sums_of_leaf(const GradientRow<T, Acc>& row, const Acc* w,
   // Read one by one: a copy of what was just written in parts waits until all stores are done.
   const Acc *u = row.u + first, *dn = row.dn + first;
   const Acc mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
-  const T *later_h = row.later_h, *later_dy = row.later_dy;
+  const T* later_h = row.later_h;
   Acc *dw = sums.w + first, *db = sums.b ? sums.b + first : nullptr;
   w += first;
   Lanes32<Acc> sum_g, sum_gx;
   for_each32(
       n, [&](int64_t c, auto count) __attribute__((always_inline)) {
-        if (later_h)
-          detail::prefetch32(later_h + first + c), detail::prefetch32(later_dy + first + c);
+        if (later_h) detail::prefetch32(later_h + first + c);
         for_parts<Acc>(
             count, [&](auto part) __attribute__((always_inline)) {
               const auto x_hat = (part.load(u + c, mean) - mean - rest) * rstd;
@@ -332,10 +332,11 @@ void finish_row(const GradientRow<T, Acc>& row, const Acc* w, int64_t n) {
   const Acc *u = row.u, *dn = row.dn, *h = row.h, *gate = row.gate, *slope = row.slope;
   const Acc mean = row.mean, rest = row.mean_rest, rstd = row.rstd;
   const Acc mean_g = row.mean_g, mean_gx = row.mean_gx;
-  const T* dh = row.dh;
+  const T *dh = row.dh, *later_dy = row.later_dy;
   T *dx = row.dx, *dz = row.dz;
   for_each32(
       n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+        if (kStream && later_dy) detail::prefetch32(later_dy + c);
         Lanes32<Acc> d;
         for_parts<Acc>(
             count, [&](auto part) __attribute__((always_inline)) {
@@ -391,12 +392,13 @@ void backward(const NormBackwardArgs& k) {
   const bool buffered = !std::is_same_v<T, Acc> || k.z || !dx;
   const bool stream = streams<T>(dx, group, 3) && (!k.z || streams<T>(k.dz, group, 5));
   // The processor's own looking ahead likes short rows as they lie, one after another, and ends
-  // with a page: longer rows are asked for (65536 × 256 and 1024 take 0.85 of the time).
+  // with a page: longer rows are asked for (65536 × 256 and 1024 take 0.85 of the time), two ahead
+  // where that is not too much for the second cache (16384 × 4096: 0.97).
   const int together = stream && group > 128 ? 1 : rows_together(group, buffered);
-  constexpr int64_t kPage = 4 << 10, kAhead = 8 << 10;  // bytes of one operand
+  constexpr int64_t kPage = 4 << 10, kAhead = 8 << 10, kLong = 16 << 10;  // bytes of one operand
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(T));
   const bool ask = stream && row_bytes >= kPage;
-  const int64_t later = std::max<int64_t>(1, kAhead / row_bytes);
+  const int64_t later = std::max<int64_t>(row_bytes > kLong ? 1 : 2, kAhead / row_bytes);
   Tensor scratch;
   if (buffered) scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
 
