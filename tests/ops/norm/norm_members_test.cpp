@@ -1,6 +1,7 @@
 // Laws that hold for every member of the family, over pairs of all its features.
 #include <cmath>
 
+#include "norma/core/random.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
@@ -63,6 +64,9 @@ TEST(NormMembers, GradientIsTheDerivative) {
 }
 
 TEST(NormMembers, SecondDerivativeToo) {
+  // Where three numbers of a group are all small, differences lose the digits asked for: whichever
+  // tests ran before, these are not.
+  manual_seed(1);
   for (Member m : pairwise_members()) {
     m.options.saves = NormSaves::input;
     SCOPED_TRACE(to_string(m));
