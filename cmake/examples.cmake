@@ -6,7 +6,7 @@ foreach(source ${norma_examples})
   add_executable(example_${name} ${source})
   set_target_properties(example_${name} PROPERTIES
     OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/examples)
-  target_compile_options(example_${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+  target_compile_options(example_${name} PRIVATE $<$<CONFIG:Release>:-Og>)
   target_link_libraries(example_${name} PRIVATE norma::norma)
 endforeach()
 
@@ -16,7 +16,7 @@ if(norma_program_sources)
   add_executable(norma_program ${norma_program_sources})
   set_target_properties(norma_program PROPERTIES
     OUTPUT_NAME norma RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR})
-  target_compile_options(norma_program PRIVATE $<$<CONFIG:Release>:-O1>)
+  target_compile_options(norma_program PRIVATE $<$<CONFIG:Release>:-Og>)
   target_link_libraries(norma_program PRIVATE
     norma::norma CLI11::CLI11 nlohmann_json::nlohmann_json)
 endif()
