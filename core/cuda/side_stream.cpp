@@ -15,11 +15,18 @@ constinit thread_local bool side_pending = false;
 
 namespace {
 
-/// A thread's second stream of a device.
+/// A thread's streams of a device beside its first. They take turns, so that a short kernel need
+/// not wait for a long one.
 struct Side {
+  struct Stream {
+    cudaStream_t stream = nullptr;
+    cudaEvent_t done = nullptr;
+    bool busy = false;
+  };
   Device device;
-  cudaStream_t stream = nullptr;
-  cudaEvent_t begun = nullptr, done = nullptr;
+  std::array<Stream, 2> streams = {};
+  size_t turn = 0;
+  cudaEvent_t begun = nullptr;
   std::vector<Tensor> reads = {};
   std::vector<const Storage*> results = {};
   DeferredFrees frees = {};
@@ -31,9 +38,14 @@ Side& side_of(Device device) {
   Side*& side = sides[device.index];
   if (!side) {
     side = new Side{.device = device};
-    check(cudaStreamCreateWithFlags(&side->stream, cudaStreamNonBlocking), "make a stream");
-    for (cudaEvent_t* event : {&side->begun, &side->done})
-      check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "make an event");
+    const auto make = [](cudaEvent_t& event) {
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "make an event");
+    };
+    make(side->begun);
+    for (Side::Stream& s : side->streams) {
+      check(cudaStreamCreateWithFlags(&s.stream, cudaStreamNonBlocking), "make a stream");
+      make(s.done);
+    }
   }
   return *side;
 }
@@ -47,12 +59,16 @@ thread_local constinit bool went_aside = false;
 Cuda begin(Side& side) {
   const Cuda on = cuda_stream(side.device);
   check(cudaEventRecord(side.begun, stream_of(on)), "begin beside");
-  check(cudaStreamWaitEvent(side.stream, side.begun, 0), "begin beside");
-  return {side.stream, side.device};
+  side.turn = (side.turn + 1) % side.streams.size();
+  Side::Stream& s = side.streams[side.turn];
+  s.busy = true;
+  check(cudaStreamWaitEvent(s.stream, side.begun, 0), "begin beside");
+  return {s.stream, side.device};
 }
 /// Until a join the results are the side's.
 void end(Side& side, std::span<const Tensor> results) {
-  check(cudaEventRecord(side.done, side.stream), "end beside");
+  const Side::Stream& s = side.streams[side.turn];
+  check(cudaEventRecord(s.done, s.stream), "end beside");
   pending = &side;
   side_pending = true;
   for (const Tensor& t : results)
@@ -66,10 +82,10 @@ std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
   if (!sweep_joins()) return work();
   join_side();
   Side& side = side_of(device);
-  begin(side);
+  const Cuda on = begin(side);
   std::vector<Tensor> results;
   {
-    const StreamScope beside(device, side.stream);
+    const StreamScope beside(device, on.stream);
     const DeferredFrees::Scope until_join(side.frees);
     results = work();
   }
@@ -79,7 +95,7 @@ std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
 }
 
 void run_with_aside(Device device, std::span<const Tensor> results,
-                    const std::function<void()>& work) {
+                    const std::function<void()>& work, std::span<const Tensor> reads) {
   if (!sweep_joins() || (pending && pending->device != device)) return work();
   struct Open {
     explicit Open(Side& side) { aside = &side, went_aside = false; }
@@ -91,10 +107,12 @@ void run_with_aside(Device device, std::span<const Tensor> results,
     const DeferredFrees::Scope until_join(side.frees);
     work();
   }
-  if (went_aside)
+  if (went_aside) {
     end(side, results);
-  else if (!pending)
+    side.reads.insert(side.reads.end(), reads.begin(), reads.end());
+  } else if (!pending) {
     side.frees.release();
+  }
 }
 bool may_go_aside() { return aside != nullptr; }
 Cuda go_aside(const Cuda& on) {
@@ -107,6 +125,7 @@ void abandon_side() {
   if (!pending) return;
   Side& side = *std::exchange(pending, nullptr);
   side_pending = false;
+  for (Side::Stream& s : side.streams) s.busy = false;
   side.results.clear();
   side.reads.clear();
   side.frees.release();
@@ -114,8 +133,9 @@ void abandon_side() {
 
 void join_side() {
   if (!pending) return;
-  check(cudaStreamWaitEvent(stream_of(cuda_stream(pending->device)), pending->done, 0),
-        "join beside");
+  for (const Side::Stream& s : pending->streams)
+    if (s.busy)
+      check(cudaStreamWaitEvent(stream_of(cuda_stream(pending->device)), s.done, 0), "join beside");
   abandon_side();
 }
 

@@ -8,10 +8,10 @@
 
 namespace norma::detail {
 
-// A second stream beside the thread's, for work that nobody needs soon: the product that gives a
-// weight's gradient beside the rest of the sweep. Small ones leave most of a GPU idle; a recorded
-// graph gets a second branch by it. Defined in builds with CUDA alone, but for sweep_joins and
-// OneStream (core/sweep.cpp).
+// Streams beside the thread's, for work that nobody needs soon: the product that gives a weight's
+// gradient beside the rest of the sweep. Small ones leave most of a GPU idle; a recorded graph gets
+// branches by it. Defined in builds with CUDA alone, but for sweep_joins and OneStream
+// (core/sweep.cpp).
 
 /// Whether a sweep runs on this thread: it joins what is given to the side before it ends.
 bool sweep_joins();
@@ -36,9 +36,10 @@ std::vector<Tensor> run_beside(Device device, std::vector<Tensor> reads,
                                const std::function<std::vector<Tensor>()>& work);
 /// Runs `work`, an op's kernels. In a sweep the last of them, which give nothing but `results`, may
 /// go to the side by themselves, without a join of what was given before: where may_go_aside(), on
-/// the stream that go_aside() gives for `on`. The memory that `work` lets go stays until a join.
+/// the stream that go_aside() gives for `on`. The memory that `work` lets go stays until a join,
+/// and so does what is in `reads`, which the last kernels read.
 void run_with_aside(Device device, std::span<const Tensor> results,
-                    const std::function<void()>& work);
+                    const std::function<void()>& work, std::span<const Tensor> reads = {});
 bool may_go_aside();
 Cuda go_aside(const Cuda& on);
 /// The thread's stream waits for the side.

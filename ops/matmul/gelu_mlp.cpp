@@ -144,11 +144,16 @@ GeluMlpGrads GeluMlpBackward::forward(Context&, const Tensor& dy_, const Tensor&
   GeluMlpGrads grads;
   const bool inner = o.dx || o.dw_in || o.db_in;
   const bool together = o.dw_in && o.dw_out && !o.db_in && !o.db_out;
+  if (o.dx && o.dw_in && o.dw_out)
+    if (auto all = detail::small_mlp_grads(dy, a, u, x, w_in, w_out, o.db_in, o.db_out))
+      return {.dx = all->dx.reshape(x_.shape()),
+              .dw_in = all->dw_in,
+              .db_in = all->db_in,
+              .dw_out = all->dw_out,
+              .db_out = all->db_out};
   Tensor du;
   const auto make_du = [&] { return du = hidden_gradient(dy, w_out, u); };
-  if (auto all = inner && o.dw_out ? detail::small_layer_grads(dy, a, w_out, u, o.db_out) : none) {
-    du = std::move(all->dx), grads.dw_out = std::move(all->dw), grads.db_out = std::move(all->db);
-  } else if (auto both = together ? detail::mlp_weight_grads(dy, a, x, weights, make_du) : none) {
+  if (auto both = together ? detail::mlp_weight_grads(dy, a, x, weights, make_du) : none) {
     grads.dw_in = std::move(both->dw_in), grads.dw_out = std::move(both->dw_out);
     if (o.dx) grads.dx = matmul(du, detail::rounded_weight(w_in, du.dtype())).reshape(x_.shape());
     return grads;
@@ -157,11 +162,6 @@ GeluMlpGrads GeluMlpBackward::forward(Context&, const Tensor& dy_, const Tensor&
     grads.dw_out = std::move(out.dw), grads.db_out = std::move(out.db);
     if (!inner) return grads;
     make_du();
-  }
-  if (auto all = o.dx && o.dw_in ? detail::small_layer_grads(du, x, w_in, none, o.db_in) : none) {
-    grads.dx = all->dx.reshape(x_.shape());
-    grads.dw_in = std::move(all->dw), grads.db_in = std::move(all->db);
-    return grads;
   }
   WeightGrads in = weight_grads(du, x, weights, o.dw_in, o.db_in);
   grads.dw_in = std::move(in.dw), grads.db_in = std::move(in.db);

@@ -9,8 +9,6 @@
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/product.h"
-#include "norma/ops/matmul/small.h"
-#include "norma/ops/matmul/weights_hopper.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/view/view.h"
 
@@ -96,56 +94,6 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tenso
 }  // namespace detail
 
 namespace detail {
-std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
-                                            const std::optional<Tensor>& u, bool db) {
-  if constexpr (kBuiltWithCuda) {
-    if (!is_tf32_allowed() || !dy.device().is_cuda()) return none;
-    if (dy.dtype() != float32 || w.dtype() != float32) return none;
-    LayerGrads grads{.dx = empty({dy.size(0), w.size(1)}, float32, dy.device()),
-                     .dw = empty(w.shape(), float32, dy.device())};
-    if (db) grads.db = empty({w.size(0)}, float32, dy.device());
-    const Tensor rows = product_operand(dy), columns = product_operand(dy.t());
-    const Tensor inputs = product_operand(x), weight = product_operand(w);
-    // The longer sums first.
-    const std::array products{
-        MatmulArgs{.a = columns,
-                   .b = inputs,
-                   .bias = {},
-                   .c = grads.dw,
-                   .sums = grads.db ? Vec(*grads.db) : Vec()},
-        MatmulArgs{.a = rows,
-                   .b = weight,
-                   .bias = {},
-                   .c = grads.dx,
-                   .epilogue = u ? MatmulEpilogue::gelu_backward : MatmulEpilogue::plain,
-                   .pre = u ? Rows(*u) : Rows()}};
-    if (multiply_small(cuda_stream(dy.device()), products)) return grads;
-  }
-  return none;
-}
-
-std::optional<MlpWeightGrads> mlp_weight_grads(const Tensor& dy, const Tensor& a, const Tensor& x,
-                                               DType dtype,
-                                               const std::function<Tensor()>& make_du) {
-  if constexpr (kBuiltWithCuda) {
-    if (!x.device().is_cuda() || dy.dtype() != x.dtype() || a.dtype() != x.dtype()) return none;
-    const MlpWeightGrads grads{empty({a.size(1), x.size(1)}, dtype, x.device()),
-                               empty({dy.size(1), a.size(1)}, dtype, x.device())};
-    const Tensor inputs = product_operand(x), hidden = product_operand(a),
-                 columns = product_operand(dy.t());
-    const auto products = [&](const Tensor& du_columns) {
-      return std::array{MatmulArgs{.a = du_columns, .b = inputs, .bias = {}, .c = grads.dw_in},
-                        MatmulArgs{.a = columns, .b = hidden, .bias = {}, .c = grads.dw_out}};
-    };
-    if (!suits_weights(products(product_operand(a.t())))) return none;
-    const Tensor du_columns = product_operand(make_du().t());
-    if (!multiply_weights(cuda_stream(x.device()), products(du_columns)))
-      throw CudaError("mlp: the gradient of a must lie as a does");
-    return grads;
-  }
-  return none;
-}
-
 bool is_rounded_for(const Tensor& x, const Tensor& w) {
   return (x.dtype() == bfloat16 || x.dtype() == float16) && w.dtype() == float32;
 }
@@ -256,7 +204,7 @@ Tensor input_gradient(const Tensor& dy, const Tensor& x, const Tensor& w,
 LinearGrads LinearBackward::forward(Context&, const Tensor& dy, const Tensor& x, const Tensor& w,
                                     const std::optional<Tensor>& arrived, const Options& o) {
   if (o.dx && o.dw && !arrived)
-    if (auto all = detail::small_layer_grads(dy, x, w, none, o.db))
+    if (auto all = detail::small_layer_grads(dy, x, w, o.db))
       return {std::move(all->dx), std::move(all->dw), std::move(all->db)};
   LinearGrads grads;
   if (o.dw) {

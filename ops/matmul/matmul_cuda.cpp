@@ -343,8 +343,7 @@ void run(Cuda on, const MatmulArgs& k) {
   const int64_t n = k.c.shape[d - 2], m = k.c.shape[d - 1], depth = k.a.shape[d - 1];
   if (k.c.shape.numel() == 0 && !(k.sums && n > 0)) return;
   const Lie c = lie_of(k.c);
-  if (!k.accumulate && c.stride == m && (multiply_small(on, {&k, 1}) || multiply_gelu(on, k)))
-    return;
+  if (!k.accumulate && c.stride == m && (multiply_small(on, k) || multiply_gelu(on, k))) return;
   if (depth == 0 || k.c.shape.numel() == 0) {
     if (!k.accumulate) run(on, FillArgs{.target = k.c, .value = 0});
     if (k.sums) sum_a(on, k);

@@ -24,10 +24,20 @@ struct LayerGrads {
   Tensor dx, dw;
   std::optional<Tensor> db = std::nullopt;
 };
-/// dw = dyᵀ x, db = Σ dy and dx = dy w, times gelu_tanh′(u) where there is a u, in one launch; none
-/// where the GPU's kernel for small products is not for them. dy (rows, m), x (rows, k), w (m, k).
+/// dx = dy w and, beside what a sweep goes on with, dw = dyᵀ x and db = Σ dy; none where the GPU's
+/// kernel for small products is not for them. dy (rows, m), x (rows, k), w (m, k).
 std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
-                                            const std::optional<Tensor>& u, bool db);
+                                            bool db);
+
+struct MlpGrads {
+  Tensor dx, dw_in, dw_out;
+  std::optional<Tensor> db_in = std::nullopt, db_out = std::nullopt;
+};
+/// The same of an MLP's two layers, x → u, a = gelu_tanh(u) → y, all matrices; both weights'
+/// gradients in one launch.
+std::optional<MlpGrads> small_mlp_grads(const Tensor& dy, const Tensor& a, const Tensor& u,
+                                        const Tensor& x, const Tensor& w_in, const Tensor& w_out,
+                                        bool db_in, bool db_out);
 
 struct MlpWeightGrads {
   Tensor dw_in, dw_out;

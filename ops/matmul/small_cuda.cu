@@ -18,11 +18,10 @@ namespace {
 // Small products in tf32. A launch costs more than the arithmetic, and a warp that is nearly alone
 // on its multiprocessor takes 5 cycles an instruction: so few instructions, no tiles in shared
 // memory. A warp makes 32 × 32 elements straight from memory, 16 terms at a time, and the warps of
-// a block share the sum's terms; their parts meet in shared memory in one order. Two products share
-// a launch and one wave of blocks (small_plan.h): what a layer's input gets and what its weight
-// gets would not fill a GPU one after the other. Sharing a sum among the blocks of a cluster as
-// well was slower, 0.44 for 0.40 ms a toy step: two meetings of a cluster take longer than reading
-// its terms.
+// a block share the sum's terms; their parts meet in shared memory in one order. What weights get
+// runs beside what a sweep waits for, two products a launch, by few blocks (small_plan.h). Sharing
+// a sum among the blocks of a cluster as well was slower, 0.44 for 0.40 ms a toy step: two meetings
+// of a cluster take longer than reading its terms.
 
 constexpr int kWarps = kSmallWarps, kThreads = kWarps * kWarpSize, kTile = kSmallTile,
               kDepth = kSmallDepth;
@@ -367,10 +366,9 @@ void share_out(SmallProduct& p, const SmallSize& size, const SmallShare& share) 
   p.blocks = static_cast<int>(share.blocks(size));
 }
 
-}  // namespace
-
-bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
-  if (!is_tf32_allowed() || products.empty() || products.size() > 2) return false;
+/// Runs them by plan_small's shares of so many blocks; false where one is not for this kernel.
+bool multiply(Cuda on, std::span<const MatmulArgs> products, int64_t blocks_at_once, bool overlap) {
+  if (!is_tf32_allowed()) return false;
   SmallProducts k{};
   std::array<SmallSize, 2> sizes{};
   for (size_t i = 0; i < products.size(); ++i) {
@@ -378,7 +376,7 @@ bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
     if (!describe(products[i], p)) return false;
     sizes[i] = {p.a.count, p.b.count, p.depth};
   }
-  const auto shares = plan_small(std::span(sizes.data(), products.size()));
+  const auto shares = plan_small(std::span(sizes.data(), products.size()), blocks_at_once);
   int blocks = 0;
   size_t bytes = 0;
   for (size_t i = 0; i < products.size(); ++i) {
@@ -390,9 +388,23 @@ bool multiply_small(Cuda on, std::span<const MatmulArgs> products) {
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),
           .shared = bytes,
-          .overlap = true},
+          .overlap = overlap},
          matmul_small_kernel, k);
   return true;
+}
+
+}  // namespace
+
+bool suits_small(const MatmulArgs& product) {
+  SmallProduct unused{};
+  return is_tf32_allowed() && describe(product, unused);
+}
+bool multiply_small(Cuda on, const MatmulArgs& product) {
+  return multiply(on, {&product, 1}, kSmallBlocks, true);
+}
+void multiply_small_aside(Cuda on, std::span<const MatmulArgs> products) {
+  if (!multiply(on, products, kSmallBlocksAside, false))
+    throw CudaError("matmul: products that go beside others must be small ones of tf32");
 }
 
 }  // namespace norma

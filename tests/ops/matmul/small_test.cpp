@@ -1,5 +1,10 @@
+#include <gmock/gmock.h>
+
+#include <string>
+
 #include "norma/core/autograd.h"
 #include "norma/core/capture.h"
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
 #include "norma/ops/elementwise/binary.h"
@@ -110,15 +115,23 @@ TEST_F(SmallProduct, GeluIsItsDefinitionRounded) {
   }
 }
 
-TEST_F(SmallProduct, ALayersBackwardIsOneNode) {
+TEST_F(SmallProduct, AWeightsGradientIsABranchOfTheGraph) {
   const Tensor x = randn({64, 32}).requires_grad_(), w = randn({64, 32}).requires_grad_();
   const Tensor b = randn({64}).requires_grad_(), dy = randn({64, 64});
-  auto step = capture(
-      [&] { return apply<LinearBackward>(dy, x.detach(), w.detach(), none, {}).dx->detach(); });
-  for (int i = 0; i < 3; ++i) step();
+  const auto gradients = [&] { return grad({tanh(linear(tanh(x), w, b))}, {x, w, b}, {dy}); };
+  const auto expected = [&] {
+    const detail::OneStream plain;
+    return gradients();
+  }();
+  auto step = capture(gradients);
+  for (int i = 0; i < 3; ++i) {
+    const auto got = step();
+    for (size_t t = 0; t < got.size(); ++t) EXPECT_SAME_BITS(got[t], expected[t]);
+  }
   const std::string nodes = step.graph_nodes();
-  EXPECT_NE(nodes.find("1  norma::(anonymous namespace)::matmul_small_kernel"), nodes.npos)
-      << nodes;
+  EXPECT_THAT(nodes, ::testing::HasSubstr("3  norma::(anonymous namespace)::matmul_small_kernel"));
+  const size_t longest = nodes.find("nodes, ") + 7;
+  EXPECT_EQ(std::stoi(nodes.substr(longest)) + 1, std::stoi(nodes)) << nodes;
 }
 
 }  // namespace
