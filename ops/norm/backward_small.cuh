@@ -16,7 +16,6 @@ struct SmallPlan {
 };
 
 inline constexpr int kSmallWarps = 8, kSmallThreads = kSmallWarps * kWarpSize;
-inline constexpr int kSmallRows = 2, kSmallBlocks = 64;
 
 /// What a block has of a gradient: where dw and db lie beside each other, c of them all.
 template <class T>
@@ -64,11 +63,12 @@ __global__ void __launch_bounds__(kSmallThreads)
 }
 
 /// Small problems in one launch, weights' gradients and all: for them launches are the cost, not
-/// bytes. A lane has one vector of a row; a warp, or part of one, works on two rows at a time and
-/// fetches the next two meanwhile. What the lanes have for the weights is added over the teams of a
-/// warp and the warps of a block; the block that comes last adds the blocks', always in this order,
-/// so that the bits follow from the sizes, whatever the GPU and whoever was last.
-///   bound  latency: of two rows or a few more, of the fence, and of the last block's sums
+/// bytes. A lane has one vector of a row, a warp or part of one has a row, and all that it reads is
+/// asked for at once, at places worked out while the kernel before still runs. What the lanes have
+/// for the weights is added over the teams of a warp and the warps of a block; the block that comes
+/// last adds the blocks', always in this order, so that the bits follow from the sizes, whatever
+/// the GPU and whoever was last.
+///   bound  latency: of a row, of the fence, and of the last block's sums
 template <class T>
 __global__ void __launch_bounds__(kSmallThreads)
     norm_backward_small_kernel(const __grid_constant__ NormBackwardArgs k,
@@ -78,7 +78,6 @@ __global__ void __launch_bounds__(kSmallThreads)
   constexpr int kWidth = kLaneWidth<T>;
   __shared__ __align__(16) Acc by_warp[kSmallWarps][2 * kWarpSize * kWidth];
   __shared__ bool is_last;
-  wait_for_previous_kernel();
   const NormOptions& o = k.options;
   const bool centred = o.kind == NormKind::layer;
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -86,43 +85,27 @@ __global__ void __launch_bounds__(kSmallThreads)
   const int bits = 31 - __clz(lanes), lane_in = lane & (lanes - 1);
   const int teams = kSmallWarps << (5 - bits), team = (warp << (5 - bits)) + (lane >> bits);
   const int column = lane_in * kWidth;
-  const int count = size - column >= kWidth ? kWidth : size > column ? size - column : 0;
-  struct Row {
-    Packed<T, kWidth> h, dy;
-    Stats<Acc> stats;
-    int64_t at;  ///< its row and, of its first element, its column
-    int first;
-    bool real;
-  };
-  const auto fetch = [&](const T* from, Packed<T, kWidth>& to) {
-    if (!plan.even)
-      to = load_some<kWidth>(from + column, count, convert<T>(0.0f));
-    else if (count > 0)
-      to = load<kWidth>(from + column);
-    else
-      to = {};
-  };
-  const auto fetch_row = [&](int64_t item, Row& r) {
-    r = {};  // where there is no row, zeros: they add nothing to any sum
-    r.real = item < plan.items;
-    if (!r.real) return;
-    r.at = item, r.first = 0;
-    if (plan.groups > 1) {  // fewer than 2^31 items
-      const auto i = static_cast<uint32_t>(item), groups = static_cast<uint32_t>(plan.groups);
-      r.at = i / groups, r.first = static_cast<int>(i % groups) * size;
-    }
-    fetch(k.h.row<T>(r.at) + r.first, r.h);
-    fetch(k.dy.row<T>(r.at) + r.first, r.dy);
-    if (k.mean) r.stats.mean = k.mean.at<Acc>(item);
-    if (k.mean_rest) r.stats.mean_rest = k.mean_rest.at<Acc>(item);
-    r.stats.rstd = k.rstd.at<Acc>(item);
-  };
-  const int64_t first_item = int64_t{blockIdx.x} * teams + team, step = int64_t{gridDim.x} * teams;
-  Row next[kSmallRows];
-#pragma unroll
-  for (int r = 0; r < kSmallRows; ++r) fetch_row(first_item + r * step, next[r]);
+  const int item = static_cast<int>(blockIdx.x) * teams + team;
+  const int count = item < plan.items ? max(0, min(kWidth, size - column)) : 0;
+  int row = item, first = column;
+  if (plan.groups > 1) row = item / plan.groups, first += item % plan.groups * size;
+  const auto place = [&](const auto& t) { return t.template row<T>(row) + first; };
+  const T *h_at = place(k.h), *dy_at = place(k.dy), *dh_at = place(k.dh);
+  wait_for_previous_kernel();
 
-  Acc gain[kWidth], dw[kWidth] = {}, db[kWidth] = {};
+  const auto fetch = [&](const T* from) {
+    if (!plan.even) return load_some<kWidth>(from, count, convert<T>(0.0f));
+    return count > 0 ? load<kWidth>(from) : Packed<T, kWidth>{};
+  };
+  const auto h = fetch(h_at), dy = fetch(dy_at);
+  const auto dh = k.dh ? fetch(dh_at) : Packed<T, kWidth>{};
+  Stats<Acc> stats;  // where there is no row, zeros: they add nothing to any sum
+  if (count > 0) {
+    if (k.mean) stats.mean = k.mean.at<Acc>(item);
+    if (k.mean_rest) stats.mean_rest = k.mean_rest.at<Acc>(item);
+    stats.rstd = k.rstd.at<Acc>(item);
+  }
+  Acc gain[kWidth];
 #pragma unroll
   for (Acc& e : gain) e = 1;
   if (k.w && count > 0) {
@@ -132,60 +115,33 @@ __global__ void __launch_bounds__(kSmallThreads)
       for (Acc& e : gain) e = add(e, Acc(1));
   }
 
-  struct Element {
-    Acc x_hat, dy, g;
-  };
-  const auto element = [&](const Row& r, int e) {
-    const Acc u = convert<Acc>(r.h[e]), dy = convert<Acc>(r.dy[e]);
-    return Element{centred ? r.stats.normalized(u) : mul(u, r.stats.rstd), dy, mul(gain[e], dy)};
-  };
-  const auto finish = [&](const Row& r, Acc mean_gx, Acc mean_g) {
-    const int64_t at = r.first + column;
-    const Acc along = mul(r.stats.rstd, mean_gx), level = mul(r.stats.rstd, mean_g);
-    Acc du[kWidth], other[kWidth];
+  Acc x_hat[kWidth], g[kWidth], dw[kWidth], db[kWidth];
+  LaneSum<Acc> gx, g_sum;
 #pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      const Element a = element(r, e);
-      du[e] = fused(-a.x_hat, along, fused(a.g, r.stats.rstd, -level));
-    }
-    if (k.dh) {
-      read_from(k.dh.row<T>(r.at) + at, count, other);
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
-    }
-    if (k.dresidual) write_to(k.dresidual.row<T>(r.at) + at, count, du);
-    if (k.dx) write_to(k.dx.row<T>(r.at) + at, count, du);
-  };
-  const Acc inverse = o.kind == NormKind::l2 ? Acc(1) : 1 / static_cast<Acc>(size);
-  for (int64_t item = first_item; item - team < plan.items; item += step * kSmallRows) {
-    Row now[kSmallRows];
-#pragma unroll
-    for (int r = 0; r < kSmallRows; ++r) {
-      now[r] = next[r];
-      fetch_row(item + (kSmallRows + r) * step, next[r]);
-    }
-    LaneSum<Acc> gx[kSmallRows], g_sum[kSmallRows];
-#pragma unroll
-    for (int r = 0; r < kSmallRows; ++r)
-#pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        const Element a = element(now[r], e);
-        gx[r].product(e, a.g, a.x_hat);
-        if (centred) g_sum[r].term(e, a.g);
-        dw[e] = fused(a.dy, a.x_hat, dw[e]);
-        db[e] = add(db[e], a.dy);
-      }
-    Acc mean_gx[kSmallRows], mean_g[kSmallRows];
-#pragma unroll
-    for (int r = 0; r < kSmallRows; ++r) mean_gx[r] = lanes_sum(gx[r].total(), lanes);
-#pragma unroll
-    for (int r = 0; r < kSmallRows; ++r)
-      mean_g[r] = centred ? lanes_sum(g_sum[r].total(), lanes) : Acc(0);
-#pragma unroll
-    for (int r = 0; r < kSmallRows; ++r)
-      if (now[r].real && count > 0)
-        finish(now[r], mul(mean_gx[r], inverse), mul(mean_g[r], inverse));
+  for (int e = 0; e < kWidth; ++e) {
+    const Acc u = convert<Acc>(h[e]), d = convert<Acc>(dy[e]);
+    x_hat[e] = centred ? stats.normalized(u) : mul(u, stats.rstd);
+    g[e] = mul(gain[e], d);
+    gx.product(e, g[e], x_hat[e]);
+    g_sum.term(e, g[e]);
+    dw[e] = mul(d, x_hat[e]), db[e] = d;
   }
+  const Acc inverse = o.kind == NormKind::l2 ? Acc(1) : 1 / static_cast<Acc>(size);
+  const Acc along = mul(stats.rstd, mul(lanes_sum(gx.total(), lanes), inverse));
+  const Acc level =
+      centred ? mul(stats.rstd, mul(lanes_sum(g_sum.total(), lanes), inverse)) : Acc(0);
+  Packed<T, kWidth> dx;
+#pragma unroll
+  for (int e = 0; e < kWidth; ++e) {
+    Acc du = fused(-x_hat[e], along, fused(g[e], stats.rstd, -level));
+    if (k.dh) du = add(du, convert<Acc>(dh[e]));
+    dx[e] = convert<T>(du);
+  }
+  const auto put = [&](const Rows& t) {
+    if (!t || count == 0) return;
+    plan.even ? store(place(t), dx) : store_some(place(t), dx, count);
+  };
+  put(k.dx), put(k.dresidual);
   if (!k.dw && !k.db) return;
 
   // The block's sums, dw's and db's beside each other where both are wanted.
@@ -250,10 +206,9 @@ void backward_small(const Cuda& on, const NormBackwardArgs& k) {
   SmallPlan plan{.order = RowOrder(size, kLaneWidth<T>), .groups = k.dy.cols / size};
   plan.items = k.dy.rows * plan.groups;
   plan.pitch = static_cast<int>(ceil_div(size, int64_t{kLaneWidth<T>}) * kLaneWidth<T>);
-  plan.even = is_even<T>(k.h, size) && is_even<T>(k.dy, size);
+  plan.even = is_even_all<T>(k, size);
   const int64_t teams = kSmallWarps * (kWarpSize / plan.order.lanes);
-  // Not more: the last block reads what all have written.
-  const int64_t blocks = std::min<int64_t>(kSmallBlocks, ceil_div(plan.items, teams * kSmallRows));
+  const int64_t blocks = ceil_div(plan.items, teams);
   const bool sums_weights = k.dw || k.db;
   const DeviceScratch<float> sums(on, sums_weights ? blocks * 2 * plan.pitch : 1);
   // Nobody waits for a weight's gradient: it goes beside what comes next, where that may be.
