@@ -109,6 +109,8 @@ struct GradEntry {
 /// Blocks of a launch at most: each goes through several chunks, since its end, a fence and an
 /// arrival, takes longer than a chunk. A constant: the blocks' sums are added up.
 constexpr int kMostNormBlocks = 1056;
+/// Of a small model: AdamW's blocks, which raise numbers to a power, find room beside them.
+constexpr int kMostSmallNormBlocks = 264;
 
 /// Σ g² of each block, then, by the block that comes last, of all of them, in one order.
 ///   bytes  one read of each gradient
@@ -329,12 +331,13 @@ void run(Cuda on, const GradNormArgs& k) {
   int64_t elements = 0;
   for (const ConstVec& g : k.grads) elements += g.n;
   const int chunk = chunk_for(elements);
+  const int most = chunk == kSmallChunk ? kMostSmallNormBlocks : kMostNormBlocks;
   /// f<T>(table, blocks)
   const auto for_launches = [&](const auto& f) {
     for (DType dtype : kFloating)
       visit_floating(dtype, [&]<class T>() {
         for_tables(entries(dtype), chunk, [&](const auto& table, int chunks) {
-          f.template operator()<T>(table, std::min(chunks, kMostNormBlocks));
+          f.template operator()<T>(table, std::min(chunks, most));
         });
       });
   };
