@@ -1,13 +1,15 @@
 // The norm family on a GPU, kernels alone, a line a cell; bench/norms.py sets them beside peers':
 //   build/cuda/bench/norm_cuda [--kind rms,layer] [--dtype bfloat16] [--shapes grid|odd|toy|few]
 //   [--cols 256,1024] [--rows 64] [--elements 134217728] [--direction backward] [--most-small 0]
-//   [--most-few 0]
+//   [--most-few 0] [--weights float32] [--group 128]
 // Bytes are the fewest that an op can move: each tensor once. The second cache is flushed before
 // each call; the median of seven; the second kernel of the weights' gradients counts. "stream" is a
 // kernel of the same reads and writes without arithmetic. The odd, the toy and the few rows' shapes
 // are timed without a flush, as a call's share of a CUDA graph of 100, the median of three.
 // --most-small and --most-few: the largest problems, in elements, whose backward runs as one launch
-// of one kernel or the other; --option: precise or portable weight gradients.
+// of one kernel or the other; --option: precise or portable weight gradients; --weights: float32,
+// zero-centred or none in place of x's dtype; --group: of so many columns, which share their
+// weights.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -93,12 +95,15 @@ cudaStream_t own_stream() {
 
 class Bench {
  public:
-  Bench(int64_t elements, bool in_graph, std::string_view option)
+  Bench(int64_t elements, bool in_graph, std::string_view option, std::string_view weights,
+        int64_t group)
       : stream_(own_stream()),
         scope_(cuda, stream_),
         elements_(elements),
         in_graph_(in_graph),
-        option_(option) {
+        option_(option),
+        weights_(weights),
+        group_(group) {
     const int64_t bytes = elements * 4;
     for (void*& b : buffers_) check(cudaMalloc(&b, static_cast<size_t>(bytes)), "allocate");
     check(cudaMalloc(&flush_, kFlush), "allocate");
@@ -120,16 +125,20 @@ class Bench {
     name_ = kind.name, dtype_ = dtype, size_ = size, copy_ = copy;
     const DType h_dtype = kind.wide ? float32 : dtype;
     fill(0, dtype), fill(1, dtype), fill(2, h_dtype), fill(3, dtype), fill(4, h_dtype);
-    const Tensor w = randn({size.cols}).to(dtype).to(cuda), dw = empty({size.cols}, dtype, cuda),
-                 db = empty({size.cols}, dtype, cuda);
+    const int64_t weight = group_ > 0 ? group_ : size.cols;
+    const DType w_dtype = weights_ == "float32" ? float32 : dtype;
+    const Tensor w = randn({weight}).to(w_dtype).to(cuda), dw = empty({weight}, w_dtype, cuda),
+                 db = empty({weight}, w_dtype, cuda);
+    const bool weighted = weights_ != "none", biased = kind.bias && weighted;
     const bool gated = kind.gate != GateOrder::no_gate, layer = kind.kind == NormKind::layer;
     NormForwardArgs f;
-    f.options.kind = kind.kind, f.options.gate = kind.gate;
+    f.options.kind = kind.kind, f.options.gate = kind.gate, f.options.group = group_;
+    f.options.zero_centered = weights_ == "zero-centred";
     f.x = in(0, dtype);
     if (gated) f.z = in(1, dtype);
     if (kind.residual) f.residual = in(2, h_dtype), f.h = out(5, h_dtype);
-    f.w = w;
-    if (kind.bias) f.b = w;
+    if (weighted) f.w = w;
+    if (biased) f.b = w;
     f.y = out(6, dtype);
     if (layer) f.mean = stat(0), f.mean_rest = stat(1);
     f.rstd = stat(2);
@@ -145,14 +154,12 @@ class Bench {
     b.h = kind.residual ? in(2, h_dtype) : in(0, dtype);
     if (kind.residual) b.dh = in(4, h_dtype);
     if (gated) b.z = in(1, dtype), b.dz = out(5, dtype);
-    b.w = w;
-    if (kind.bias) b.b = w;
+    if (weighted) b.w = w, b.dw = dw;
+    if (biased) b.b = w, b.db = db;
     if (layer) b.mean = constant(f.mean), b.mean_rest = constant(f.mean_rest);
     b.rstd = constant(f.rstd);
     b.dx = out(6, dtype);
     if (kind.wide) b.dresidual = out(5, h_dtype);
-    b.dw = dw;
-    if (kind.bias) b.db = db;
     if (direction != "forward")
       time("backward", [&] { norma::run(on, b); }, {b.dy, b.h, b.z, b.dh},
            {b.dx, b.dz, b.dresidual});
@@ -180,7 +187,8 @@ class Bench {
   }
   Vec stat(int i) const {
     Vec v;
-    v.data = static_cast<float*>(stats_) + i * size_.rows, v.n = size_.rows;
+    v.n = size_.rows * (group_ > 0 ? size_.cols / group_ : 1);
+    v.data = static_cast<float*>(stats_) + i * v.n;
     return v;
   }
   static ConstVec constant(const Vec& v) {
@@ -303,7 +311,8 @@ class Bench {
   detail::StreamScope scope_;
   int64_t elements_;
   bool in_graph_;
-  std::string option_;
+  std::string option_, weights_;
+  int64_t group_;
   void* buffers_[7] = {};
   int64_t filled_[7] = {};
   void *flush_ = nullptr, *stats_ = nullptr;
@@ -317,8 +326,8 @@ class Bench {
 
 struct Flags {
   std::string kind = "all", dtype = "all", cols = kGrid, shapes = "grid", direction = "both",
-              option;
-  int64_t elements = kElements, rows = 0;
+              option, weights = "like x";
+  int64_t elements = kElements, rows = 0, group = 0;
 };
 
 std::vector<Size> sizes_of(const Flags& flags) {
@@ -371,6 +380,10 @@ int benchmark(int argc, char** argv) {
       flags.rows = std::atoll(value);
     else if (flag == "--option")
       flags.option = value;
+    else if (flag == "--weights")
+      flags.weights = value;
+    else if (flag == "--group")
+      flags.group = std::atoll(value);
     else if (flag == "--most-small")
       norm_cuda::most_small_elements = std::atoll(value);
     else if (flag == "--most-few")
@@ -378,6 +391,9 @@ int benchmark(int argc, char** argv) {
     else
       throw ValueError("norm_cuda: no flag {}", flag);
   }
+  if (!names("like x,float32,zero-centred,none", flags.weights))
+    throw ValueError("norm_cuda: --weights must be float32, zero-centred or none, but is {}",
+                     flags.weights);
   const std::vector<Size> sizes = sizes_of(flags);
   if (detail::cuda_device_count() == 0) {
     std::fprintf(stderr, "norm_cuda: nothing to time: %s\n", detail::cuda_devices_found().c_str());
@@ -385,7 +401,7 @@ int benchmark(int argc, char** argv) {
   }
   int64_t elements = flags.elements;
   for (const Size& s : sizes) elements = std::max(elements, s.rows * s.cols);
-  Bench bench(elements, flags.shapes != "grid", flags.option);
+  Bench bench(elements, flags.shapes != "grid", flags.option, flags.weights, flags.group);
   const double copy = bench.copy_bandwidth();
   std::printf("%s: copy %.0f GB/s\n", detail::properties().name, copy);
   int cells = 0;

@@ -2,6 +2,7 @@
 side by side:
 
   python3 bench/peers/norm_gpu.py [--kind rms] [--dtype bfloat16] [--shapes odd] [--cols 1024,8192] [--peers liger,quack]
+      [--direction forward]
 
 Bytes are the fewest that an op can move: each tensor once. As in ours, the second cache is flushed before each call, and
 the median of seven counts; a call is replayed as a CUDA graph, so that Python's time is in none. The odd and toy shapes
@@ -215,6 +216,10 @@ class Task(typing.NamedTuple):
     dtype: str
     rows: int
     cols: int
+    direction: str
+
+    def has_backward(self, y):
+        return self.direction != "forward" and (isinstance(y, tuple) or y.requires_grad)
 
     def cell(self):
         torch.cuda.empty_cache()
@@ -229,7 +234,7 @@ class Task(typing.NamedTuple):
         cell = self.cell()
         try:
             y = norm(*cell.inputs)
-            if isinstance(y, tuple) or y.requires_grad:
+            if self.has_backward(y):
                 torch.autograd.grad(y, cell.inputs, cell.gradients_of(y))
             return True
         except Exception as error:
@@ -240,9 +245,11 @@ class Task(typing.NamedTuple):
         cell = self.cell()
         try:
             y = norm(*cell.inputs)
-            times = {"forward": clock.microseconds(lambda: norm(*cell.inputs))}
+            times = {}
+            if self.direction != "backward":
+                times["forward"] = clock.microseconds(lambda: norm(*cell.inputs))
             dy = cell.gradients_of(y)
-            if isinstance(y, tuple) or y.requires_grad:
+            if self.has_backward(y):
                 times["backward"] = clock.microseconds(
                     lambda: torch.autograd.grad(y, cell.inputs, dy, retain_graph=True))
         except Exception as error:
@@ -257,7 +264,7 @@ class Task(typing.NamedTuple):
 def tasks_of(args):
     """By the worker that does them. What Triton compiles is dealt out; the last worker has what is compiled already."""
     peers = args.peers.split(",")
-    all_tasks = [Task(peer, kind, dtype, rows, cols) for peer in peers for kind in args.kind.split(",")
+    all_tasks = [Task(peer, kind, dtype, rows, cols, args.direction) for peer in peers for kind in args.kind.split(",")
                  for dtype in args.dtype.split(",") for rows, cols in sizes(args)
                  if peer != "compile" or cols in COMPILED]
     all_tasks.sort(key=lambda task: task.peer != "compile")
@@ -323,6 +330,7 @@ def main():
     parser.add_argument("--dtype", default="bfloat16,float32")
     parser.add_argument("--shapes", default="grid", choices=("grid", "odd", "toy"))
     parser.add_argument("--cols", default=",".join(map(str, GRID)))
+    parser.add_argument("--direction", default="both", choices=("forward", "backward", "both"))
     parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--elements", type=int, default=ELEMENTS)
     parser.add_argument("--peers", default="eager,liger,mamba,quack,compile")
