@@ -59,6 +59,10 @@ struct ForwardPlan {
   bool even = true;       ///< all vectors are whole and on 16 bytes
   uint32_t at[3] = {};    ///< where in it
   int64_t bytes[3] = {};  ///< of all of a tensor
+  uint32_t weights = 0;   ///< where in it a warp of a cluster asked for them; 0: it did not
+
+  /// Whether every tensor's groups lie one after another.
+  bool all_dense() const { return in[0].dense && in[1].dense && in[2].dense && y.dense && h.dense; }
 };
 
 /// A group in the registers of its threads, a chunk a warp, from the load to y. Vectors beyond its

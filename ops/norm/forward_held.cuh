@@ -123,11 +123,12 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
   if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
 }
 
-/// Whether norm_forward_staying_kernel is faster (bench/RESULTS.md). For rows of one group, with
-/// weights and a residual of their dtype.
+/// Whether norm_forward_staying_kernel is faster (bench/RESULTS.md). For groups that lie evenly and
+/// share their weights, which like a residual are of their dtype.
 template <class T>
 bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
-  if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || plan.groups != 1 ||
+  const bool even = plan.groups == 1 || (!plan.own_weights && plan.all_dense());
+  if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || !even ||
       !plan.usual_weights || plan.weight_bytes != sizeof(T) ||
       (k.residual && k.residual.dtype != dtype_of<T>))
     return false;

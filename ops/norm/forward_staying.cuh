@@ -146,6 +146,9 @@ int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside
 
 template <class T>
 void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan) {
+  if (plan.groups > 1)  // dense: each is a row to it
+    for (ForwardRows* t : {&plan.in[0], &plan.in[1], &plan.in[2], &plan.y, &plan.h})
+      t->row_bytes = t->group_bytes;
   const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
     plan.rounds = staying_rounds<T>(on, plan, kCentred, kBeside);
