@@ -53,6 +53,7 @@ struct ForwardPlan {
   double wide_eps = 0;
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
   int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
+  int longer = 0;            ///< blocks, or clusters, that take one more: the first ones
   // Of norm_forward_skewed_kernel alone:
   int at_once = 1;        ///< groups of a warp
   int rest = 0;           ///< RowOrder's

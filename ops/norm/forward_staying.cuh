@@ -52,8 +52,9 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   // All warps of a block go on together, so that the compiler sees that no branch parts a warp.
   const int team = kWarp ? static_cast<int>(threadIdx.x) >> (31 - __clz(group.lanes)) : 0;
   const int teams = kWarp ? plan.warps * kWarpSize >> (31 - __clz(group.lanes)) : 1;
-  int first = (block >> shift) * teams * plan.rounds;
-  const int end = min(plan.items, first + teams * plan.rounds);
+  const int unit = block >> shift;
+  int first = (unit * plan.rounds + min(unit, plan.longer)) * teams;
+  const int end = min(plan.items, first + (plan.rounds + (unit < plan.longer)) * teams);
 
   const Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
                                                    static_cast<uint32_t>(warp) * plan.stage_bytes +
@@ -128,15 +129,20 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
 #endif
 }
 
-/// Groups of a block, or of a warp of it, in turn. Blocks that stayed for the whole call reached 92
-/// to 95 % of copy, since some multiprocessors are slower; one group a block pays for the weights
-/// each time, which is dear in clusters: for halves, for LayerNorm and most in those of sixteen.
+/// Groups of a block, or of a warp of it, in turn. Each doubling cost a point of copy; but one
+/// group a cluster pays for the weights each time: dear for LayerNorm, most in clusters of sixteen,
+/// and for halves where memory is fast.
 template <class T>
 int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
   if (plan.cluster == 1) return 1;
-  const bool halves = sizeof(T) == 2 && beside != Beside::residual;
-  int most = halves || plan.cluster == 16 ? 2 : 1;
-  if (centred) most = plan.cluster == 16 ? 4 : 2;
+  const bool sixteen = plan.cluster == 16, alone = beside == Beside::nothing;
+  // An H200's memory is 6144 bits wide, an H100's 5120.
+  const bool fast_memory = detail::properties(on.device).memoryBusWidth > 5120;
+  int most = 1;
+  if (centred)
+    most = sixteen && (alone || sizeof(T) == 4) ? 4 : 2;
+  else if (sizeof(T) == 4 || fast_memory)
+    most = sixteen || (sizeof(T) == 2 && beside != Beside::residual) ? 2 : 1;
   // But all multiprocessors have several blocks' work.
   constexpr int kWarpsOfAll = 132 * 32;
   const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
@@ -155,14 +161,25 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
     plan.stage_bytes = static_cast<uint32_t>(
         Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(1, kCentred));
     const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
+    const auto kernel = norm_forward_staying_kernel<T, kCentred, kBeside, kHolder>;
+    const int threads = plan.warps * kWarpSize;
+    const size_t shared = static_cast<size_t>(plan.warps) * plan.stage_bytes;
+    int units = ceil_div(plan.items, teams);
+    if (plan.rounds > 1) {
+      // Whole waves of clusters, so that none of them runs almost alone at the end.
+      const int at_once = plan.rounds * resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                          threads, shared, plan.cluster);
+      const int groups = units, waves = std::max(1, (groups + at_once / 2) / at_once);
+      units = std::min(groups, waves * at_once / plan.rounds);
+      plan.rounds = groups / units, plan.longer = groups % units;
+    }
     launch(on,
-           {.grid = dim3(
-                static_cast<unsigned>(ceil_div(plan.items, teams * plan.rounds) * plan.cluster)),
-            .block = dim3(static_cast<unsigned>(plan.warps * kWarpSize)),
-            .shared = static_cast<size_t>(plan.warps) * plan.stage_bytes,
+           {.grid = dim3(static_cast<unsigned>(units * plan.cluster)),
+            .block = dim3(static_cast<unsigned>(threads)),
+            .shared = shared,
             .cluster = static_cast<unsigned>(plan.cluster),
             .overlap = true},
-           norm_forward_staying_kernel<T, kCentred, kBeside, kHolder>, plan);
+           kernel, plan);
   };
   const auto by_holder = [&]<bool kCentred, Beside kBeside>() {
     if (plan.cluster > 1) return run.template operator()<kCentred, kBeside, Holder::cluster>();
