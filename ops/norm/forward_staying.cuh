@@ -22,10 +22,10 @@ constexpr int staying_blocks() {
   return kCentred && kHolder == Holder::warp ? 3 : 4;
 }
 
-/// Groups of a warp or part of it, of a block or of a cluster, by blocks that stay for some of them
-/// (plan.rounds). Their part of the weights stays in shared memory, so that the second cache is not
-/// asked for it again; and while the warps of a group meet, the next group's x is on its way there.
-/// Each lane has places of its own, so that none waits for another.
+/// Groups of a warp or part of it, of a block or of a cluster; a cluster stays for some of them
+/// (plan.rounds), its part of the weights in shared memory, so that the second cache is not asked
+/// for it again, and while the warps of a group meet, the next group's x is on its way there. Each
+/// lane has places of its own, so that none waits for another.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w, b once a block, from the
 ///   caches bound  memory
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
@@ -34,6 +34,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr bool kStages = kStagesBeside<T, kCentred, kBeside>, kWarp = kHolder == Holder::warp;
+  constexpr bool kTurns = kHolder == Holder::cluster;
   constexpr bool kLate = kStages && kBeside == Beside::gate_last;
   constexpr int kX = 2, kBesideX = 3;                          // their places
   constexpr int kOther = kBeside == Beside::residual ? 1 : 2;  // which tensor is beside x
@@ -42,9 +43,12 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   constexpr int kWidth = Group::kWidth;
   __shared__ typename Meeting::Slots slots;
   extern __shared__ __align__(128) unsigned char memory[];
-  const int warp = threadIdx.x / kWarpSize, shift = 31 - __clz(plan.cluster);
-  const int block = static_cast<int>(blockIdx.x);
-  const int chunk = kWarp ? 0 : (block & (plan.cluster - 1)) * plan.warps + warp;
+  const int warp = threadIdx.x / kWarpSize, block = static_cast<int>(blockIdx.x);
+  int unit = block, chunk = kWarp ? 0 : warp;
+  if constexpr (kTurns) {
+    unit >>= 31 - __clz(plan.cluster);
+    chunk += (block & (plan.cluster - 1)) * plan.warps;
+  }
   Group group(plan, chunk);
   Meeting meet{slots, plan, group.lane, chunk};
   meet.start();
@@ -52,9 +56,11 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   // All warps of a block go on together, so that the compiler sees that no branch parts a warp.
   const int team = kWarp ? static_cast<int>(threadIdx.x) >> (31 - __clz(group.lanes)) : 0;
   const int teams = kWarp ? plan.warps * kWarpSize >> (31 - __clz(group.lanes)) : 1;
-  const int unit = block >> shift;
-  int first = (unit * plan.rounds + min(unit, plan.longer)) * teams;
-  const int end = min(plan.items, first + (plan.rounds + (unit < plan.longer)) * teams);
+  int item = unit * teams + team, left = 1;  // the first group, and how many
+  if constexpr (kTurns) {
+    item = unit * plan.rounds + min(unit, plan.longer);
+    left = plan.rounds + (unit < plan.longer);
+  }
 
   const Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
                                                    static_cast<uint32_t>(warp) * plan.stage_bytes +
@@ -65,12 +71,12 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   };
   const int step = group.of(1) * int{sizeof(T)};
   const auto ask_row = [&](int item) {
-    const int has = item < end ? group.mine : 0;
+    const int has = !kWarp || item < plan.items ? group.mine : 0;
     ahead.ask(kX, place(plan.in[0], item), step, has);
     if constexpr (kStages && !kLate) ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
   };
   wait_for_previous_kernel();
-  ask_row(first + team);
+  ask_row(item);
   commit_copies();
   const auto ask_weights = [&](int which, const void* w) {
     // The first cache has those of short groups for many blocks, but not a cluster's.
@@ -82,9 +88,8 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   commit_copies();
   if constexpr (kHolder == Holder::cluster) cluster_wait();  // all blocks' barriers are there
 #pragma unroll 1
-  for (; first < end; first += teams) {
-    const int item = first + team;
-    const bool real = !kWarp || item < end;
+  for (;; ++item) {
+    const bool real = !kWarp || item < plan.items;
     const int has = real ? group.mine : 0;
     if constexpr (kLate) {
       ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
@@ -101,8 +106,10 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         [&](int v, const Vector<T, kWidth>& r) {
           store_vector(place(plan.h, item) + group.of(v), r);
         });
-    if (first + teams < end) ask_row(item + teams);
-    commit_copies();  // empty at the end: they are counted
+    if constexpr (kTurns) {
+      if (left > 1) ask_row(item + 1);
+      commit_copies();  // empty at the end: they are counted
+    }
     const Stats<float> stats =
         group.statistics(has, meet, [&] {  // the next group's x may be in the place of this one's
           const T* from = place(Group::kResidual ? plan.h : plan.in[0], item);
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
             return load_vector<From::anywhere, kWidth>(from + group.of(v));
           });
         });
-    if constexpr (kLate) wait_for_copies<1>();
+    if constexpr (kLate) wait_for_copies<kTurns>();
     T* y = place(plan.y, item);
     group.template write_by<kCentred, false>(
         stats, has,
@@ -125,6 +132,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
         },
         [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
     if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
+    if (!kTurns || --left == 0) break;
   }
 #endif
 }
