@@ -54,6 +54,7 @@ struct ForwardPlan {
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
   int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
   int longer = 0;            ///< blocks, or clusters, that take one more: the first ones
+  bool paired = false;       ///< see swap_in_pairs(): neighbours have the same vectors of a group
   // Of norm_forward_skewed_kernel alone:
   int at_once = 1;        ///< groups of a warp
   int rest = 0;           ///< RowOrder's
@@ -65,6 +66,35 @@ struct ForwardPlan {
   /// Whether every tensor's groups lie one after another.
   bool all_dense() const { return in[0].dense && in[1].dense && in[2].dense && y.dense && h.dense; }
 };
+
+// A lane that takes a vector of 32 bytes in two pieces asks for half of each 32 bytes of memory at
+// a time, and so for all of them twice. Two neighbours take the halves of the first one's vector,
+// then those of the other's, and swap.
+
+/// Two neighbours' vectors from their halves, as load_halves() has them, or back.
+__device__ __forceinline__ void swap_in_pairs(Vector<float, 8>& r) {
+  const bool odd = threadIdx.x & 1;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? r.words[i] : r.words[4 + i], 1);
+    (odd ? r.words[i] : r.words[4 + i]) = other;
+  }
+}
+/// p: this lane's own vector.
+__device__ __forceinline__ Vector<float, 8> load_halves(const float* p) {
+  const float* from = p - 4 * static_cast<int>(threadIdx.x & 1);
+  const auto first = load_vector<From::once, 4>(from),
+             second = load_vector<From::once, 4>(from + 8);
+  Vector<float, 8> r;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) r.words[i] = first.words[i], r.words[4 + i] = second.words[i];
+  return r;
+}
+__device__ __forceinline__ void store_halves(float* p, const Vector<float, 8>& r) {
+  auto* to = reinterpret_cast<uint4*>(p - 4 * static_cast<int>(threadIdx.x & 1));
+  to[0] = make_uint4(r.words[0], r.words[1], r.words[2], r.words[3]);
+  to[2] = make_uint4(r.words[4], r.words[5], r.words[6], r.words[7]);
+}
 
 /// A group in the registers of its threads, a chunk a warp, from the load to y. Vectors beyond its
 /// end are zeros. kLate: a gate that comes last is read when its turn has come. kRest: there may be
@@ -132,6 +162,12 @@ struct ForwardGroup {
 #pragma unroll
       for (int v = 0; v < kVecs; ++v)
         residual[v] = v < has ? load.template operator()<H>(1, v) : Vector<H, kWidth>{};
+      if constexpr (kWide) {
+        if (plan.paired) {
+#pragma unroll
+          for (int v = 0; v < kVecs; ++v) swap_in_pairs(residual[v]);
+        }
+      }
     }
 #pragma unroll
     for (int v = 0; v < kVecs; ++v) packed[v].unpack(u[v]);
@@ -148,8 +184,10 @@ struct ForwardGroup {
         residual[v].unpack(r);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) r[e] = add(u[v][e], r[e]);
-        const auto rounded = Vector<H, kWidth>::pack(r);
+        auto rounded = Vector<H, kWidth>::pack(r);
         rounded.unpack(u[v]);
+        if constexpr (kWide)
+          if (plan.paired) swap_in_pairs(rounded);
         if (v < has) put(v, rounded);
       }
     }

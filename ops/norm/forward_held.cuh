@@ -15,7 +15,7 @@ template <class T, Beside kBeside, Holder kHolder>
 constexpr int held_blocks() {
   constexpr bool kWide = sizeof(T) == 4 || kBeside == Beside::wide_residual;
   if (kHolder == Holder::cluster) return kWide ? 1 : 2;
-  if (kWide) return 2;
+  if (kWide) return sizeof(T) == 2 ? 3 : 2;
   return kBeside == Beside::nothing || kBeside == Beside::residual ? 4 : 3;
 }
 
@@ -83,6 +83,8 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
       has,
       [&]<class E>(int which, int v) {
         if constexpr (!std::is_same_v<E, T>) {
+          if constexpr (Group::kWide)
+            if (plan.paired) return load_halves(residual + group.of(v));
           return load_vector<From::once, kWidth>(residual + group.of(v));
         } else {
           if (kAhead && which == 2) {
@@ -96,8 +98,13 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
           return load_vector<From::once, kWidth>(from + group.of(v));
         }
       },
-      [&](int v, const Vector<H, kWidth>& r) { store_vector(h + group.of(v), r); });
+      [&](int v, const Vector<H, kWidth>& r) {
+        if constexpr (Group::kWide)
+          if (plan.paired) return store_halves(h + group.of(v), r);
+        store_vector(h + group.of(v), r);
+      });
   const Stats<float> stats = group.statistics(has, meet, [&] {
+    if constexpr (Group::kWide) __syncwarp();  // a neighbour may have written half of it
     group.take_again(has, [&]<class E>(int, int v) {
       if constexpr (Group::kResidual)
         return load_vector<From::anywhere, kWidth>(h + group.of(v));
@@ -144,6 +151,7 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   if (k.x.rows * (k.x.cols / size) > kMost) return false;
   ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
   const int chunks = plan.chunks;
+  plan.paired = plan.in[1].element > int{sizeof(T)} && plan.lanes > 1 && size % 16 == 0;
   const bool few = int64_t{plan.items} * chunks <= kFewForwardWarps && plan.lanes == kWarpSize;
   const auto go = [&]<Holder kHolder>(int blocks) {
     return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
