@@ -12,14 +12,13 @@ namespace norma::norm_cuda {
 template <class T, bool kCentred, Beside kBeside>
 inline constexpr bool kStagesBeside = kBeside != Beside::nothing && (sizeof(T) == 2 || !kCentred);
 
-/// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory. Of
-/// LayerNorms of 16 bits by one warp three were faster than four, by blocks of five warps (which
-/// three's 80 registers leave too few places for) four.
+/// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
+/// LayerNorm of 16 bits was slower by four, but in clusters.
 template <class T, bool kCentred, Beside kBeside, Holder kHolder>
 constexpr int staying_blocks() {
   if (sizeof(T) == 4) return 2;
   if (kBeside != Beside::nothing) return 3;
-  return kCentred && kHolder == Holder::warp ? 3 : 4;
+  return kCentred && kHolder != Holder::cluster ? 3 : 4;
 }
 
 /// Groups of a warp or part of it, of a block or of a cluster; a cluster stays for some of them
@@ -137,25 +136,20 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
 #endif
 }
 
-/// Groups of a block, or of a warp of it, in turn. Each doubling cost a point of copy; but one
-/// group a cluster pays for the weights each time: dear for LayerNorm, most in clusters of sixteen,
-/// and for halves where memory is fast.
+/// Groups of a cluster, in turn. Each doubling cost a point of copy; but one group a cluster pays
+/// for the weights each time: dear for LayerNorm, most in clusters of sixteen, and for halves where
+/// memory is fast.
 template <class T>
 int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
   if (plan.cluster == 1) return 1;
-  const bool sixteen = plan.cluster == 16, alone = beside == Beside::nothing;
+  const bool sixteen = plan.cluster == 16, wide = sizeof(T) == 4;
+  if (centred && !sixteen) return 2;
+  if (centred && wide && beside == Beside::gate_last) return 36;
+  if (centred) return wide || beside == Beside::nothing ? 4 : 2;
   // An H200's memory is 6144 bits wide, an H100's 5120.
   const bool fast_memory = detail::properties(on.device).memoryBusWidth > 5120;
-  int most = 1;
-  if (centred)
-    most = sixteen && (alone || sizeof(T) == 4) ? 4 : 2;
-  else if (sizeof(T) == 4 || fast_memory)
-    most = sixteen || (sizeof(T) == 2 && beside != Beside::residual) ? 2 : 1;
-  // But all multiprocessors have several blocks' work.
-  constexpr int kWarpsOfAll = 132 * 32;
-  const int64_t warps = int64_t{plan.items} * plan.chunks * plan.lanes / kWarpSize;
-  return static_cast<int>(
-      std::clamp<int64_t>(warps / (4 * as_pretended(on, kWarpsOfAll)), 1, most));
+  if (!wide && !fast_memory) return 1;
+  return sixteen || (!wide && beside != Beside::residual) ? 2 : 1;
 }
 
 template <class T>
@@ -175,10 +169,10 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
     int units = ceil_div(plan.items, teams);
     if (plan.rounds > 1) {
       // Whole waves of clusters, so that none of them runs almost alone at the end.
-      const int at_once = plan.rounds * resident_clusters(on, reinterpret_cast<const void*>(kernel),
-                                                          threads, shared, plan.cluster);
-      const int groups = units, waves = std::max(1, (groups + at_once / 2) / at_once);
-      units = std::min(groups, waves * at_once / plan.rounds);
+      const int resident = std::max(1, resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                         threads, shared, plan.cluster));
+      const int at_once = plan.rounds * resident, groups = units;
+      units = std::min(groups, std::max(1, (groups + at_once / 2) / at_once) * resident);
       plan.rounds = groups / units, plan.longer = groups % units;
     }
     launch(on,
