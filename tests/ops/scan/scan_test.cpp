@@ -207,6 +207,28 @@ TYPED_TEST(SelectiveScanTest, TimeInSegmentsIsTimeInPieces) {
   }
 }
 
+// So many that a GPU's threads have two channels of half types each.
+TYPED_TEST(SelectiveScanTest, ManySequencesAreAsOne) {
+  constexpr DType dtype = dtype_of<TypeParam>;
+  const Arguments many(34, 40, 512, 16, dtype);
+  const ScanResult all = many({.final_state = true});
+  for (int64_t i : {0, 33}) {
+    SCOPED_TRACE(i);
+    const auto cut = [&](const Tensor& t) { return t.slice(0, i, i + 1); };
+    Arguments one = many;
+    one.x = cut(many.x), one.dt = cut(many.dt), one.b = cut(many.b), one.c = cut(many.c);
+    one.more.z = cut(*many.more.z), one.more.state = cut(*many.more.state);
+    const ScanResult r = one({.final_state = true});
+    const auto expect = [&](const Tensor& a, const Tensor& b) {
+      const double each = 64 * unit_roundoff(stats_dtype(dtype));  // contracted in another order
+      EXPECT_CLOSE(a, b,
+                   {.relative = 2 * unit_roundoff(dtype), .absolute = each * abs(b).max().item()});
+    };
+    expect(cut(all.y), r.y);
+    expect(cut(*all.state), *r.state);
+  }
+}
+
 // Of few channels and of so many that time is not cut; the gradient's chain rule is da a.
 TYPED_TEST(SelectiveScanTest, AComesAsALogarithm) {
   constexpr DType dtype = dtype_of<TypeParam>;
