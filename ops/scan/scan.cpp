@@ -9,6 +9,7 @@
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/reduce/reduce.h"
 #include "norma/ops/scan/kernels.h"
+#include "norma/ops/scan/rates.h"
 #include "norma/ops/view/view.h"
 
 namespace norma {
@@ -37,9 +38,6 @@ void require_floating(std::string_view what, const Maybe& t) {
 Tensor raw_steps(const Tensor& dt, const Maybe& dt_bias, DType dtype) {
   return dt_bias ? dt.to(dtype) + dt_bias->to(dtype) : dt.to(dtype);
 }
-Tensor rates_of(const Tensor& a, DType dtype, const ScanOptions& o) {
-  return o.log_a ? neg_exp(a.to(dtype)) : a.to(dtype);
-}
 /// The arguments of definition and closed form in the state's dtype.
 struct Formula {
   DType dtype;
@@ -50,7 +48,7 @@ struct Formula {
           const Maybe& dt_bias, const Maybe& state, const ScanOptions& o)
       : dtype(stats_dtype(x_.dtype())),
         x(x_.to(dtype)),
-        a(rates_of(a_, dtype, o)),
+        a(detail::rates_of(a_, dtype, o.log_a)),
         b(b_.to(dtype)),
         c(c_.to(dtype)),
         raw(raw_steps(dt, dt_bias, dtype)),
@@ -69,8 +67,6 @@ int64_t chunk_of(const Tensor& x, const Tensor& a, const ScanOptions& o) {
   const int64_t chunk = o.chunk > 0 ? o.chunk : std::max<int64_t>(64, 2 * a.size(1));
   return std::min(chunk, x.size(1));
 }
-/// A GPU's kernels take log(−a) as it is: a step has one launch less, and its backward another.
-bool takes_log(const Tensor& x, const ScanOptions& o) { return o.log_a && x.device().is_cuda(); }
 Tensor or_absent(const Maybe& t) { return t.value_or(Tensor()); }
 struct ScanGrads {
   Tensor dx, ddt, da, db, dc;
@@ -144,7 +140,7 @@ ScanResult SelectiveScan::forward(Context& ctx, const Tensor& x, const Tensor& d
   const DType stats = stats_dtype(x.dtype());
   const int64_t batch = x.size(0), channels = x.size(2), n = a.size(1), chunk = chunk_of(x, a, o);
   const Tensor u = ready(x), steps = ready(dt), inputs = ready(b), outputs = ready(c);
-  const Tensor rates = dense_stats(takes_log(x, o) ? a : rates_of(a, stats, o), stats);
+  const Tensor rates = detail::kernel_rates(a, x, stats, o.log_a);
   const Maybe gate = ready(z), skip = dense_stats(d, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats);
   ScanResult result;
@@ -154,7 +150,7 @@ ScanResult SelectiveScan::forward(Context& ctx, const Tensor& x, const Tensor& d
   if (ctx.recording())
     chunk_states = empty({batch, (x.size(1) + chunk - 1) / chunk, n, channels}, stats, x.device());
   dispatch(x.device(), ScanForwardArgs{.dt_softplus = o.dt_softplus,
-                                       .log_a = takes_log(x, o),
+                                       .log_a = detail::takes_log(x, o.log_a),
                                        .chunk = chunk,
                                        .x = u,
                                        .dt = steps,
@@ -238,8 +234,7 @@ std::vector<Tensor> SelectiveScanBackward::forward(
     const Maybe& dt_bias, const Maybe& state, const Tensor& chunk_states, const Options& o) {
   const DType stats = stats_dtype(x.dtype());
   const Tensor slope = ready(dy), u = ready(x), steps = ready(dt), inputs = ready(b),
-               outputs = ready(c),
-               rates = dense_stats(takes_log(x, o) ? a : rates_of(a, stats, o), stats);
+               outputs = ready(c), rates = detail::kernel_rates(a, x, stats, o.log_a);
   const Maybe gate = ready(z), skip = dense_stats(d, stats), bias = dense_stats(dt_bias, stats),
               dlast = dense_stats(dlast_state, stats);
   const auto in_stats = [&](const Maybe& t) {
@@ -255,7 +250,7 @@ std::vector<Tensor> SelectiveScanBackward::forward(
   grads.dstate = in_stats(state);
   const Maybe da = in_stats(a), dd = in_stats(d), ddt_bias = in_stats(dt_bias);
   dispatch(x.device(), ScanBackwardArgs{.dt_softplus = o.dt_softplus,
-                                        .log_a = takes_log(x, o),
+                                        .log_a = detail::takes_log(x, o.log_a),
                                         .chunk = chunk_of(x, a, o),
                                         .dy = slope,
                                         .x = u,
@@ -277,7 +272,7 @@ std::vector<Tensor> SelectiveScanBackward::forward(
                                         .dd = or_absent(dd),
                                         .ddt_bias = or_absent(ddt_bias),
                                         .dstate = or_absent(grads.dstate)});
-  grads.da = (o.log_a && !takes_log(x, o) ? *da * rates : *da).to(a.dtype());
+  grads.da = detail::rates_gradient(*da, rates, x, o.log_a).to(a.dtype());
   if (d) grads.dd = dd->to(d->dtype());
   if (dt_bias) grads.ddt_bias = ddt_bias->to(dt_bias->dtype());
   return grads.flat();

@@ -8,6 +8,7 @@
 #include "norma/ops/elementwise/compare.h"
 #include "norma/ops/elementwise/unary.h"
 #include "norma/ops/reduce/reduce.h"
+#include "norma/ops/scan/rates.h"
 #include "norma/ops/scan/scan.h"
 #include "norma/ops/ssd/kernels.h"
 #include "norma/ops/view/view.h"
@@ -41,9 +42,6 @@ Tensor step_sizes(const Tensor& raw, const SsdOptions& o) {
   const Tensor free = o.dt_softplus ? softplus(raw) : raw;
   return where(free < o.dt_min, o.dt_min, where(free > o.dt_max, o.dt_max, free));
 }
-Tensor rates_of(const Tensor& a, DType dtype, const SsdOptions& o) {
-  return o.log_a ? neg_exp(a.to(dtype)) : a.to(dtype);
-}
 /// (B, T, G, N) as (B, T, H, N).
 Tensor for_each_head(const Tensor& t, int64_t heads) {
   const int64_t shared = heads / t.size(2);
@@ -69,7 +67,7 @@ struct Formula {
           const Maybe& dt_bias, const Maybe& state, const SsdOptions& o)
       : dtype(stats_dtype(x_.dtype())),
         x(x_.to(dtype)),
-        a(rates_of(a_, dtype, o)),
+        a(detail::rates_of(a_, dtype, o.log_a)),
         b(for_each_head(b_.to(dtype), x.size(2))),
         c(for_each_head(c_.to(dtype), x.size(2))),
         raw(raw_steps(dt, dt_bias, dtype)),
@@ -103,12 +101,7 @@ Tensor ready_gradient(const Tensor& t) {
 Tensor ready_steps(const Tensor& t) { return t.strides()[2] == 1 ? t : detail::dense(t); }
 Tensor dense_stats(const Tensor& t, DType stats) { return detail::dense(t.to(stats)); }
 Maybe dense_stats(const Maybe& t, DType stats) { return t ? Maybe(dense_stats(*t, stats)) : none; }
-/// a and d as kernels take them. A GPU's take log(−a) and a number a head of d as they are: a step
-/// has a launch less for each, and its backward two.
-bool takes_log(const Tensor& x, const SsdOptions& o) { return o.log_a && x.device().is_cuda(); }
-Tensor kernel_rates(const Tensor& a, const Tensor& x, DType stats, const SsdOptions& o) {
-  return dense_stats(takes_log(x, o) ? a : rates_of(a, stats, o), stats);
-}
+/// d as kernels take it: a GPU's take a number a head as it is, which spares them a launch too.
 Maybe kernel_skip(const Maybe& d, const Tensor& x, DType stats) {
   if (!d || x.device().is_cuda()) return dense_stats(d, stats);
   return detail::dense(skip(*d, stats).expand({x.size(2), x.size(3)}));
@@ -139,8 +132,10 @@ SsdResult by_scan(const Tensor& x_, const Tensor& dt, const Tensor& a_, const Te
                            .unsqueeze(3)
                            .expand({batch, length, heads, p})
                            .reshape({batch, length, width});
-  const Tensor a =
-      rates_of(a_, dtype, o).reshape({heads, 1, 1}).expand({heads, p, n}).reshape({width, n});
+  const Tensor a = detail::rates_of(a_, dtype, o.log_a)
+                       .reshape({heads, 1, 1})
+                       .expand({heads, p, n})
+                       .reshape({width, n});
   const Tensor b = b_.to(dtype), c = c_.to(dtype);
   const Maybe wide = d ? Maybe(skip(*d, dtype).expand({heads, p}).reshape({width})) : none;
   const Maybe first = state ? Maybe(state->reshape({batch, width, n})) : none;
@@ -240,7 +235,7 @@ SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Te
   }
   const DType stats = stats_dtype(x.dtype());
   const Tensor u = ready(x), steps = ready_steps(dt), inputs = ready(b), outputs = ready(c);
-  const Tensor rates = kernel_rates(a, x, stats, o);
+  const Tensor rates = detail::kernel_rates(a, x, stats, o.log_a);
   const Maybe skips = kernel_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats);
   SsdResult result;
@@ -248,7 +243,7 @@ SsdResult Ssd::forward(Context& ctx, const Tensor& x, const Tensor& dt, const Te
   if (o.final_state)
     result.state = empty({x.size(0), x.size(2), x.size(3), b.size(3)}, stats, x.device());
   dispatch(x.device(), SsdForwardArgs{.dt_softplus = o.dt_softplus,
-                                      .log_a = takes_log(x, o),
+                                      .log_a = detail::takes_log(x, o.log_a),
                                       .dt_min = o.dt_min,
                                       .dt_max = o.dt_max,
                                       .chunk = o.chunk,
@@ -326,7 +321,7 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
   }
   const DType stats = stats_dtype(x.dtype());
   const Tensor slope = ready(dy), u = ready(x), steps = ready_steps(dt), inputs = ready(b),
-               outputs = ready(c), rates = kernel_rates(a, x, stats, o);
+               outputs = ready(c), rates = detail::kernel_rates(a, x, stats, o.log_a);
   const Maybe skips = kernel_skip(d, x, stats), bias = dense_stats(dt_bias, stats),
               first = dense_stats(state, stats), dlast = dense_stats(dlast_state, stats);
   SsdGrads grads;
@@ -337,7 +332,7 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
   const Maybe dd = skips ? Maybe(empty(skips->shape(), stats, x.device())) : none;
   const Maybe ddt_bias = dt_bias ? Maybe(empty(a.shape(), stats, a.device())) : none;
   dispatch(x.device(), SsdBackwardArgs{.dt_softplus = o.dt_softplus,
-                                       .log_a = takes_log(x, o),
+                                       .log_a = detail::takes_log(x, o.log_a),
                                        .dt_min = o.dt_min,
                                        .dt_max = o.dt_max,
                                        .chunk = o.chunk,
@@ -359,7 +354,7 @@ SsdGrads SsdBackward::forward(Context&, const Tensor& dy, const Maybe& dlast_sta
                                        .dd = or_absent(dd),
                                        .ddt_bias = or_absent(ddt_bias),
                                        .dstate = or_absent(grads.dstate)});
-  grads.da = (o.log_a && !takes_log(x, o) ? da * rates : da).to(a.dtype());
+  grads.da = detail::rates_gradient(da, rates, x, o.log_a).to(a.dtype());
   if (d) grads.dd = (d->dim() < dd->dim() ? dd->sum(-1) : *dd).to(d->dtype());
   if (dt_bias) grads.ddt_bias = ddt_bias->to(dt_bias->dtype());
   return grads;
