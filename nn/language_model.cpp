@@ -12,10 +12,11 @@
 namespace norma::nn {
 namespace {
 
+bool is_mamba(SublayerKind k) {
+  return k == SublayerKind::mamba1 || k == SublayerKind::mamba2 || k == SublayerKind::mamba3;
+}
 bool has_mamba(const std::vector<SublayerKind>& kinds) {
-  return std::any_of(kinds.begin(), kinds.end(), [](SublayerKind k) {
-    return k == SublayerKind::mamba1 || k == SublayerKind::mamba2;
-  });
+  return std::any_of(kinds.begin(), kinds.end(), is_mamba);
 }
 bool has_attention(const std::vector<SublayerKind>& kinds) {
   return std::find(kinds.begin(), kinds.end(), SublayerKind::attention) != kinds.end();
@@ -26,11 +27,14 @@ SublayerKind kind_of(std::string_view name) {
       {"attention", SublayerKind::attention},
       {"mlp", SublayerKind::mlp},
       {"mamba1", SublayerKind::mamba1},
-      {"mamba2", SublayerKind::mamba2}};
+      {"mamba2", SublayerKind::mamba2},
+      {"mamba3", SublayerKind::mamba3}};
   const auto found = kinds.find(name);
   if (found == kinds.end())
     throw ValueError(
-        "layers: a layer is transformer, or attention, mlp, mamba1, mamba2 joined by +, but is {}",
+        "layers: a layer is transformer, or attention, mlp, mamba1, mamba2, mamba3 joined by +, "
+        "but "
+        "is {}",
         name);
   return found->second;
 }
@@ -46,8 +50,7 @@ std::vector<SublayerKind> layer_from_string(std::string_view text) {
   }
   auto sorted = kinds;
   std::sort(sorted.begin(), sorted.end());
-  const bool two_mixers = std::count(kinds.begin(), kinds.end(), SublayerKind::mamba1) > 0 &&
-                          std::count(kinds.begin(), kinds.end(), SublayerKind::mamba2) > 0;
+  const bool two_mixers = std::count_if(kinds.begin(), kinds.end(), is_mamba) > 1;
   if (two_mixers || std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
     throw ValueError("layers: a layer has one sub-layer of a kind, but is {}", text);
   return kinds;
@@ -88,6 +91,9 @@ Block::Block(const LanguageModelOptions& o, std::vector<SublayerKind> sublayers,
       case SublayerKind::mamba2:
         mamba2.emplace(o);
         break;
+      case SublayerKind::mamba3:
+        mamba3.emplace(o);
+        break;
     }
   p.prepare(norms, info, norms_of(o));
 }
@@ -102,6 +108,8 @@ Tensor Block::apply(SublayerKind kind, const Tensor& x, MixerState* state) const
       return (*mamba1)(x, state);
     case SublayerKind::mamba2:
       return (*mamba2)(x, state);
+    case SublayerKind::mamba3:
+      return (*mamba3)(x, state);
   }
   return x;
 }

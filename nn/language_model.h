@@ -12,7 +12,7 @@
 
 namespace norma::nn {
 
-enum class SublayerKind { attention, mlp, mamba1, mamba2 };
+enum class SublayerKind { attention, mlp, mamba1, mamba2, mamba3 };
 /// The sub-layers of each layer, from LanguageModelOptions::layers. ValueError where it does not
 /// parse, its runs do not add up to n_layers, or a layer has two of a kind.
 std::vector<std::vector<SublayerKind>> layers_from_string(std::string_view text, int64_t n_layers);
@@ -25,6 +25,7 @@ struct Block {
   void operator()(Residual& r, std::span<MixerState> states = {}) const;
   void visit(Visitor& v) {
     v("", norms), v("attn", attn), v("mlp", mlp), v("mixer", mamba1), v("mixer", mamba2);
+    v("mixer", mamba3);
   }
 
   std::vector<SublayerKind> kinds;
@@ -35,6 +36,7 @@ struct Block {
   std::optional<Mlp> mlp;
   std::optional<Mamba1> mamba1;
   std::optional<Mamba2> mamba2;
+  std::optional<Mamba3> mamba3;
 
  private:
   Tensor apply(SublayerKind kind, const Tensor& x, MixerState* state) const;

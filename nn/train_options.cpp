@@ -130,8 +130,8 @@ void require_possible(const TrainOptions& o) {
                      o.d_model / o.n_heads);
   require_one_of("mlp", o.mlp, {"gelu", "gelu-tanh", "swiglu"});
   require_one_of("positions", o.positions, {"auto", "learned", "none", "rotary"});
-  require_one_of("gate", o.gate, {"gate-then-norm", "norm-then-gate"});
-  require_one_of("gate_norm", o.gate_norm, {"layer", "none", "rms"});
+  require_one_of("gate", o.gate, {"auto", "gate-then-norm", "norm-then-gate"});
+  require_one_of("gate_norm", o.gate_norm, {"auto", "layer", "none", "rms"});
   require(o.d_state >= 0, "d_state", "0 or more", o.d_state);
   require(o.d_conv >= 2, "d_conv", "2 or more", o.d_conv);
   require(o.expand >= 1, "expand", "1 or more", o.expand);

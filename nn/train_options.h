@@ -32,14 +32,15 @@ struct TrainOptions {
   bool qk_norm = false;
   bool tie = true;
   bool wide_stream = false;
-  int64_t d_state = 0;  ///< 0: 16 for mamba1, 128 for mamba2
+  int64_t d_state = 0;  ///< 0: 16 for mamba1, 128 for mamba2 and mamba3
   int64_t d_conv = 4;
   int64_t expand = 2;
   int64_t head_dim = 64;
   int64_t n_groups = 1;
-  std::string gate = "gate-then-norm";
-  std::string gate_norm = "rms";
-  int64_t norm_groups = 0;  ///< 0: as many as n_groups
+  std::string gate = "auto";
+  std::string gate_norm = "auto";
+  int64_t norm_groups = 0;
+  double rope_fraction = 0.5;
   bool selective = true;
 
   // The optimization.
@@ -82,7 +83,7 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("tokens", o.tokens, "a file to learn that holds tokens already, each two bytes");
   visit("context", o.context, "tokens a row; 0: 64 for a text, what a row takes for a task");
   visit("model", o.model,
-        "what a layer is: transformer, mamba1, mamba2, hybrid, or runs of sub-layers as in "
+        "what a layer is: transformer, mamba1, mamba2, mamba3, hybrid, or runs of sub-layers as in "
         "mamba2:3,attention+mlp:1");
   visit("n_layers", o.n_layers, "blocks");
   visit("n_heads", o.n_heads, "attention heads; must divide d_model");
@@ -101,14 +102,19 @@ void visit_fields(Options& o, const Visit& visit) {
   visit("tie", o.tie, "one matrix for embedding and output");
   visit("wide_stream", o.wide_stream,
         "the residual stream in float32 where --precision is bf16 or fp16");
-  visit("d_state", o.d_state, "Mamba: state of a channel; 0: 16 for mamba1, 128 for mamba2");
+  visit("d_state", o.d_state, "Mamba: state of a channel; 0: 16 for mamba1, 128 for the others");
   visit("d_conv", o.d_conv, "Mamba: taps of the convolution");
   visit("expand", o.expand, "Mamba: inner width over d_model");
-  visit("head_dim", o.head_dim, "mamba2: width of a head; must divide expand * d_model");
-  visit("n_groups", o.n_groups, "mamba2: groups of heads that share B and C");
-  visit("gate", o.gate, "mamba2's norm: gate-then-norm or norm-then-gate");
-  visit("gate_norm", o.gate_norm, "mamba2's norm: rms, layer, none");
-  visit("norm_groups", o.norm_groups, "mamba2's norm: groups of channels; 0: n_groups");
+  visit("head_dim", o.head_dim, "mamba2, mamba3: width of a head; must divide expand * d_model");
+  visit("n_groups", o.n_groups, "mamba2, mamba3: groups of heads that share B and C");
+  visit("gate", o.gate,
+        "the blocks' norm: gate-then-norm, norm-then-gate, or auto: mamba2 the first, mamba3 the "
+        "second");
+  visit("gate_norm", o.gate_norm,
+        "the blocks' norm: rms, layer, none, or auto: rms for mamba2, none for mamba3");
+  visit("norm_groups", o.norm_groups,
+        "the blocks' norm: groups of channels; 0: n_groups for mamba2, a head each for mamba3");
+  visit("rope_fraction", o.rope_fraction, "mamba3: the part of B and C that turns");
   visit("selective", o.selective, "mamba1: false makes dt, B and C constant");
   visit("steps", o.steps, "optimizer steps");
   visit("batch", o.batch, "rows a step");

@@ -68,6 +68,11 @@ Positions positions_of(const std::string& name) {
   return name == "learned" ? Positions::learned : Positions::auto_;
 }
 
+std::optional<GateOrder> gate_of(const std::string& name) {
+  if (name == "auto") return none;
+  return name == "norm-then-gate" ? GateOrder::norm_then_gate : GateOrder::gate_then_norm;
+}
+
 // Metadata is text; numbers go through these, exactly.
 std::string to_text(double value) { return format("{:.17g}", value); }
 const std::string& text_of(const Safetensors& file, const std::string& key) {
@@ -160,10 +165,10 @@ LanguageModelOptions model_options(const TrainOptions& o, int64_t vocab_size, in
                     .expand = o.expand,
                     .head_dim = o.head_dim,
                     .n_groups = o.n_groups,
-                    .gate = o.gate == "norm-then-gate" ? GateOrder::norm_then_gate
-                                                       : GateOrder::gate_then_norm,
+                    .gate = gate_of(o.gate),
                     .norm = o.gate_norm,
                     .norm_groups = o.norm_groups,
+                    .rope_fraction = o.rope_fraction,
                     .selective = o.selective}};
 }
 

@@ -84,9 +84,10 @@ TEST(Mamba, DynamicsDoNotDecay) {
 TEST(Mamba, GradientOfTheWholeModelIsTheDerivative) {
   const Tensor tokens = tensor({1, 2, 3, 4, 0, 6, 5, 1, 2, 3}, int32).reshape({2, 5});
   const Tensor targets = tensor({2, 3, 4, 5, 1, -1, 1, 2, 3, -1}, int32).reshape({2, 5});
-  for (const char* layers : {"mamba1", "mamba2", "hybrid", "mamba2+mlp:1,attention:1"}) {
+  for (const char* layers : {"mamba1", "mamba2", "mamba3", "hybrid", "mamba2+mlp:1,attention:1"}) {
     SCOPED_TRACE(layers);
     LanguageModelOptions o = tiny(layers, std::string_view(layers) == "hybrid" ? 4 : 2);
+    if (std::string_view(layers) == "mamba3") o.mamba.norm = "rms";
     if (std::string_view(layers) == "mamba2") o.mamba.gate = GateOrder::norm_then_gate;
     if (std::string_view(layers) == "hybrid") o.mamba.norm = "layer";
     LanguageModel model(o);
@@ -153,11 +154,61 @@ TEST(Mamba, BlocksAgreeWithPyTorch) {
   expect_golden<Mamba2>("mamba2_first", first);
   expect_golden<Mamba2>("mamba2_groups", two(8, 2));
   expect_golden<Mamba2>("mamba2_layer", layer);
+  const auto three = [](int64_t groups, double turning, const std::string& norm) {
+    return MambaOptions{
+        .d_state = 6, .head_dim = 4, .n_groups = groups, .norm = norm, .rope_fraction = turning};
+  };
+  expect_golden<Mamba3>("mamba3", three(1, 0.5, "auto"));
+  expect_golden<Mamba3>("mamba3_groups", three(2, 1, "none"));
+  expect_golden<Mamba3>("mamba3_norm", three(4, 1, "rms"));
+}
+
+TEST(Mamba, ThirdHasTheReferencesNamesAndStarts) {
+  LanguageModelOptions o = tiny("mamba3", 1);
+  o.mamba.norm = "rms";
+  LanguageModel model(o);
+  EXPECT_THAT(names_of(model),
+              ::testing::ElementsAre("wte.weight", "h.0.ln_1.weight", "h.0.mixer.dt_bias",
+                                     "h.0.mixer.B_bias", "h.0.mixer.C_bias", "h.0.mixer.D",
+                                     "h.0.mixer.in_proj.weight", "h.0.mixer.B_norm.weight",
+                                     "h.0.mixer.C_norm.weight", "h.0.mixer.norm.weight",
+                                     "h.0.mixer.out_proj.weight", "ln_f.weight"));
+  const Mamba3& block = *model.h[0].mamba3;
+  EXPECT_EQ(block.in_proj.weight.shape(), (Shape{2 * 16 + 2 * 2 * 4 + 3 * 4 + 1, 8}));
+  EXPECT_EQ(block.b_bias.shape(), (Shape{4, 1, 4}));
+  EXPECT_EQ(block.norm.group, 4);  // a head
+  for (double v : block.c_bias.to_vector<double>()) EXPECT_EQ(v, 1);
+}
+
+/// The recurrence stays float32 there, so only the projections round.
+TEST(Mamba, ThirdUnderAutocastStaysNear) {
+  const Mamba3 block({.n_layers = 1, .d_model = 32, .mamba = {.d_state = 16, .head_dim = 16}});
+  const Tensor u = randn({2, 70, 32});
+  const NoGrad plain;
+  const Tensor exact = block(u);
+  const Autocast half(bfloat16);
+  const Tensor y = block(u);
+  EXPECT_EQ(y.dtype(), bfloat16);
+  EXPECT_LT(((y.to(float32) - exact).norm() / exact.norm()).item(), 0.02);
+}
+
+/// A step so small that it is 0 in float32 leaves state and gradients finite.
+TEST(Mamba, ThirdStandsStepsThatUnderflow) {
+  Mamba3 block({.n_layers = 1, .d_model = 8, .mamba = {.d_state = 4, .head_dim = 4}});
+  {
+    const NoGrad plain;
+    block.dt_bias.fill_(-200);
+  }
+  const Tensor u = randn({2, 5, 8}).requires_grad_(), y = block(u);
+  y.sum().backward();
+  EXPECT_TRUE(std::isfinite(y.abs().max().item()));
+  for (const NamedTensor& p : named_parameters(block))
+    EXPECT_TRUE(std::isfinite(p.tensor.grad().abs().max().item())) << p.name;
 }
 
 TEST(Decoding, TokenByTokenEqualsTheWholeSequence) {
   const Tensor tokens = randint(0, 7, {2, 19}, int32);
-  for (const char* layers : {"transformer", "mamba1", "mamba2", "hybrid"})
+  for (const char* layers : {"transformer", "mamba1", "mamba2", "mamba3", "hybrid"})
     for (int64_t prefill : {1, 6}) {
       SCOPED_TRACE(layers);
       LanguageModelOptions o = tiny(layers, 4);
@@ -191,9 +242,12 @@ TEST(Layers, AreNamedInRuns) {
   const auto layers = layers_from_string("mamba2:2,attention+mlp:1", 3);
   EXPECT_EQ(layers[1], std::vector{mamba2});
   EXPECT_EQ(layers[2], (std::vector{attention, mlp}));
-  EXPECT_THROW_MSG(layers_from_string("mamba3", 1), ValueError,
-                   "layers: a layer is transformer, or attention, mlp, mamba1, mamba2 joined by +, "
-                   "but is mamba3");
+  EXPECT_THROW_MSG(
+      layers_from_string("mamba4", 1), ValueError,
+      "layers: a layer is transformer, or attention, mlp, mamba1, mamba2, mamba3 joined "
+      "by +, but is mamba4");
+  EXPECT_THROW_MSG(layers_from_string("mamba1+mamba3", 1), ValueError,
+                   "layers: a layer has one sub-layer of a kind, but is mamba1+mamba3");
   EXPECT_THROW_MSG(layers_from_string("mlp+mlp", 1), ValueError,
                    "layers: a layer has one sub-layer of a kind, but is mlp+mlp");
   EXPECT_THROW_MSG(layers_from_string("mamba2:2", 3), ValueError,
@@ -266,7 +320,13 @@ TEST(Mamba, MistakesAreNamed) {
   EXPECT_THROW_MSG(LanguageModel{o}, ValueError, "n_groups: must divide the 4 heads, but is 3");
   o.mamba.n_groups = 1, o.mamba.norm = "batch";
   EXPECT_THROW_MSG(LanguageModel{o}, ValueError,
-                   "mamba.norm: must be one of layer, none, rms, but is batch");
+                   "mamba.norm: must be one of auto, layer, none, rms, but is batch");
+  o = tiny("mamba3"), o.mamba.rope_fraction = 0.25;
+  EXPECT_THROW_MSG(LanguageModel{o}, ValueError,
+                   "rope_fraction: must let a pair of the 4 states turn, but is 0.25");
+  o.mamba.rope_fraction = 1.5;
+  EXPECT_THROW_MSG(LanguageModel{o}, ValueError,
+                   "rope_fraction: must be above 0 and at most 1, but is 1.5");
 }
 
 }  // namespace

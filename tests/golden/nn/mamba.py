@@ -52,6 +52,44 @@ def mamba2(u, p, groups, head_dim, n, gate_first, layer, eps=1e-5):
     return (v if gate_first else v * F.silu(z)) @ p["out_proj.weight"].t()
 
 
+def mamba3(u, p, groups, head_dim, n, fraction, eps=1e-5):
+    heads, inner, angles = p["D"].numel(), 2 * WIDTH, int(n * fraction) // 2
+    z, x, b, c, dt, alpha, tau, phi = (u @ p["in_proj.weight"].t()).split(
+        [inner, inner, groups * n, groups * n, heads, heads, heads, angles], -1)
+    x = x.unflatten(-1, (heads, head_dim))
+    dt, lam = F.softplus(dt + p["dt_bias"]), torch.sigmoid(tau)
+    a = -torch.where(alpha >= 0, 1 + alpha, 1 / (1 - alpha)).clamp(min=1e-4)
+
+    def prepared(v, weight, bias):
+        v = v.unflatten(-1, (groups, n))
+        v = v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps) * weight
+        return v.repeat_interleave(heads // groups, 2) + bias[:, 0]
+
+    def turned(v, theta):
+        """As complex numbers, which the package does not do."""
+        pairs = torch.view_as_complex(v[..., :2 * angles].unflatten(-1, (angles, 2)).contiguous())
+        pairs = torch.view_as_real(pairs * torch.exp(1j * theta)).flatten(-2)
+        return torch.cat([pairs, v[..., 2 * angles:]], -1)
+
+    b, c = prepared(b, p["B_norm.weight"], p["B_bias"]), prepared(c, p["C_norm.weight"], p["C_bias"])
+    theta = torch.zeros(BATCH, heads, angles, dtype=u.dtype)
+    s = torch.zeros(BATCH, heads, head_dim, n, dtype=u.dtype)
+    before, ys = torch.zeros_like(s), []
+    for t in range(LENGTH):
+        step, half = dt[:, t], lam[:, t]
+        theta = theta + torch.pi * torch.tanh(phi[:, t, None, :]) * step[..., None]
+        now = x[:, t, :, :, None] * turned(b[:, t], theta)[:, :, None, :]
+        s = torch.exp(step * a[:, t])[..., None, None] * (s + ((1 - half) * step)[..., None, None] * before)
+        s = s + (half * step)[..., None, None] * now
+        before = now
+        ys.append((s * turned(c[:, t], theta)[:, :, None, :]).sum(-1) + p["D"][:, None] * x[:, t])
+    y = torch.stack(ys, 1)
+    if "norm.weight" in p:
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+        y = y * p["norm.weight"].view(heads, head_dim)
+    return (y.flatten(-2) * F.silu(z)) @ p["out_proj.weight"].t()
+
+
 def away(*shape, around=0.0, size=1.0):
     """Weights away from ones and zeros."""
     return (around + size * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
@@ -79,6 +117,19 @@ def weights2(groups, head_dim, n, layer):
         "norm.weight": away(inner, around=1, size=0.3), "out_proj.weight": away(WIDTH, inner, size=0.3),
     }
     return p | ({"norm.bias": away(inner, size=0.3)} if layer else {})
+
+
+def weights3(groups, head_dim, n, fraction, norm):
+    inner = 2 * WIDTH
+    heads = inner // head_dim
+    rows = 2 * inner + 2 * groups * n + 3 * heads + int(n * fraction) // 2
+    p = {
+        "dt_bias": away(heads, around=-1, size=0.5), "B_bias": away(heads, 1, n, around=1, size=0.3),
+        "C_bias": away(heads, 1, n, around=1, size=0.3), "D": away(heads, around=1, size=0.3),
+        "in_proj.weight": away(rows, WIDTH, size=0.4), "B_norm.weight": away(n, around=1, size=0.3),
+        "C_norm.weight": away(n, around=1, size=0.3), "out_proj.weight": away(WIDTH, inner, size=0.3),
+    }
+    return p | ({"norm.weight": away(inner, around=1, size=0.3)} if norm else {})
 
 
 def compare_with_transformers(name, mixer, u, p, y):
@@ -110,6 +161,14 @@ def check_with_transformers(name, u, p, y, settings):
     compare_with_transformers(name, Mamba2Mixer(config, 0), u, p, y)
 
 
+def values_of(name, u, p, y):
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    values = {"u": u, "y": y, "dy": dy, "du": u.grad}
+    values |= {key: value for key, value in p.items()} | {"d." + key: v.grad for key, v in p.items()}
+    return {f"{name}.{key}": value.detach().contiguous() for key, value in values.items()}
+
+
 out = {}
 cases = {"mamba1": None, "mamba2": (1, 4, 3, True, False), "mamba2_first": (2, 4, 3, False, False),
          "mamba2_groups": (8, 2, 3, True, False), "mamba2_layer": (2, 4, 3, True, True)}
@@ -117,10 +176,10 @@ for name, settings in cases.items():
     u = away(BATCH, LENGTH, WIDTH)
     p = weights1() if settings is None else weights2(settings[0], settings[1], settings[2], settings[4])
     y = mamba1(u, p) if settings is None else mamba2(u, p, *settings)
-    dy = torch.randn_like(y)
-    y.backward(dy)
+    out |= values_of(name, u, p, y)
     check_with_transformers(name, u, p, y, settings)
-    values = {"u": u, "y": y, "dy": dy, "du": u.grad}
-    values |= {key: value for key, value in p.items()} | {"d." + key: v.grad for key, v in p.items()}
-    out |= {f"{name}.{key}": value.detach().contiguous() for key, value in values.items()}
+for name, (*settings, norm) in {"mamba3": (1, 4, 6, 0.5, False), "mamba3_groups": (2, 4, 6, 1, False),
+                                "mamba3_norm": (4, 4, 6, 1, True)}.items():
+    u, p = away(BATCH, LENGTH, WIDTH), weights3(*settings, norm)
+    out |= values_of(name, u, p, mamba3(u, p, *settings))
 save_file(out, pathlib.Path(__file__).with_suffix(".safetensors"))
