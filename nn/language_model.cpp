@@ -60,6 +60,16 @@ MakeNorm norms_of(const LanguageModelOptions& o) {
   return [spec = NormSpec{.kind = o.norm, .dim = o.d_model, .bias = o.bias}] { return Norm(spec); };
 }
 
+/// A stream's rows at these places alone; it keeps its dtype.
+void keep_rows(Stream& stream, const Tensor& places) {
+  const Autocast scope(float32);
+  const auto rows = [&](const Tensor& x) {
+    return embedding(places, x.reshape({x.size(0) * x.size(1), x.size(2)}));
+  };
+  stream.value = rows(stream.value);
+  if (stream.pending) stream.pending = rows(*stream.pending);
+}
+
 }  // namespace
 
 std::vector<std::vector<SublayerKind>> layers_from_string(std::string_view text, int64_t n_layers) {
@@ -151,7 +161,8 @@ LanguageModel::LanguageModel(const LanguageModelOptions& o)
     init_inner(lm_head);
 }
 
-Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState* state) const {
+Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState* state,
+                             const std::optional<Tensor>& places) const {
   if (tokens.dim() != 2 || (limited_ && first + tokens.size(1) > options.context))
     throw ShapeError(
         "language_model: tokens must be (batch, length) with a length up to context = {}, but are "
@@ -163,17 +174,20 @@ Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState*
     return wpe ? embedding(tokens, wte.weight, wpe->weight, first) : wte(tokens);
   }();
   x = dropout(x);
-  if (h.empty()) return x;
-  const Placement& begin = *h.front().placement;
-  const Placement& end = *h.back().placement;
-  Residual r = begin.begin ? begin.begin(x, norms) : Residual{{x}};
+  const bool any = !h.empty();
+  Residual r =
+      any && h.front().placement->begin ? h.front().placement->begin(x, norms) : Residual{{x}};
   for (size_t i = 0; i < h.size(); ++i)
     h[i](r, state ? std::span(state->layers[i]) : std::span<MixerState>());
-  return end.final ? end.final(r, norms) : r.main.read();
+  if (places) {  // before the last norm, which looks at single rows
+    keep_rows(r.main, *places);
+    for (Stream& stream : r.more) keep_rows(stream, *places);
+  }
+  return any && h.back().placement->final ? h.back().placement->final(r, norms) : r.main.read();
 }
 
-Tensor LanguageModel::operator()(const Tensor& tokens) const {
-  return lm_head(hidden(tokens, 0, nullptr));
+Tensor LanguageModel::operator()(const Tensor& tokens, const std::optional<Tensor>& places) const {
+  return lm_head(hidden(tokens, 0, nullptr, places));
 }
 
 Tensor LanguageModel::next(const Tensor& tokens, DecodingState& state) const {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,8 +61,9 @@ struct LanguageModel {
   LanguageModel(LanguageModel&&) = default;
 
   /// Logits (B, T, vocab_size) of tokens (B, T), int32 or int64. ShapeError where T > context and
-  /// the model has that limit.
-  Tensor operator()(const Tensor& tokens) const;
+  /// the model has that limit. With places, int32 or int64 (n), only those there, (n, vocab_size):
+  /// token t of row b is place b T + t. What an answer does not ask for takes no output layer.
+  Tensor operator()(const Tensor& tokens, const std::optional<Tensor>& places = none) const;
   /// Logits (B, 1, vocab_size) of what follows these tokens, which follow those that the state has
   /// seen: the same as the whole sequence at once, to rounding. All tokens may come at once, or one
   /// by one.
@@ -85,7 +87,8 @@ struct LanguageModel {
 
  private:
   /// The residual stream behind the last norm, for tokens that begin at position `first`.
-  Tensor hidden(const Tensor& tokens, int64_t first, DecodingState* state) const;
+  Tensor hidden(const Tensor& tokens, int64_t first, DecodingState* state,
+                const std::optional<Tensor>& places = none) const;
   bool limited_ = false;
 };
 

@@ -249,7 +249,7 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
 }
 
 Tensor Trainer::gather(const Batch& batch, const std::optional<Tensor>& counted) const {
-  const Tensor logits = (*model_)(batch.inputs);
+  const Tensor logits = (*model_)(batch.inputs, batch.places);
   const auto loss_of = [&](LossReduction reduction) {
     return cross_entropy(logits, batch.targets, {.ignore_index = kIgnore, .reduction = reduction});
   };
@@ -267,6 +267,14 @@ Tensor Trainer::update(Profiler* profiler) {
   if (profiler) profiler->mark("optimizer");
   optimizer_->zero_grad();
   return norm;
+}
+
+Batch Trainer::part_of(const Batch& batch, int64_t first, int64_t rows) const {
+  Batch part{batch.inputs.slice(0, first, first + rows),
+             batch.targets.slice(0, first, first + rows)};
+  if (dataset_->has_answers()) part = only_counted(part);
+  return {on_device(part.inputs, device_), on_device(part.targets, device_),
+          part.places ? std::optional(on_device(*part.places, device_)) : none};
 }
 
 Trainer::Losses Trainer::gather_and_update(const Batch& batch) {
@@ -296,13 +304,13 @@ void Trainer::profiled_step(Profiler& profiler) {
   profiler.begin_step();
   const Batch batch = dataset_->batch(Part::train, options_.seed, step_, options_.batch);
   optimizer_->set_lr(schedule_.at(step_));
-  const Tensor inputs = on_device(batch.inputs, device_);
-  const Tensor targets = on_device(batch.targets, device_);
+  std::vector<Batch> parts;
+  for (int64_t first = 0; first < options_.batch; first += rows)
+    parts.push_back(part_of(batch, first, rows));
   std::optional<Tensor> counted;
   if (options_.accumulate > 1) counted = divisor(counted_tokens(batch), device_);
   profiler.mark("data");
-  for (int64_t first = 0; first < options_.batch; first += rows)
-    gather({inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)}, counted);
+  for (const Batch& part : parts) gather(part, counted);
   update(&profiler);
   profiler.end_step();
   ++step_;
@@ -314,17 +322,14 @@ StepReport Trainer::step() {
   const int64_t counted = counted_tokens(batch), rows = options_.batch / options_.accumulate;
   StepReport report{.lr = schedule_.at(step_), .tokens = counted};
   optimizer_->set_lr(report.lr);
-  const Tensor inputs = on_device(batch.inputs, device_);
-  const Tensor targets = on_device(batch.targets, device_);
   if (options_.accumulate == 1) {
-    const Losses losses = gather_and_update_(Batch{inputs, targets});
+    const Losses losses = gather_and_update_(part_of(batch, 0, rows));
     report.loss = {{losses.loss}};
     report.grad_norm = {{losses.grad_norm}};
   } else {
     const Tensor all = divisor(counted, device_);
     for (int64_t first = 0; first < options_.batch; first += rows)
-      report.loss.parts.push_back(gather_(
-          Batch{inputs.slice(0, first, first + rows), targets.slice(0, first, first + rows)}, all));
+      report.loss.parts.push_back(gather_(part_of(batch, first, rows), all));
     report.grad_norm = {{update_()}};
   }
   ++step_;

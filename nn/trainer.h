@@ -116,6 +116,9 @@ class Trainer {
     Tensor loss, grad_norm;
   };
   Losses gather_and_update(const Batch& batch);
+  /// `rows` rows of a batch from `first` on, on the device: of answers what is asked for alone, as
+  /// the other places need no logits.
+  Batch part_of(const Batch& batch, int64_t first, int64_t rows) const;
 
   TrainOptions options_;
   std::unique_ptr<Dataset> dataset_;

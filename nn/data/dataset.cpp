@@ -30,6 +30,19 @@ int64_t counted_tokens(const Batch& batch) {
   return std::ssize(targets) - std::count(targets.begin(), targets.end(), kIgnore);
 }
 
+Batch only_counted(const Batch& batch) {
+  const Tensor here = batch.targets.to(cpu);
+  const auto targets = here.span<const int32_t>();
+  std::vector<int32_t> found, places;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i] == kIgnore) continue;
+    found.push_back(targets[i]);
+    places.push_back(static_cast<int32_t>(i));
+  }
+  return {batch.inputs, from_span(std::span<const int32_t>(found)),
+          from_span(std::span<const int32_t>(places))};
+}
+
 Dataset::Dataset(std::string name, Vocabulary vocabulary, int64_t context)
     : name_(std::move(name)), vocabulary_(std::move(vocabulary)), context_(context) {
   if (context < 1)

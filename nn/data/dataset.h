@@ -18,12 +18,17 @@ inline constexpr int32_t kIgnore = -1;
 
 /// Rows to learn from, both int32 (rows, context). targets[i, t] is the token that should follow
 /// inputs[i, 0 … t], or kIgnore. Padding in inputs is token 0; all its targets are ignored.
+/// With places, int32 (n), targets (n) are those alone: of token t of row i at i · context + t.
 struct Batch {
   Tensor inputs, targets;
+  std::optional<Tensor> places = none;
 };
 
 /// The targets of a batch that count.
 int64_t counted_tokens(const Batch& batch);
+
+/// The same rows with these targets alone, and their places.
+Batch only_counted(const Batch& batch);
 
 enum class Part { train, validation };
 

@@ -4,6 +4,8 @@
 #include "norma/core/autograd.h"
 #include "norma/ops/cross_entropy/cross_entropy.h"
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/embedding/embedding.h"
+#include "norma/ops/view/view.h"
 #include "testing/compare.h"
 
 namespace norma::nn {
@@ -63,6 +65,34 @@ TEST(Transformer, GradientOfTheWholeModelIsTheDerivative) {
         start.push_back(p.tensor.detach() * (p.tensor.dim() == 2 ? 20 : 1));
       EXPECT_OK(gradcheck(loss_of, start, {.step = 2e-6}));
     }
+}
+
+TEST(Transformer, LogitsOfSomePlacesAreThoseOfAll) {
+  const Tensor tokens = tensor({1, 2, 3, 4, 0, 6, 5, 1, 2, 3}, int32).reshape({2, 5});
+  const Tensor places = tensor({4, 5, 9}, int32), targets = tensor({1, 0, 3}, int32);
+  Tensor among_all = full({10}, -1, int32);
+  for (int i = 0; i < 3; ++i) {
+    const int64_t at = places.slice(0, i, i + 1).to_vector<int64_t>()[0];
+    among_all.slice(0, at, at + 1).copy_(targets.slice(0, i, i + 1));
+  }
+  for (const char* placement : {"pre", "post", "residual-dual"}) {
+    SCOPED_TRACE(placement);
+    Transformer model(tiny(placement));
+    to(model, float64);
+    const Tensor all = model(tokens), some = model(tokens, places);
+    const auto named = named_parameters(model);
+    std::vector<Tensor> leaves;
+    for (const NamedTensor& p : named) leaves.push_back(p.tensor);
+    // The same sums, of which zeros are left out: products may take them in another order.
+    const double few = 64 * unit_roundoff(float64);
+    EXPECT_CLOSE(some, embedding(places, all.reshape({10, 7})), {.relative = few, .absolute = few});
+    const auto expected = grad({cross_entropy(all.reshape({10, 7}), among_all)}, leaves);
+    const auto got = grad({cross_entropy(some, targets)}, leaves);
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      SCOPED_TRACE(named[i].name);
+      EXPECT_CLOSE(got[i], expected[i], {.relative = few, .absolute = few});
+    }
+  }
 }
 
 TEST(Transformer, LaterTokensDoNotChangeEarlierLogits) {

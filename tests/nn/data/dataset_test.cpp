@@ -58,6 +58,15 @@ TEST(Dataset, PaddingIsIgnored) {
   }
 }
 
+TEST(Dataset, CountedTargetsKeepTheirPlaces) {
+  const Batch batch = Letters().batch(Part::train, 0, 0, 3), counted = only_counted(batch);
+  const std::vector<int> all = tokens(batch.targets);
+  EXPECT_THAT(tokens(*counted.places), ElementsAre(0, 1, 3, 4, 6, 7));
+  EXPECT_THAT(tokens(counted.targets), ElementsAre(all[0], all[1], all[3], all[4], all[6], all[7]));
+  EXPECT_EQ(counted_tokens(counted), 6);
+  EXPECT_EQ(tokens(counted.inputs), tokens(batch.inputs));
+}
+
 TEST(Dataset, ValidationRowsFollowOnWithoutOverlap) {
   const Letters data;
   EXPECT_THAT(tokens(data.validation_batch(0, 3).targets),
