@@ -132,16 +132,21 @@ def weights3(groups, head_dim, n, fraction, norm):
     return p | ({"norm.weight": away(inner, around=1, size=0.3)} if norm else {})
 
 
-def compare_with_transformers(name, mixer, u, p, y):
-    """Their classes in float32 against the formula; the output, and the gradients by autograd."""
+def compare_with_transformers(name, mixer, u, p, values):
+    """Their class in float32 against the formula: output and every gradient."""
     mixer.load_state_dict({key: value.detach().float() for key, value in p.items()}, strict=True)
-    theirs = mixer(u.detach().float())
-    error = ((theirs - y.float()).norm() / y.float().norm()).item()
-    print(f"{name}: transformers differs by {error:.1e}")
-    assert error < 1e-5, name
+    v = u.detach().float().requires_grad_()
+    theirs = mixer(v)
+    theirs.backward(values[f"{name}.dy"].float())
+    pairs = {"y": theirs, "du": v.grad} | {"d." + key: w.grad for key, w in mixer.named_parameters()}
+    for key, value in pairs.items():
+        expected = values[f"{name}.{key}"].float()
+        error = ((value - expected).norm() / expected.norm()).item()
+        print(f"{name}: transformers differs by {error:.1e} in {key}")
+        assert error < 1e-5, (name, key)
 
 
-def check_with_transformers(name, u, p, y, settings):
+def check_with_transformers(name, u, p, values, settings):
     try:
         from transformers import Mamba2Config, MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
@@ -151,14 +156,14 @@ def check_with_transformers(name, u, p, y, settings):
     if settings is None:
         config = MambaConfig(hidden_size=WIDTH, state_size=3, expand=2, conv_kernel=4,
                              time_step_rank=1, use_bias=False, use_conv_bias=True)
-        return compare_with_transformers(name, MambaMixer(config, 0), u, p, y)
+        return compare_with_transformers(name, MambaMixer(config, 0), u, p, values)
     groups, head_dim, n, gate_first, layer = settings
     if groups > 1 or not gate_first or layer:
         return print(f"{name}: their class has no such norm, not compared")
     config = Mamba2Config(hidden_size=WIDTH, state_size=n, expand=2, conv_kernel=4, n_groups=groups,
                           num_heads=2 * WIDTH // head_dim, head_dim=head_dim, chunk_size=4,
                           use_bias=False, use_conv_bias=True, layer_norm_epsilon=1e-5)
-    compare_with_transformers(name, Mamba2Mixer(config, 0), u, p, y)
+    compare_with_transformers(name, Mamba2Mixer(config, 0), u, p, values)
 
 
 def values_of(name, u, p, y):
@@ -176,8 +181,10 @@ for name, settings in cases.items():
     u = away(BATCH, LENGTH, WIDTH)
     p = weights1() if settings is None else weights2(settings[0], settings[1], settings[2], settings[4])
     y = mamba1(u, p) if settings is None else mamba2(u, p, *settings)
-    out |= values_of(name, u, p, y)
-    check_with_transformers(name, u, p, y, settings)
+    values = values_of(name, u, p, y)
+    out |= values
+    with torch.random.fork_rng():  # their classes draw weights
+        check_with_transformers(name, u, p, values, settings)
 for name, (*settings, norm) in {"mamba3": (1, 4, 6, 0.5, False), "mamba3_groups": (2, 4, 6, 1, False),
                                 "mamba3_norm": (4, 4, 6, 1, True)}.items():
     u, p = away(BATCH, LENGTH, WIDTH), weights3(*settings, norm)
