@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
@@ -74,10 +75,32 @@ TEST(Allocator, StatisticsCountWhatIsInUse) {
 }
 
 TEST(Allocator, EmptyCacheGivesLargeBlocksBack) {
-  deallocate(allocate(3 << 20), 3 << 20);
+  deallocate(allocate(4 << 20), 4 << 20);
   const MemoryStats before = memory_stats();
   empty_cache();
-  EXPECT_LE(memory_stats().reserved, before.reserved - (3 << 20));
+  EXPECT_LE(memory_stats().reserved, before.reserved - (4 << 20));
+}
+
+TEST(Allocator, MemoryThatBlocksShareGoesBackOnceNoneIsInUse) {
+  constexpr size_t kBytes = 1 << 20;
+  constexpr int64_t kShared = 32 << 20;
+  empty_cache();
+  const int64_t before = memory_stats().reserved;
+  std::vector<void*> blocks;
+  for (int i = 0; i < 80; ++i) {
+    blocks.push_back(allocate(kBytes));
+    std::memset(blocks.back(), i, kBytes);
+  }
+  const int64_t most = memory_stats().reserved;
+  const auto* kept = static_cast<unsigned char*>(blocks.back());
+  blocks.pop_back();
+  for (void* p : blocks) deallocate(p, kBytes);
+  empty_cache();
+  EXPECT_LE(memory_stats().reserved, most - kShared) << "one is shared by freed blocks alone";
+  EXPECT_TRUE(std::all_of(kept, kept + kBytes, [](unsigned char c) { return c == 79; }));
+  deallocate(const_cast<unsigned char*>(kept), kBytes);
+  empty_cache();
+  EXPECT_LE(memory_stats().reserved, before + kShared) << "the first may be shared with others";
 }
 
 TEST(Allocator, BlocksMayBeFreedOnAnotherThreadWithoutGrowth) {
