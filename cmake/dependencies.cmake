@@ -1,10 +1,12 @@
 # Headers alone, used in .cpp files alone: nothing of them may reach a consumer's link line. Linking
 # a static library's private parts would name them in its export set, so only their headers are taken.
 function(norma_use_headers_of target)
-  target_include_directories(norma SYSTEM PRIVATE
-    $<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>)
-  target_compile_definitions(norma PRIVATE
-    $<TARGET_PROPERTY:${target},INTERFACE_COMPILE_DEFINITIONS>)
+  foreach(part norma norma_loops)
+    target_include_directories(${part} SYSTEM PRIVATE
+      $<TARGET_PROPERTY:${target},INTERFACE_INCLUDE_DIRECTORIES>)
+    target_compile_definitions(${part} PRIVATE
+      $<TARGET_PROPERTY:${target},INTERFACE_COMPILE_DEFINITIONS>)
+  endforeach()
 endfunction()
 
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
@@ -14,11 +16,11 @@ norma_use_headers_of(Eigen3::Eigen)
 norma_use_headers_of(fmt::fmt-header-only)
 norma_use_headers_of(nlohmann_json::nlohmann_json)
 # Threads are core/parallel.h's: Eigen must not start its own.
-target_compile_definitions(norma PRIVATE EIGEN_DONT_PARALLELIZE)
+target_compile_definitions(norma_loops PRIVATE EIGEN_DONT_PARALLELIZE)
 
 if(NORMA_BLAS STREQUAL openblas)
   set(BLA_VENDOR OpenBLAS)
   find_package(BLAS REQUIRED)
   target_link_libraries(norma PRIVATE BLAS::BLAS)
-  target_compile_definitions(norma PRIVATE NORMA_USE_OPENBLAS)
+  target_compile_definitions(norma_loops PRIVATE NORMA_USE_OPENBLAS)
 endif()

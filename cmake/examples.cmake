@@ -19,4 +19,5 @@ if(norma_program_sources)
   target_compile_options(norma_program PRIVATE $<$<CONFIG:Release>:-Og>)
   target_link_libraries(norma_program PRIVATE
     norma::norma CLI11::CLI11 nlohmann_json::nlohmann_json)
+  norma_unite(norma_program 8)
 endif()

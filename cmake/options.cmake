@@ -19,6 +19,7 @@ set(NORMA_ARCH "${default_arch}" CACHE STRING
 set(NORMA_BLAS "" CACHE STRING "Matrix products by: openblas; empty is Eigen")
 set(NORMA_CUDA AUTO CACHE STRING "Kernels for NVIDIA GPUs: ON, OFF or AUTO (where nvcc >= 12.8 is found)")
 set(NORMA_SANITIZE "" CACHE STRING "Sanitizers, as -fsanitize= takes them: address,undefined or thread")
+option(NORMA_UNITY "Compile the small files of a folder several at once" ON)
 option(NORMA_WERROR "Treat warnings as errors (CI does)" OFF)
 option(NORMA_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(NORMA_FUZZ "Build the fuzzers (clang with libFuzzer; preset fuzz)" OFF)

@@ -14,8 +14,8 @@ namespace norma {
 namespace {
 
 constexpr std::string_view kMagic = "\x93NUMPY";
-constexpr int64_t kAlignment = 64;         // of the first element, so that it can be mapped
-constexpr int64_t kMaxHeader = 64 * 1024;  // 8 sizes need 300 bytes; NumPy refuses 10,000
+constexpr int64_t kNpyAlignment = 64;         // of the first element, so that it can be mapped
+constexpr int64_t kMaxNpyHeader = 64 * 1024;  // 8 sizes need 300 bytes; NumPy refuses 10,000
 
 constexpr std::pair<std::string_view, DType> kDescriptions[] = {{"<f4", float32}, {"<f8", float64},
                                                                 {"<f2", float16}, {"<i4", int32},
@@ -174,9 +174,9 @@ Extent find_header(const InputFile& file) {
   const int64_t width = major == 1 ? 2 : 4, begin = 8 + width;
   const auto length =  // of four bytes at most
       static_cast<int64_t>(detail::little_endian(std::string_view(start).substr(8, size_t(width))));
-  if (length > std::min(kMaxHeader, file.size() - begin))
+  if (length > std::min(kMaxNpyHeader, file.size() - begin))
     throw IOError("{}: the header must end within the file and have at most {} bytes, but has {}",
-                  file.path(), kMaxHeader, length);
+                  file.path(), kMaxNpyHeader, length);
   return {begin, length};
 }
 
@@ -194,7 +194,7 @@ std::string header_text(const Tensor& t) {
   std::string text = format("{{'descr': '{}', 'fortran_order': False, 'shape': {}, }}",
                             description_of(t.dtype()), t.shape());
   const auto unpadded = static_cast<int64_t>(kMagic.size() + 4 + text.size() + 1);
-  text.append(static_cast<size_t>((kAlignment - unpadded % kAlignment) % kAlignment), ' ');
+  text.append(static_cast<size_t>((kNpyAlignment - unpadded % kNpyAlignment) % kNpyAlignment), ' ');
   return text + '\n';
 }
 

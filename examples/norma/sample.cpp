@@ -15,12 +15,12 @@ namespace {
 using namespace norma;
 using namespace norma::nn;
 
-struct Settings {
+struct SampleSettings {
   std::string run, prompt, device = "best", precision;
   GenerateOptions generate;
 };
 
-void run_sample(const Settings& s) {
+void run_sample(const SampleSettings& s) {
   LoadedModel loaded = load_model(RunFolder::open(s.run).latest_checkpoint());
   std::vector<int32_t> prompt = loaded.vocabulary.encode(s.prompt);
   GenerateOptions options = s.generate;
@@ -49,7 +49,7 @@ void run_sample(const Settings& s) {
 }  // namespace
 
 void add_sample(CLI::App& app) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<SampleSettings>();
   Command sample(app, "sample", "Generate text from a run.");
   sample.option("run", s->run, "the run's folder").required();
   sample.option("--prompt", s->prompt, "what the text begins with");

@@ -31,7 +31,7 @@ struct Experiment {
   bool at_all_lengths = false;        ///< training stops only where it is right there too
 };
 
-struct Settings {
+struct TaskSettings {
   std::string folder = "runs/tasks", only;
   int64_t steps = 0;
   bool paper = false;
@@ -168,7 +168,7 @@ Outcome run(Experiment e, const std::string& checkpoint, int64_t steps) {
   return outcome;
 }
 
-void run_tasks(const Settings& s) {
+void run_tasks(const TaskSettings& s) {
   std::filesystem::create_directories(s.folder);
   std::string table =
       "| task and model | steps | % of tokens right | % of rows right | published |\n"
@@ -193,7 +193,7 @@ void run_tasks(const Settings& s) {
 }  // namespace
 
 void add_tasks(CLI::App& app) {
-  auto s = std::make_shared<Settings>();
+  auto s = std::make_shared<TaskSettings>();
   Command tasks(app, "tasks",
                 "Train models on the tasks of the state-space papers; a table beside theirs.");
   tasks.option("--only", s->only, "rows whose name has this in it");

@@ -35,7 +35,7 @@ void on_interrupt(int) {
 
 constexpr int64_t kValidationRows = 2048;  // enough while training; all of them at the end
 
-struct Settings {
+struct TrainSettings {
   TrainOptions options;
   std::string out, resume, config;
   int threads = 0;
@@ -261,7 +261,7 @@ void profile(Trainer& trainer) {
       format("{} steps on {}\n{}", kSteps, where(trainer.device()), profiler.table()).c_str());
 }
 
-void run_train(Settings& s) {
+void run_train(TrainSettings& s) {
   if (s.threads != 0) set_num_threads(s.threads);
   for (int signal : {SIGINT, SIGTERM}) std::signal(signal, on_interrupt);
   std::unique_ptr<Trainer> trainer;
@@ -307,7 +307,7 @@ void copy_given(TrainOptions& given, const std::vector<std::function<bool()>>& f
 }
 
 /// A run goes on as it began: a setting beside --resume would be passed over in silence.
-void require_no_setting(const Settings& s, const TrainOptions& given,
+void require_no_setting(const TrainSettings& s, const TrainOptions& given,
                         const std::vector<std::function<bool()>>& flags) {
   std::string first = !s.out.empty()      ? "--out"
                       : !s.config.empty() ? "--config"
@@ -327,7 +327,7 @@ void require_no_setting(const Settings& s, const TrainOptions& given,
 }  // namespace
 
 void add_train(CLI::App& app) {
-  auto settings = std::make_shared<Settings>();
+  auto settings = std::make_shared<TrainSettings>();
   Command train(
       app, "train",
       "Train a language model: on generated sentences whose best possible loss is known, on "
@@ -348,7 +348,7 @@ void add_train(CLI::App& app) {
         train.option(flag_of(name), field, help).shows_default().group("Settings").given());
   });
   train.runs([=] {
-    Settings& s = *settings;
+    TrainSettings& s = *settings;
     if (!s.resume.empty()) require_no_setting(s, *given, *flags);
     if (!s.config.empty()) set_from_json(s.options, read_file(s.config), s.config);
     copy_given(*given, *flags, s.options);

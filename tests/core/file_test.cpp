@@ -16,9 +16,9 @@ namespace norma {
 namespace {
 namespace fs = std::filesystem;
 
-class FileTest : public testing::Test {
+class FileTest : public ::testing::Test {
  protected:
-  FileTest() : folder_(testing::TempDir() + format("norma_file_{}/", ::getpid())) {
+  FileTest() : folder_(::testing::TempDir() + format("norma_file_{}/", ::getpid())) {
     fs::create_directories(folder_);
   }
   ~FileTest() override { fs::remove_all(folder_); }

@@ -27,7 +27,7 @@ constexpr bool kThreadSanitizer = __has_feature(thread_sanitizer);
 constexpr bool kThreadSanitizer = false;
 #endif
 
-class Parallel : public testing::Test {
+class Parallel : public ::testing::Test {
  protected:
   void TearDown() override { set_num_threads(before_); }
   const int before_ = num_threads();

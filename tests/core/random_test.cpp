@@ -28,8 +28,8 @@ TEST(Random, PhiloxGivesTheKnownAnswersOfRandom123) {
 }
 
 template <class T>
-class RandomFill : public testing::Test {};
-using FloatingTypes = testing::Types<float, double, BFloat16, Float16>;
+class RandomFill : public ::testing::Test {};
+using FloatingTypes = ::testing::Types<float, double, BFloat16, Float16>;
 TYPED_TEST_SUITE(RandomFill, FloatingTypes);
 
 template <class T>

@@ -13,15 +13,15 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::Not;
-using testing::StartsWith;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
+using ::testing::StartsWith;
+using ::testing::ThrowsMessage;
 namespace fs = std::filesystem;
 
 /// A folder of its own for each test, away when it ends.
-class Curves : public testing::Test {
+class Curves : public ::testing::Test {
  protected:
   Curves() { fs::create_directories(folder_); }
   ~Curves() override { fs::remove_all(folder_); }
@@ -40,10 +40,10 @@ class Curves : public testing::Test {
   }
 
  private:
-  fs::path folder_ =
-      fs::path(testing::TempDir()) /
-      (std::string("norma_curves_") +
-       testing::UnitTest::GetInstance()->current_test_info()->name() + std::to_string(::getpid()));
+  fs::path folder_ = fs::path(::testing::TempDir()) /
+                     (std::string("norma_curves_") +
+                      ::testing::UnitTest::GetInstance()->current_test_info()->name() +
+                      std::to_string(::getpid()));
 };
 
 std::vector<CurvePoint> points(std::initializer_list<double> values) {
@@ -153,7 +153,7 @@ TEST_F(Curves, MissingGnuplotIsNamedWithItsPackage) {
 TEST_F(Curves, BrokenScriptIsNamedWithItsFirstComplaint) {
   if (!has_gnuplot()) GTEST_SKIP() << "needs gnuplot";
   EXPECT_THAT([] { gnuplot("plot nowhere"); },
-              ThrowsMessage<IOError>(testing::AllOf(
+              ThrowsMessage<IOError>(::testing::AllOf(
                   StartsWith("gnuplot: must draw the picture, but: "), Not(HasSubstr("\n")))));
 }
 }  // namespace

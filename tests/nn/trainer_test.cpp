@@ -20,7 +20,7 @@ class TrainerTest : public ::testing::Test {
   std::string path;
 };
 
-TrainOptions tiny() {
+TrainOptions tiny_run() {
   return {.task = "copying",
           .n_layers = 1,
           .n_heads = 2,
@@ -34,7 +34,7 @@ TrainOptions tiny() {
 
 TEST_F(TrainerTest, ResumedRunEqualsTheUninterruptedOneToTheLastBit) {
   const int before = num_threads();
-  TrainOptions o = tiny();
+  TrainOptions o = tiny_run();
   o.dropout = 0.2;
   for (const char* optimizer : {"adamw", "sgd"}) {
     o.optimizer = optimizer;
@@ -59,7 +59,7 @@ TEST_F(TrainerTest, ResumedRunEqualsTheUninterruptedOneToTheLastBit) {
 }
 
 TEST_F(TrainerTest, AccumulatedPartsGiveTheGradientOfTheWholeBatch) {
-  TrainOptions o = tiny();
+  TrainOptions o = tiny_run();
   Trainer whole(o);
   o.accumulate = 4;
   Trainer parts(o);
@@ -71,7 +71,7 @@ TEST_F(TrainerTest, AccumulatedPartsGiveTheGradientOfTheWholeBatch) {
 }
 
 TEST_F(TrainerTest, AWideStreamRoundsLessAndLearnsTheSame) {
-  TrainOptions o = tiny();
+  TrainOptions o = tiny_run();
   o.precision = "bf16";
   Trainer narrow(o);
   o.wide_stream = true;
@@ -86,7 +86,7 @@ TEST_F(TrainerTest, AWideStreamRoundsLessAndLearnsTheSame) {
 }
 
 TEST_F(TrainerTest, LearnsToCopy) {
-  TrainOptions o = tiny();
+  TrainOptions o = tiny_run();
   o.d_model = 32, o.n_heads = 4, o.n_layers = 2, o.batch = 32, o.steps = 400, o.lr = 3e-3;
   o.positions = "rotary";
   Trainer trainer(o);
@@ -98,7 +98,7 @@ TEST_F(TrainerTest, LearnsToCopy) {
 }
 
 TEST_F(TrainerTest, TrainOnlyMovesNothingElse) {
-  TrainOptions o = tiny();
+  TrainOptions o = tiny_run();
   o.train_only = "*ln_*";
   Trainer trainer(o);
   const Tensor frozen = trainer.model().wte.weight.detach().clone();
@@ -107,7 +107,7 @@ TEST_F(TrainerTest, TrainOnlyMovesNothingElse) {
 }
 
 TEST_F(TrainerTest, LoadedModelPredictsWhatWasTrained) {
-  Trainer trainer(tiny());
+  Trainer trainer(tiny_run());
   trainer.step();
   trainer.save(path + "/c.safetensors");
   LoadedModel loaded = load_model(path + "/c.safetensors");
@@ -117,7 +117,7 @@ TEST_F(TrainerTest, LoadedModelPredictsWhatWasTrained) {
 }
 
 TEST_F(TrainerTest, EvaluationLeavesTheModelInTheModeItFound) {
-  Trainer trainer(tiny());
+  Trainer trainer(tiny_run());
   for (const bool training : {false, true}) {
     train(trainer.model(), training);
     trainer.validate(8);

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -21,6 +22,9 @@ struct Closeness {
 /// Same shape, dtype and bits; NaNs of any payload are the same.
 ::testing::AssertionResult same_bits(const Tensor& a, const Tensor& b);
 ::testing::AssertionResult passed(const GradcheckReport& report);
+
+inline constexpr double kInf = std::numeric_limits<double>::infinity();
+inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 using FloatingTypes = ::testing::Types<float, double, BFloat16, Float16>;
 

@@ -11,9 +11,9 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::ElementsAreArray;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::ElementsAreArray;
+using ::testing::ThrowsMessage;
 
 /// Rows of random letters, each target the letter itself; the last place is padding.
 class Letters : public Dataset {

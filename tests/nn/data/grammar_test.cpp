@@ -10,7 +10,7 @@
 
 namespace norma::nn {
 namespace {
-using testing::ThrowsMessage;
+using ::testing::ThrowsMessage;
 
 constexpr double kUnitRoundoff = 0x1p-53;
 

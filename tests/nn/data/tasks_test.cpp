@@ -13,8 +13,8 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::ThrowsMessage;
 
 /// The inputs and the counted targets of each row, as text.
 std::vector<std::pair<std::string, std::string>> texts(const Dataset& data, const Batch& batch) {
@@ -231,7 +231,7 @@ TEST(Tasks, MistakesAreNamed) {
   expect("dyck", {.kinds = 5}, "dyck: there must be 1 to 4 kinds of brackets, but there are 5");
   expect("dyck", {.length = 7}, "dyck: the length must be even, but is 7");
   expect("dyck", {.depth = 0}, "dyck: the depth must be at least 1, but is 0");
-  EXPECT_THAT([] { make_task("sorting"); }, ThrowsMessage<ValueError>(testing::MatchesRegex(
+  EXPECT_THAT([] { make_task("sorting"); }, ThrowsMessage<ValueError>(::testing::MatchesRegex(
                                                 "task: the name must be one of addition, copying, "
                                                 "dyck, .*parity, selective-copying, but is "
                                                 "sorting")));

@@ -13,9 +13,9 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 /// 256 different bytes, so that a byte tells its position.
 std::string all_bytes() {
@@ -93,7 +93,7 @@ TEST(Text, AnotherTextTakesTheVocabularyTrainedOn) {
 }
 
 TEST(Text, UnfittingTextsAreNamed) {
-  const std::string path = testing::TempDir() + "norma_text_" + std::to_string(::getpid());
+  const std::string path = ::testing::TempDir() + "norma_text_" + std::to_string(::getpid());
   const auto open = [&](const std::string& text) {
     write_file_atomically(path, text);
     return TextDataset::open(path, {.context = 64});

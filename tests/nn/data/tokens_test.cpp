@@ -11,14 +11,14 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::HasSubstr;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 /// A file of the tokens 1000 … 1000 + n − 1, so that a token tells its position.
-class Tokens : public testing::Test {
+class Tokens : public ::testing::Test {
  protected:
-  std::string path_ = testing::TempDir() + "norma_tokens_" + std::to_string(getpid());
+  std::string path_ = ::testing::TempDir() + "norma_tokens_" + std::to_string(getpid());
   ~Tokens() override { std::remove(path_.c_str()); }
   void write(int n, std::string_view tail = {}) {
     std::string bytes;

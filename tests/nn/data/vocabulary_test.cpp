@@ -7,8 +7,8 @@
 
 namespace norma::nn {
 namespace {
-using testing::ElementsAre;
-using testing::ThrowsMessage;
+using ::testing::ElementsAre;
+using ::testing::ThrowsMessage;
 
 TEST(Vocabulary, BytesStandOnceInAscendingOrder) {
   const Vocabulary v = Vocabulary::of_bytes("banana\n");

@@ -18,14 +18,14 @@
 namespace norma {
 namespace {
 
-struct Case {
+struct Problem {
   int64_t batch, heads, kv_heads, queries, keys, dim;
   bool causal;
   double p = 0;
   bool packed = false;  ///< q, k and v are slices of one (B, T, 3, H, D)
 };
 
-constexpr Case kCases[] = {
+constexpr Problem kProblems[] = {
     {2, 3, 3, 64, 64, 32, true},
     {1, 2, 2, 1, 1, 64, true},
     {3, 2, 2, 33, 33, 32, true, 0, true},
@@ -71,7 +71,7 @@ struct Inputs {
     return {moved(q), moved(k), moved(v), moved(dy)};
   }
 };
-Inputs draw(const Case& c, DType dtype) {
+Inputs draw(const Problem& c, DType dtype) {
   const auto normal = [&](int64_t heads, int64_t length) {
     return randn({c.batch, heads, length, c.dim}, float64).to(dtype);
   };
@@ -79,7 +79,7 @@ Inputs draw(const Case& c, DType dtype) {
           normal(c.heads, c.queries)};
 }
 /// Slices of one product, as a layer makes them.
-Inputs draw_packed(const Case& c, DType dtype, Device device) {
+Inputs draw_packed(const Problem& c, DType dtype, Device device) {
   const Tensor qkv = randn({c.batch, c.queries, 4, c.heads, c.dim}, float64).to(dtype).to(device);
   const auto part = [&](int64_t i) { return qkv.select(2, i).transpose(1, 2); };
   return {part(0), part(1), part(2), part(3)};
@@ -109,14 +109,14 @@ double relative_error(const Tensor& a, const Tensor& b) {
   return std::sqrt(off) / std::max(std::sqrt(size), 1.);
 }
 
-using DTypeAndCase = std::tuple<DType, Case>;
-class AttentionCudaTest : public ::testing::TestWithParam<DTypeAndCase> {
+using DTypeAndProblem = std::tuple<DType, Problem>;
+class AttentionCudaTest : public ::testing::TestWithParam<DTypeAndProblem> {
  protected:
   void SetUp() override {
     if (!Device::best().is_cuda()) GTEST_SKIP() << "no GPU";
   }
 };
-std::string name_of(const ::testing::TestParamInfo<DTypeAndCase>& info) {
+std::string name_of(const ::testing::TestParamInfo<DTypeAndProblem>& info) {
   const auto& [dtype, c] = info.param;
   return norma::format("{}_{}_{}_{}_{}_{}_{}{}{}{}", to_string(dtype), c.batch, c.heads, c.kv_heads,
                        c.queries, c.keys, c.dim, c.causal ? "_causal" : "",
@@ -125,13 +125,13 @@ std::string name_of(const ::testing::TestParamInfo<DTypeAndCase>& info) {
 constexpr DType kDTypes[] = {float32, float64, bfloat16, float16};
 INSTANTIATE_TEST_SUITE_P(All, AttentionCudaTest,
                          ::testing::Combine(::testing::ValuesIn(kDTypes),
-                                            ::testing::ValuesIn(kCases)),
+                                            ::testing::ValuesIn(kProblems)),
                          name_of);
 
 struct Bounds {
   double y, lse, gradients;
 };
-void expect_the_processors(DType dtype, const Case& c, const Bounds& bounds) {
+void expect_the_processors(DType dtype, const Problem& c, const Bounds& bounds) {
   const AttentionOptions o{.causal = c.causal, .p = c.p, .key = {.key = 11, .ordinal = 2}};
   const Inputs on_gpu = c.packed ? draw_packed(c, dtype, cuda) : draw(c, dtype).to(cuda);
   const auto wide = [](const Tensor& t) { return detail::dense(t.to(cpu)).to(float64); };

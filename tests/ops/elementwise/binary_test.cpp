@@ -1,7 +1,6 @@
 #include "norma/ops/elementwise/binary.h"
 
 #include <cmath>
-#include <limits>
 
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/compare.h"
@@ -12,8 +11,8 @@
 namespace norma {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+using testing::kInf;
+using testing::kNan;
 
 struct Function {
   const char* name;

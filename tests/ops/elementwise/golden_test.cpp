@@ -36,7 +36,7 @@ Tensor without(But but, const Tensor& x, const Tensor& y) {
   return y;
 }
 
-struct Function {
+struct Compared {
   const char* name;
   Tensor (*f)(const Tensor&);
   double roundings;  // of the function, in units of roundoff; its gradient has twice as many
@@ -44,9 +44,9 @@ struct Function {
   But but = But::nothing;
   double cancels = 0;  // units of roundoff that the gradient loses where its terms cancel
 };
-void PrintTo(const Function& f, std::ostream* out) { *out << f.name; }
+void PrintTo(const Compared& f, std::ostream* out) { *out << f.name; }
 
-class GoldenUnary : public ::testing::TestWithParam<Function> {};
+class GoldenUnary : public ::testing::TestWithParam<Compared> {};
 TEST_P(GoldenUnary, ValueAndGradientAreThoseOfPytorch) {
   const auto [name, f, roundings, absolute, but, cancels] = GetParam();
   const Tensor x = values()["x"].requires_grad_(), points = x.detach();
@@ -60,19 +60,19 @@ TEST_P(GoldenUnary, ValueAndGradientAreThoseOfPytorch) {
 }
 INSTANTIATE_TEST_SUITE_P(
     All, GoldenUnary,
-    ::testing::Values(Function{"neg", neg, 0}, Function{"abs", norma::abs, 0, 0, But::nan},
-                      Function{"sign", sign, 0, 0, But::nan}, Function{"square", square, 1},
-                      Function{"reciprocal", reciprocal, 1}, Function{"sqrt", norma::sqrt, 2},
-                      Function{"rsqrt", rsqrt, 2}, Function{"exp", norma::exp, 5},
-                      Function{"expm1", norma::expm1, 5},
-                      Function{"log", norma::log, 3, 0, But::subnormal},
-                      Function{"log1p", norma::log1p, 4}, Function{"sin", norma::sin, 4},
-                      Function{"cos", norma::cos, 4}, Function{"erf", norma::erf, 6},
-                      Function{"tanh", norma::tanh, 6, 0, But::nothing, 12},  // 1 − t²
-                      Function{"sigmoid", sigmoid, 7}, Function{"relu", relu, 0},
-                      Function{"softplus", softplus, 8}, Function{"silu", silu, 8},
-                      Function{"gelu", gelu, 8, 40}, Function{"gelu_tanh", gelu_tanh, 12, 40},
-                      Function{"clamp", [](const Tensor& x) { return clamp(x, -1, 1); }, 0, 0,
+    ::testing::Values(Compared{"neg", neg, 0}, Compared{"abs", norma::abs, 0, 0, But::nan},
+                      Compared{"sign", sign, 0, 0, But::nan}, Compared{"square", square, 1},
+                      Compared{"reciprocal", reciprocal, 1}, Compared{"sqrt", norma::sqrt, 2},
+                      Compared{"rsqrt", rsqrt, 2}, Compared{"exp", norma::exp, 5},
+                      Compared{"expm1", norma::expm1, 5},
+                      Compared{"log", norma::log, 3, 0, But::subnormal},
+                      Compared{"log1p", norma::log1p, 4}, Compared{"sin", norma::sin, 4},
+                      Compared{"cos", norma::cos, 4}, Compared{"erf", norma::erf, 6},
+                      Compared{"tanh", norma::tanh, 6, 0, But::nothing, 12},  // 1 − t²
+                      Compared{"sigmoid", sigmoid, 7}, Compared{"relu", relu, 0},
+                      Compared{"softplus", softplus, 8}, Compared{"silu", silu, 8},
+                      Compared{"gelu", gelu, 8, 40}, Compared{"gelu_tanh", gelu_tanh, 12, 40},
+                      Compared{"clamp", [](const Tensor& x) { return clamp(x, -1, 1); }, 0, 0,
                                But::nan}),
     [](const auto& i) { return i.param.name; });
 

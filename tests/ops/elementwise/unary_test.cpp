@@ -14,8 +14,8 @@
 namespace norma {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+using testing::kInf;
+using testing::kNan;
 
 double silu_of(double x) { return x / (1 + std::exp(-x)); }
 double gelu_of(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
@@ -24,7 +24,7 @@ double gelu_tanh_of(double x) {
 }
 double softplus_of(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 
-struct Function {
+struct UnaryFunction {
   const char* name;
   Tensor (*ours)(const Tensor&);
   double (*theirs)(double);
@@ -32,7 +32,7 @@ struct Function {
   double ulps;       // largest error measured for float32 over 2^16 points, rounded up
   double absolute;   // what cancellation leaves near a zero of the function, in units of roundoff
 };
-const Function kFunctions[] = {
+const UnaryFunction kUnaryFunctions[] = {
     {"neg", neg, [](double x) { return -x; }, -9, 9, 0, 0},
     {"abs", norma::abs, [](double x) { return std::abs(x); }, -9, 9, 0, 0},
     {"sign", sign, [](double x) { return (x > 0.0) - (x < 0.0) + 0.0; }, -9, 9, 0, 0},
@@ -68,7 +68,7 @@ TYPED_TEST(UnaryTest, IsTheFunctionWithinItsMeasuredError) {
   const double compute = unit_roundoff(stats_dtype(dtype)), rounding = unit_roundoff(dtype);
   // Half a step of the subnormal numbers, where relative bounds end.
   const double smallest = dtype == float16 ? 0x1p-25 : std::numeric_limits<float>::min();
-  for (const Function& f : kFunctions) {
+  for (const UnaryFunction& f : kUnaryFunctions) {
     SCOPED_TRACE(f.name);
     const Tensor x = linspace(f.low, f.high, 1237, float64).to(dtype);
     std::vector<double> expected = x.to_vector<double>();
@@ -80,7 +80,7 @@ TYPED_TEST(UnaryTest, IsTheFunctionWithinItsMeasuredError) {
 }
 
 TEST(Unary, GradientIsTheDerivative) {
-  for (const Function& f : kFunctions) {
+  for (const UnaryFunction& f : kUnaryFunctions) {
     SCOPED_TRACE(f.name);
     const double low = std::max(f.low, -3.0), high = std::min(f.high, 3.0);
     Tensor x = rand({3, 7}, float64) * (high - low) * 0.9 + (low + 0.05 * (high - low));

@@ -36,19 +36,20 @@ class WeightsProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
   }
 };
 
-struct Size {
+struct WeightSize {
   int64_t rows, out, in;
   const char* why;
 };
-constexpr Size kSizes[] = {{4096, 384, 256, "one tile, whose sum all blocks share"},
-                           {16384, 384, 1536, "the right factor longer"},
-                           {16384, 1536, 384, "the left factor longer: turned"},
-                           {5000, 376, 504, "tails of rows and of both factors' columns"},
-                           {5000, 2296, 760, "as many tiles as fit"}};
+constexpr WeightSize kWeightSizes[] = {
+    {4096, 384, 256, "one tile, whose sum all blocks share"},
+    {16384, 384, 1536, "the right factor longer"},
+    {16384, 1536, 384, "the left factor longer: turned"},
+    {5000, 376, 504, "tails of rows and of both factors' columns"},
+    {5000, 2296, 760, "as many tiles as fit"}};
 
 struct Product {
   Tensor dy, x, turned, dw;
-  Product(const Size& s, DType dtype)
+  Product(const WeightSize& s, DType dtype)
       : dy(eighths({s.rows, s.out}, dtype)),
         x(eighths({s.rows, s.in}, dtype)),
         turned(dy.t()),
@@ -59,7 +60,7 @@ struct Product {
 
 TEST_P(WeightsProduct, IsTheExactSum) {
   if constexpr (kBuiltWithCuda)
-    for (const Size& size : kSizes) {
+    for (const WeightSize& size : kWeightSizes) {
       SCOPED_TRACE(size.why);
       Product p(size, GetParam());
       const std::array one{p.args()};
@@ -69,7 +70,7 @@ TEST_P(WeightsProduct, IsTheExactSum) {
 }
 TEST_P(WeightsProduct, TwoInOneLaunchAreTheSame) {
   if constexpr (kBuiltWithCuda) {
-    Product first(kSizes[1], GetParam()), second(kSizes[2], GetParam());
+    Product first(kWeightSizes[1], GetParam()), second(kWeightSizes[2], GetParam());
     const std::array both{first.args(), second.args()};
     ASSERT_TRUE(multiply_weights(cuda_stream(first.x.device()), both));
     first.check(), second.check();

@@ -23,8 +23,8 @@ using testing::pairwise_members;
 using Maybe = std::optional<Tensor>;
 
 // Sums of a few dozen terms, each a product of six or fewer factors of a few units.
-constexpr double kFew = 16384 * unit_roundoff(float64);
-constexpr testing::Closeness kClose{.relative = kFew, .absolute = kFew};
+constexpr double kRoundoffs = 16384 * unit_roundoff(float64);
+constexpr testing::Closeness kClose{.relative = kRoundoffs, .absolute = kRoundoffs};
 
 /// The arguments of NormSecond for each plain kind, with and without weights, shared or not.
 struct SecondCase {

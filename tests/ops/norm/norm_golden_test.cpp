@@ -14,7 +14,7 @@ const testing::Golden& features() {
   static const auto* golden = new testing::Golden("ops/norm/features");
   return *golden;
 }
-constexpr double kFew = 512 * unit_roundoff(float64);
+constexpr double kFewRoundoffs = 512 * unit_roundoff(float64);
 
 /// One recorded function: its inputs as leaves, and what it gave.
 class Recorded {
@@ -32,13 +32,14 @@ class Recorded {
     std::vector<Tensor> outputs;
     std::vector<std::optional<Tensor>> cotangents;
     for (const auto& [what, y] : results) {
-      EXPECT_CLOSE(y.detach(), value(what), {.relative = kFew, .absolute = kFew});
+      EXPECT_CLOSE(y.detach(), value(what), {.relative = kFewRoundoffs, .absolute = kFewRoundoffs});
       outputs.push_back(y), cotangents.push_back(value("d" + what));
     }
     const auto grads = grad(outputs, leaves_, cotangents);
     for (size_t i = 0; i < grads.size(); ++i) {
       SCOPED_TRACE(names_[i]);
-      EXPECT_CLOSE(grads[i], value("grad." + names_[i]), {.relative = kFew, .absolute = kFew});
+      EXPECT_CLOSE(grads[i], value("grad." + names_[i]),
+                   {.relative = kFewRoundoffs, .absolute = kFewRoundoffs});
     }
   }
   /// The derivatives of Σ v ⊙ dx in x and w.
@@ -46,7 +47,8 @@ class Recorded {
     const auto dx = grad({y}, {leaves_[0]}, {value("dy")}, {.create_graph = true});
     const auto second = grad(dx, {leaves_[0], leaves_[1]}, {value("v")});
     for (size_t i = 0; i < 2; ++i)
-      EXPECT_CLOSE(second[i], value("second." + names_[i]), {.relative = kFew, .absolute = kFew});
+      EXPECT_CLOSE(second[i], value("second." + names_[i]),
+                   {.relative = kFewRoundoffs, .absolute = kFewRoundoffs});
   }
 
  private:

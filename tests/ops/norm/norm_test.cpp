@@ -1,7 +1,6 @@
 #include "norma/ops/norm/norm.h"
 
 #include <cmath>
-#include <limits>
 
 #include "norma/core/cache.h"
 #include "norma/core/parallel.h"
@@ -19,17 +18,17 @@
 namespace norma {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+using testing::kInf;
+using testing::kNan;
 
 /// One member of the family, with its optional arguments.
-struct Member {
+struct SimpleMember {
   NormOptions options;
   bool weight, bias, residual;
 };
 
-std::vector<Member> all_members() {
-  std::vector<Member> members;
+std::vector<SimpleMember> all_members() {
+  std::vector<SimpleMember> members;
   for (NormKind kind : {NormKind::rms, NormKind::layer})
     for (GateOrder gate :
          {GateOrder::no_gate, GateOrder::norm_then_gate, GateOrder::gate_then_norm})
@@ -53,7 +52,7 @@ std::vector<Member> all_members() {
   return members;
 }
 
-std::string to_string(const Member& m) {
+std::string to_string(const SimpleMember& m) {
   return format("{} gate {} group {} zero-centered {} variance {} weight {} bias {} residual {}",
                 m.options.kind == NormKind::rms ? "rms" : "layer", static_cast<int>(m.options.gate),
                 m.options.group, m.options.zero_centered, static_cast<int>(m.options.variance),
@@ -64,7 +63,7 @@ struct Arguments {
   Tensor x;
   std::optional<Tensor> w, b, z, residual;
 
-  Arguments(const Member& m, const Shape& shape, DType dtype = float64) {
+  Arguments(const SimpleMember& m, const Shape& shape, DType dtype = float64) {
     const int64_t cols = shape.back();
     x = randn(shape, float64).to(dtype);
     if (m.weight) w = randn({cols}, float64).to(dtype);
@@ -88,7 +87,7 @@ struct Arguments {
 };
 
 TEST(Norm, KernelIsItsDefinitionForEveryMember) {
-  for (const Member& m : all_members())
+  for (const SimpleMember& m : all_members())
     for (const Shape& shape : {Shape{0, 9}, Shape{1, 3}, Shape{5, 21}, Shape{2, 3, 1029}}) {
       SCOPED_TRACE(to_string(m) + " " + norma::to_string(shape));
       const Arguments a(m, shape);
@@ -109,7 +108,7 @@ TEST(Norm, KernelIsItsDefinitionForEveryMember) {
 }
 
 TEST(Norm, GradientIsTheDerivativeForEveryMember) {
-  for (const Member& m : all_members()) {
+  for (const SimpleMember& m : all_members()) {
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {2, 6});
     EXPECT_OK(gradcheck<Norm>(a.x, a.w, a.b, a.z, a.residual, none, none, none, m.options));
@@ -117,7 +116,7 @@ TEST(Norm, GradientIsTheDerivativeForEveryMember) {
 }
 
 TEST(Norm, SecondDerivativeToo) {
-  for (const Member& m : all_members()) {
+  for (const SimpleMember& m : all_members()) {
     if (m.options.variance == Variance::welford) continue;  // the definition is the same
     SCOPED_TRACE(to_string(m));
     const auto check = [&] {
@@ -132,7 +131,7 @@ TEST(Norm, SecondDerivativeToo) {
 }
 
 TEST(Norm, StreamThatPassesIsXAndHasItsGradientAdded) {
-  for (Member m : all_members()) {
+  for (SimpleMember m : all_members()) {
     if (m.options.variance == Variance::welford || m.residual) continue;
     SCOPED_TRACE(to_string(m));
     m.options.passes_x = true;
@@ -144,7 +143,7 @@ TEST(Norm, StreamThatPassesIsXAndHasItsGradientAdded) {
 }
 
 TEST(NormBackward, ClosedFormAndKernelAreTheDerivativeOfTheDefinition) {
-  for (const Member& m : all_members()) {
+  for (const SimpleMember& m : all_members()) {
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {3, 33});
     const NormOptions& o = m.options;
@@ -199,7 +198,7 @@ TYPED_TEST_SUITE(NormTest, testing::FloatingTypes);
 TYPED_TEST(NormTest, EveryDtypeIsTheDefinitionInFloat64Rounded) {
   constexpr DType dtype = dtype_of<TypeParam>;
   const double stats = unit_roundoff(stats_dtype(dtype)), rounding = unit_roundoff(dtype);
-  for (const Member& m : all_members()) {
+  for (const SimpleMember& m : all_members()) {
     if (m.residual) continue;  // its sum is rounded first: compared below
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {4, 99}, dtype);
@@ -285,7 +284,7 @@ TEST(Norm, GroupsAreNormsOfTheirOwn) {
 
 TEST(Norm, RowIgnoresItsNeighboursAndTheThreads) {
   const int before = num_threads();
-  for (const Member& m : all_members()) {
+  for (const SimpleMember& m : all_members()) {
     SCOPED_TRACE(to_string(m));
     const Arguments a(m, {67, 99}, float32);
     const auto row = [](const std::optional<Tensor>& t) {

@@ -1,7 +1,6 @@
 #include "norma/ops/reduce/reduce.h"
 
 #include <cmath>
-#include <limits>
 
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
@@ -13,8 +12,8 @@
 namespace norma {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+using testing::kInf;
+using testing::kNan;
 
 /// Σ over `dims` in float64, one element after another.
 std::vector<double> plain_sum(const Tensor& x, const std::vector<int>& dims) {

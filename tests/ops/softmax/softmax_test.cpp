@@ -1,7 +1,6 @@
 #include "norma/ops/softmax/softmax.h"
 
 #include <cmath>
-#include <limits>
 
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
@@ -12,8 +11,8 @@
 namespace norma {
 namespace {
 
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+using testing::kInf;
+using testing::kNan;
 const Shape kShapes[] = {{0, 4}, {1, 1}, {3, 7}, {2, 3, 33}, {5, 1000}, {2, 4099}};
 
 template <class T>
