@@ -202,9 +202,6 @@ void forward(const NormForwardArgs& k) {
   constexpr int64_t kAhead = 8 << 10;  // bytes
   const int64_t later =
       stream ? std::max<int64_t>(together, kAhead / (cols * static_cast<int64_t>(sizeof(T)))) : 0;
-  Tensor scratch;
-  if (buffered) scratch = empty({blocks.blocks, kBuffers, group}, dtype_of<Acc>);
-
   /// All of group j of row i but its statistics. Written in place: copying what was just written in
   /// parts makes the processor wait.
   const auto begin_row = [&](int64_t i, int64_t j, Acc* u_buffer, ForwardRow<T, Acc>& row) {
@@ -259,7 +256,10 @@ void forward(const NormForwardArgs& k) {
   };
 
   parallel_for(blocks.blocks, [&](int64_t block) {
-    Acc* buffer = buffered ? scratch.span<Acc>().data() + block * kBuffers * group : nullptr;
+    // Mostly what the thread's last block had, and so in its cache (a gated backward of 256 × 4096:
+    // 0.9 of the time).
+    const Tensor scratch = buffered ? empty({kBuffers, group}, dtype_of<Acc>) : Tensor();
+    Acc* buffer = buffered ? scratch.span<Acc>().data() : nullptr;
     int count = 1;
     for (int64_t i = blocks.begin(block); i < blocks.end(block); i += count) {
       count = i + together <= blocks.end(block) ? together : 1;
@@ -399,9 +399,6 @@ void backward(const NormBackwardArgs& k) {
   const int64_t row_bytes = cols * static_cast<int64_t>(sizeof(T));
   const bool ask = stream && row_bytes >= kShort;
   const int64_t later = std::max<int64_t>(row_bytes > kLong ? 1 : 2, kAhead / row_bytes);
-  Tensor scratch;
-  if (buffered) scratch = empty({parts, kBuffers, group}, dtype_of<Acc>);
-
   /// All of group j of row i but its sums: the gate's own gradient where it comes last.
   const auto begin_row = [&](int64_t i, int64_t j, Acc* h_buffer, GradientRow<T, Acc>& row) {
     Acc *dy_buffer = h_buffer + group, *z_buffer = dy_buffer + group, *gate = z_buffer + group;
@@ -453,7 +450,8 @@ void backward(const NormBackwardArgs& k) {
   };
 
   parallel_for(blocks.blocks, [&](int64_t block) {
-    Acc* buffers = buffered ? scratch.span<Acc>().data() + block * kBuffers * group : nullptr;
+    const Tensor scratch = buffered ? empty({kBuffers, group}, dtype_of<Acc>) : Tensor();
+    Acc* buffers = buffered ? scratch.span<Acc>().data() : nullptr;
     Acc *totals = sums + block * stride, *dw = totals + (long_blocks ? 2 * cols : 0);
     Acc* db = dw + cols;
     std::fill_n(totals, stride, Acc(0));
