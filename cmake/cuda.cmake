@@ -26,10 +26,10 @@ if(NORMA_WITH_CUDA)
   message(STATUS "norma: built for the CPU and CUDA, by nvcc ${nvcc_version} (${NORMA_NVCC})")
   set(CMAKE_CUDA_COMPILER ${NORMA_NVCC})
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    # sm_80 is compiled only; 90a has wgmma and setmaxnreg, for which alone it is needed; 90 is the
-    # PTX for newer GPUs, of which the same pass of the compiler makes code for Hopper.
+    # sm_80 is compiled only; 90 is the PTX for newer GPUs, of which the same pass of the compiler
+    # makes code for Hopper. 90a has wgmma and setmaxnreg: what needs them runs nowhere else.
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
-    set(norma_hopper_architectures 80-real 90a-real 90-virtual)
+    set(norma_hopper_architectures 90a-real)
   endif()
   if(NOT norma_hopper_architectures)
     set(norma_hopper_architectures ${CMAKE_CUDA_ARCHITECTURES})
