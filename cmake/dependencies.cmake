@@ -16,11 +16,15 @@ norma_use_headers_of(Eigen3::Eigen)
 norma_use_headers_of(fmt::fmt-header-only)
 norma_use_headers_of(nlohmann_json::nlohmann_json)
 # Threads are core/parallel.h's: Eigen must not start its own.
-target_compile_definitions(norma_loops PRIVATE EIGEN_DONT_PARALLELIZE)
+foreach(part norma norma_loops)  # alike, or a precompiled header is not theirs
+  target_compile_definitions(${part} PRIVATE EIGEN_DONT_PARALLELIZE)
+endforeach()
 
 if(NORMA_BLAS STREQUAL openblas)
   set(BLA_VENDOR OpenBLAS)
   find_package(BLAS REQUIRED)
   target_link_libraries(norma PRIVATE BLAS::BLAS)
-  target_compile_definitions(norma_loops PRIVATE NORMA_USE_OPENBLAS)
+  foreach(part norma norma_loops)
+    target_compile_definitions(${part} PRIVATE NORMA_USE_OPENBLAS)
+  endforeach()
 endif()

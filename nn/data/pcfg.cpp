@@ -23,37 +23,38 @@ std::vector<std::string> split_words(std::string_view text) {
   return words;
 }
 
-struct Weighted {
-  double weight = 1;
-  std::vector<std::string> parts;
-};
-
-Weighted read_alternative(std::string_view symbol, std::string_view text) {
-  Weighted out{.parts = split_words(text)};
-  if (!out.parts.empty() && out.parts.back().starts_with('(')) {
-    const std::string last = out.parts.back();
-    const char* end = last.data() + last.size();
-    const auto read = std::from_chars(last.data() + 1, end, out.weight);
-    if (read.ec != std::errc{} || std::string_view(read.ptr, end) != ")" || !(out.weight > 0) ||
-        !std::isfinite(out.weight))
-      throw ValueError("grammar: a weight of {} must be a positive number, but is {}", symbol,
-                       last);
-    out.parts.pop_back();
-  }
-  if (out.parts.empty())
-    throw ValueError("grammar: each alternative of {} must have a part, but one is empty", symbol);
-  return out;
-}
-
 }  // namespace
 
 /// The lines of a notation, names not yet looked up.
 struct Grammar::Notation {
+  struct Weighted {
+    double weight = 1;
+    std::vector<std::string> parts;
+  };
+
   explicit Notation(std::string_view text) {
     std::istringstream stream{std::string(text)};
     for (std::string line; std::getline(stream, line);)
       if (line.find_first_not_of(" \t\r") != line.npos) read_line(line);
     if (names.empty()) throw ValueError("grammar: there must be a symbol, but there is none");
+  }
+
+  static Weighted read_alternative(std::string_view symbol, std::string_view text) {
+    Weighted out{.parts = split_words(text)};
+    if (!out.parts.empty() && out.parts.back().starts_with('(')) {
+      const std::string last = out.parts.back();
+      const char* end = last.data() + last.size();
+      const auto read = std::from_chars(last.data() + 1, end, out.weight);
+      if (read.ec != std::errc{} || std::string_view(read.ptr, end) != ")" || !(out.weight > 0) ||
+          !std::isfinite(out.weight))
+        throw ValueError("grammar: a weight of {} must be a positive number, but is {}", symbol,
+                         last);
+      out.parts.pop_back();
+    }
+    if (out.parts.empty())
+      throw ValueError("grammar: each alternative of {} must have a part, but one is empty",
+                       symbol);
+    return out;
   }
 
   void read_line(const std::string& line) {

@@ -54,11 +54,11 @@ TEST_F(SideStream, WeightGradientsHaveTheBitsOfOneStream) {
 }
 
 TEST_F(SideStream, NormsWeightGradientsHaveTheBitsOfOneStream) {
-  struct Size {
+  struct NormSize {
     Shape shape;
     const char* why;
   };
-  for (const auto& [shape, why] : {Size{{96, 64}, "small: one launch by itself, two beside"},
+  for (const auto& [shape, why] : {NormSize{{96, 64}, "small: one launch by itself, two beside"},
                                    {{4096, 640}, "a ring of blocks, whose sums are added up"},
                                    {{40, 1001}, "any rows"}}) {
     SCOPED_TRACE(why);
