@@ -112,9 +112,9 @@ void forward(const Conv1dForwardArgs& k) {
   const int64_t row_tiles = (size.length + kSteps - 1) / kSteps;
   const Split work = split(size.batch * row_tiles * size.column_tiles(), 1);
   const int64_t needed = (kSteps + 2 * size.width + 1) * kChannels;
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
-    Acc* weights = scratch.span<Acc>().data() + block * needed;
+    const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
+    Acc* weights = scratch.span<Acc>().data();
     Acc* u = weights + (size.width + 1) * kChannels;
     for (int64_t task = work.begin(block); task < work.end(block); ++task) {
       const int64_t tile = task % size.column_tiles(), rows = task / size.column_tiles();
@@ -218,11 +218,11 @@ void backward(const Conv1dBackwardArgs& k) {
   const Split rows = split(size.batch * row_tiles, 1);
   const int64_t padded_width = tiles * kChannels, needed = BackwardTile<T>::scratch(size);
   const Tensor partial = zeros({rows.blocks, taps, padded_width}, dtype_of<Acc>, cpu);
-  const Tensor scratch = empty({rows.blocks * tiles, needed}, dtype_of<Acc>, cpu);
   parallel_for(rows.blocks * tiles, [&](int64_t task) {
     const int64_t block = task / tiles, tile = task % tiles;
     const Columns columns = columns_of<Acc>(size, tile);
-    const BackwardTile<T> work(k, size, scratch.span<Acc>().data() + task * needed);
+    const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
+    const BackwardTile<T> work(k, size, scratch.span<Acc>().data());
     Acc* sums = partial.span<Acc>().data() + (block * padded_width + tile * kChannels) * taps;
     for (int64_t i = rows.begin(block); i < rows.end(block); ++i) {
       const int64_t first = i % row_tiles * kSteps;

@@ -226,11 +226,11 @@ void multiply(const MatmulArgs& args) {
   // Small products share a task: waking a thread costs as much as 10⁵ multiplications.
   const Split tasks = split(products, std::max<int64_t>(1, (1 << 18) / (n * m * k)));
   const int64_t size = detail::multiply_scratch<T>(n, m, k);
-  const Tensor scratch = empty({tasks.blocks, size}, dtype_of<T>);
   parallel_for(tasks.blocks, [&](int64_t t) {
+    const Tensor scratch = empty({size}, dtype_of<T>);
     for (int64_t i = tasks.begin(t); i < tasks.end(t); ++i) {
       const Operands o = operands(i);
-      detail::multiply_alone<T>(o.a, o.b, {o.c, m, m, bias}, scratch.span<T>().data() + t * size);
+      detail::multiply_alone<T>(o.a, o.b, {o.c, m, m, bias}, scratch.span<T>().data());
     }
   });
 }

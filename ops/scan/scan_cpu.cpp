@@ -233,12 +233,12 @@ void forward(const ScanForwardArgs& k) {
   const Sizes s = sizes_of(k.x, k.a, k.chunk);
   const int64_t blocks = s.blocks(kWidth), needed = (2 * s.n + 3) * kWidth + Chunk<T>::scratch(s);
   const Split work = split(s.batch * blocks, 1);
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
+    const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
     for (int64_t task = work.begin(block); task < work.end(block); ++task) {
       const int64_t first = task % blocks * kWidth;
       forward_task<T>(k, s, {task / blocks, first, std::min(kWidth, s.channels - first)},
-                      Memory<Acc>(scratch.span<Acc>().data() + block * needed));
+                      Memory<Acc>(scratch.span<Acc>().data()));
     }
   });
 }
@@ -396,11 +396,11 @@ void backward(const ScanBackwardArgs& k) {
   const Tensor over_channels = zeros({2, s.batch, groups, per_batch}, dtype_of<Acc>, cpu);
   const Tensor over_batch = empty({s.batch, blocks, rows, kWidth}, dtype_of<Acc>, cpu);
   const int64_t needed = BackwardTask<T>::scratch(s);
-  const Tensor scratch = empty({s.batch * groups, needed}, dtype_of<Acc>, cpu);
   Acc *db = over_channels.span<Acc>().data(), *dc = db + s.batch * groups * per_batch;
   parallel_for(s.batch * groups, [&](int64_t task) {
     const int64_t batch = task / groups, group = task % groups;
-    BackwardTask<T> work(k, s, Memory<Acc>(scratch.span<Acc>().data() + task * needed));
+    const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
+    BackwardTask<T> work(k, s, Memory<Acc>(scratch.span<Acc>().data()));
     for (int64_t block = shares.begin(group); block < shares.end(group); ++block) {
       Acc* sums = over_batch.span<Acc>().data() + (batch * blocks + block) * rows * kWidth;
       work.run({batch, block * kWidth, std::min(kWidth, s.channels - block * kWidth)},

@@ -486,10 +486,10 @@ void forward(const SsdForwardArgs& k) {
   if (k.x.shape.numel() == 0) return;
   const Split work = split(s.tasks(), 1);
   const int64_t needed = memory_of<ForwardTask<T>>(s, k);
-  const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
   parallel_for(work.blocks, [&](int64_t block) {
+    const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
     for (int64_t task = work.begin(block); task < work.end(block); ++task) {
-      Memory<Acc> memory(scratch.span<Acc>().data() + block * needed);
+      Memory<Acc> memory(scratch.span<Acc>().data());
       ForwardTask<T>(k, s, Part(s, task), memory).run();
     }
   });
@@ -538,10 +538,10 @@ void backward(const SsdBackwardArgs& k) {
   if (!nothing) {
     const Split work = split(tasks, 1);
     const int64_t needed = memory_of<BackwardTask<T>>(s, k);
-    const Tensor scratch = empty({work.blocks, needed}, dtype_of<Acc>, cpu);
     parallel_for(work.blocks, [&](int64_t block) {
+      const Tensor scratch = empty({needed}, dtype_of<Acc>, cpu);
       for (int64_t task = work.begin(block); task < work.end(block); ++task) {
-        Memory<Acc> memory(scratch.span<Acc>().data() + block * needed);
+        Memory<Acc> memory(scratch.span<Acc>().data());
         const Part part(s, task);
         BackwardTask<T>(k, s, part, memory)
             .run({db + task * per_task, dc + task * per_task, da + part.batch * s.heads,
