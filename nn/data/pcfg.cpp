@@ -102,9 +102,9 @@ void Grammar::read(const Notation& notation) {
   };
   for (const auto& alternatives : notation.symbols) {
     double sum = 0;
-    for (const Weighted& w : alternatives) sum += w.weight;
+    for (const Notation::Weighted& w : alternatives) sum += w.weight;
     Symbol& symbol = symbols_.emplace_back();
-    for (const Weighted& w : alternatives) {
+    for (const Notation::Weighted& w : alternatives) {
       Alternative& added = symbol.emplace_back(Alternative{.p = w.weight / sum, .parts = {}});
       for (const std::string& name : w.parts) added.parts.push_back(part_of(name));
     }
