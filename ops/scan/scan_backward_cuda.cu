@@ -27,9 +27,10 @@ struct BackwardKernelArgs {
 /// Lanes beside each other in a warp with the same states of different channels.
 template <class P>
 constexpr int kSide = kWarpSize / P::kLanes;
-/// Quads whose warps' parts of db and dc wait to be added: a tile's where they fit, else two.
+/// Whether the states before a quad, once read, make room for what its warps have of db and dc: a
+/// tile's are then added together, else one quad's, into one of two halves in turn.
 template <class P>
-constexpr int kWaiting = P::kN <= 16 ? kSteps / P::kQuad : 2;
+constexpr bool kPartsWait = P::kQuad * 2 * P::kN <= kWarpSize* P::kStates;
 
 /// Of a multiprocessor.
 template <class T, class P>
@@ -37,14 +38,21 @@ constexpr int kBlocks = sizeof(T) == 8 || P::kN > 64 ? 1
                         : P::kN > 16                 ? 2
                                                      : 3;
 
+template <class T, class P, bool kWait = kPartsWait<P>>
+struct PartsShared {
+  stats_t<T> part[2][kWarps][P::kQuad][2][P::kN];
+};
 template <class T, class P>
-struct BackwardShared {
+struct PartsShared<T, P, true> {};
+
+template <class T, class P>
+struct BackwardShared : PartsShared<T, P> {
   using Acc = stats_t<T>;
   SharedStates<T, P, kCopies<P::kStates, kSide<P>>> b, c;
   Acc before[kSteps / P::kQuad][kThreads][P::kStates];  // states before every kQuad steps
-  Acc part[kWaiting<P>][kWarps][P::kQuad][2][P::kN];
-  TurnedTile<P, Acc> delta, input, slope, y, fading;  // input: Δ x, and then its gradient
-  Acc d[P::kChannels], bias[P::kChannels];
+  // Δ, Δ x and the slope behind the gate; then ddt, dx and y, each in place.
+  TurnedTile<P, Acc> delta, input, slope;
+  Acc bias[P::kChannels];
   alignas(16) T x[kSteps][P::kChannels + (sizeof(T) == 2 ? 8 : 0)];
 };
 
@@ -55,9 +63,9 @@ static_assert(kBlocks<BFloat16, Plan<16, 4>> *
                   (sizeof(BackwardShared<BFloat16, Plan<16, 4>>) + 1024) <=
               228 * 1024);
 
-/// Over warps the parts of db and dc of some quads from t0 on; a step's are behind the one's
-/// before, here and in memory.
-template <class T, class P>
+/// Over warps the parts of db and dc of some quads from t0 on, which are kApart from each other; a
+/// step's are behind the one's before, here and in memory.
+template <class T, class P, int kApart>
 __device__ __forceinline__ void add_parts(const BackwardKernelArgs<T>& k,
                                           const stats_t<T>* __restrict__ part, int quads,
                                           int64_t batch, int64_t block, int64_t t0) {
@@ -67,7 +75,7 @@ __device__ __forceinline__ void add_parts(const BackwardKernelArgs<T>& k,
   const int real = int(min(k.size.length - t0, int64_t{kSteps})) * kStep;
 #pragma unroll 1
   for (int i = int(threadIdx.x) * kWide; i < quads * kEach; i += kThreads * kWide) {
-    const Acc* from = part + i / kEach * (kWarps * kEach) + i % kEach;
+    const Acc* from = part + i / kEach * kApart + i % kEach;
     Acc sum[kWide];
     get_run(from, sum);
 #pragma unroll
@@ -85,7 +93,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     scan_backward_kernel(BackwardKernelArgs<T> k) {
   using Acc = stats_t<T>;
   constexpr int kLanes = P::kLanes, kStates = P::kStates, kPer = P::kPer;
+  constexpr int kSharing = kLanes / P::kQuad;  // lanes that hold the same sums over states
   constexpr Acc kLn2 = Acc(0.6931471805599453);
+  using Turned = TurnedTile<P, Acc>;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<BackwardShared<T, P>*>(memory);
   const Sizes& s = k.size;
@@ -117,11 +127,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
   const int count = int(min(int64_t{kPer}, s.channels - first_channel - column));
   for (int i = threadIdx.x; i < P::kChannels; i += kThreads) {
     const bool real = first_channel + i < s.channels;
-    shared.d[i] = k.d && real ? k.d[first_channel + i] : Acc(0);
     shared.bias[i] = k.dt_bias && real ? k.dt_bias[first_channel + i] : Acc(0);
   }
   __syncthreads();
-  Acc dd[kPer] = {}, ddt_bias[kPer] = {};
+  const Acc d = k.d && exists ? k.d[channel] : Acc(0);
+  Acc dd = 0, ddt_bias = 0;
   Words<T, kPer> x, dt, dy, z;
   States<P, kWhole, T> b, c;
   Acc earlier[kStates];  // states before the tile
@@ -142,11 +152,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     c.read(k.c, s, batch, t0, wanted);
   };
 
+  /// Where a warp leaves what it has of a quad's db and dc.
+  const auto parts_of = [&](int quad) -> Acc* {
+    if constexpr (kPartsWait<P>)
+      return &shared.before[quad][warp * kWarpSize][0];
+    else
+      return &shared.part[quad % 2][warp][0][0][0];
+  };
   const int64_t begin = s.begin(segment) / kSteps;
   const int64_t end = (s.end(segment) + kSteps - 1) / kSteps;
   fetch_tile((end - 1) * kSteps, true);
   for (int64_t chunk = end - 1; chunk >= begin; --chunk) {
     const int64_t t0 = chunk * kSteps;
+    const int steps = int(min(s.length - t0, int64_t{kSteps}));
     Acc h[kStates];
 #pragma unroll
     for (int i = 0; i < kStates; ++i) h[i] = earlier[i];
@@ -182,8 +200,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       put_run(&shared.before[quad][threadIdx.x][0], h);
       if (quad == kSteps / P::kQuad - 1) break;
       Acc delta[P::kQuad], input[P::kQuad];
-      shared.delta.get_quad(quad * P::kQuad, own, delta);
-      shared.input.get_quad(quad * P::kQuad, own, input);
+      const int place = Turned::place(quad * P::kQuad, own);
+      get_run(&shared.delta.v[place], delta);
+      get_run(&shared.input.v[place], input);
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
         Acc into[kStates];
@@ -199,10 +218,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
       Acc states[P::kQuad + 1][kStates], fade[P::kQuad][kStates];
       Acc y[P::kQuad], dinput[P::kQuad], fading[P::kQuad], delta[P::kQuad], input[P::kQuad];
       Acc slope[P::kQuad];
-      shared.delta.get_quad(quad * P::kQuad, own, delta);
-      shared.input.get_quad(quad * P::kQuad, own, input);
-      shared.slope.get_quad(quad * P::kQuad, own, slope);
+      const int place = Turned::place(quad * P::kQuad, own);
+      get_run(&shared.delta.v[place], delta);
+      get_run(&shared.input.v[place], input);
+      get_run(&shared.slope.v[place], slope);
       read_states(&shared.before[quad][threadIdx.x][0], states[0]);
+      __syncwarp();  // what was read makes room: for parts, and for the quad's results
 #pragma unroll
       for (int j = 0; j < P::kQuad; ++j) {
         Acc into[kStates];
@@ -233,74 +254,66 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
           da[i] += p * delta[j];
         }
         sum_over_channels<kStates, kSide<P>, kLanes>(dc, db);
-        auto& part = shared.part[quad % kWaiting<P>][warp][j];
+        Acc* part = parts_of(quad) + j * 2 * P::kN + first;
         if constexpr (kSide<P> == 2 * kStates) {
-          part[lane_side & 1][first + turn] = dc[0];
+          part[(lane_side & 1) * P::kN + turn] = dc[0];
         } else {
           constexpr int kKeep = kStates / kSide<P>;
 #pragma unroll
           for (int i = 0; i < kKeep; ++i) {
-            part[0][first + (i ^ turn)] = dc[i];
-            part[1][first + (i ^ turn)] = db[i];
+            part[i ^ turn] = dc[i];
+            part[P::kN + (i ^ turn)] = db[i];
           }
         }
       }
-      constexpr int kSharing = kLanes / P::kQuad;
       scatter_sum<P::kQuad, kLanes, 1>(y);
       scatter_sum<P::kQuad, kLanes, 1>(dinput);
       scatter_sum<P::kQuad, kLanes, 1>(fading);
-      __syncwarp();  // all lanes have the quad's inputs in registers
-      if (lane % kSharing == 0) {
-        const int t = quad * P::kQuad + lane / kSharing;
-        shared.y.at(t, own) = y[0], shared.fading.at(t, own) = fading[0];
-        shared.input.at(t, own) = dinput[0];
+      if (lane % kSharing == 0) {  // of one step each, what follows from the sums
+        const int mine = lane / kSharing, at = place + mine;
+        const Acc x_own = convert<Acc>(shared.x[quad * P::kQuad + mine][own]);
+        const Acc delta_own = shared.delta.v[at], slope_own = shared.slope.v[at];
+        Acc ddt = dinput[0] * x_own + fading[0] * kLn2;
+        if (k.dt_softplus)
+          ddt *= softplus_slope<T>(delta_own);  // 0 beyond the end
+        else if (quad * P::kQuad + mine >= steps)
+          ddt = 0;
+        dd += slope_own * x_own;
+        ddt_bias += ddt;
+        shared.delta.v[at] = ddt;
+        shared.input.v[at] = dinput[0] * delta_own + slope_own * d;
+        shared.slope.v[at] = y[0] + d * x_own;
       }
-      if constexpr (kWaiting<P> == 2) {
+      if constexpr (!kPartsWait<P>) {
         __syncthreads();  // the other half of `part` is free again after the next one
-        add_parts<T, P>(k, &shared.part[quad % 2][0][0][0][0], 1, batch, block,
-                        t0 + quad * P::kQuad);
+        add_parts<T, P, 0>(k, &shared.part[quad % 2][0][0][0][0], 1, batch, block,
+                           t0 + quad * P::kQuad);
       }
     }
-    if constexpr (kWaiting < P >> 2) {
+    if constexpr (kPartsWait<P>) {
       __syncthreads();
-      add_parts<T, P>(k, &shared.part[0][0][0][0][0], kWaiting<P>, batch, block, t0);
+      add_parts<T, P, kThreads * kStates>(k, &shared.before[0][0][0], kSteps / P::kQuad, batch,
+                                          block, t0);
     }
 
-    if (t0 + row < s.length) {  // the last __syncthreads() has made the sums visible
-      Acc through[kPer], fading[kPer], y[kPer], d[kPer], dx[kPer];
-      get_run(&shared.d[column], d);
-      shared.delta.get_row(row, column, deltas);
-      const auto xs = Words<T, kPer>::load(&shared.x[row][column]);
-      shared.slope.get_row(row, column, slopes);
-      shared.input.get_row(row, column, through);
-      shared.fading.get_row(row, column, fading);
-      shared.y.get_row(row, column, y);
-#pragma unroll
-      for (int i = 0; i < kPer; ++i) {
-        inputs[i] = convert<Acc>(xs[i]);
-        fading[i] = through[i] * inputs[i] + fading[i] * kLn2;
-        dx[i] = through[i] * deltas[i] + slopes[i] * d[i];
-        dd[i] += slopes[i] * inputs[i];
-      }
-      if (k.dt_softplus) {
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) fading[i] *= softplus_slope<T>(deltas[i]);
-      }
-#pragma unroll
-      for (int i = 0; i < kPer; ++i) ddt_bias[i] += fading[i];
+    if (t0 + row < s.length) {
       const int64_t at = first_channel + column;
+      Acc ddt[kPer], dx[kPer], y[kPer];
+      shared.delta.get_row(row, column, ddt);
+      shared.input.get_row(row, column, dx);
       write<kWhole>(k.dx.row(batch, t0 + row) + at, rounded<T>(dx), count, s.aligned);
-      write<kWhole>(k.ddt.row(batch, t0 + row) + at, rounded<T>(fading), count, s.aligned);
+      write<kWhole>(k.ddt.row(batch, t0 + row) + at, rounded<T>(ddt), count, s.aligned);
       if (k.z.data) {
+        shared.slope.get_row(row, column, y);
 #pragma unroll
-        for (int i = 0; i < kPer; ++i) y[i] = gate_slopes[i] * (y[i] + d[i] * inputs[i]);
+        for (int i = 0; i < kPer; ++i) y[i] *= gate_slopes[i];
         write<kWhole>(k.dz.row(batch, t0 + row) + at, rounded<T>(y), count, s.aligned);
       }
     }
     __syncthreads();
   }
 
-  // Sums over time: da lies with the states' owners, dd and ddt_bias with the rows' readers.
+  // Sums over time: da lies with the states' owners, dd and ddt_bias with the steps'.
   Acc* to = k.over_batch + (batch * s.segments + segment) * (s.n + 2) * s.channels;
 #pragma unroll
   for (int i = 0; i < kStates; ++i) {
@@ -309,18 +322,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, P>)
     to[n * s.channels + channel] = da[i];
     if (k.dstate && segment == 0) k.dstate[(batch * s.channels + channel) * s.n + n] = g[i];
   }
-  shared.delta.put_row(row, column, dd);
-  shared.slope.put_row(row, column, ddt_bias);
-  __syncthreads();
-  for (int i = threadIdx.x; i < 2 * P::kChannels; i += kThreads) {
-    const int e = i % P::kChannels, which = i / P::kChannels;
-    if (first_channel + e >= s.channels) continue;
-    Acc sum = 0;
 #pragma unroll
-    for (int r = 0; r < kSteps; ++r)
-      sum += which == 0 ? shared.delta.at(r, e) : shared.slope.at(r, e);
-    to[(s.n + which) * s.channels + first_channel + e] = sum;
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    dd += __shfl_xor_sync(0xffffffffu, dd, step);
+    ddt_bias += __shfl_xor_sync(0xffffffffu, ddt_bias, step);
   }
+  if (!exists || lane != 0) return;
+  to[s.n * s.channels + channel] = dd;
+  to[(s.n + 1) * s.channels + channel] = ddt_bias;
 }
 
 /// The distance of neighbouring rows of (B, T, N).

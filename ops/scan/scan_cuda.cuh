@@ -300,11 +300,14 @@ using Tile = Acc[kSteps][P::kChannels + 16 / int(sizeof(Acc))];
 /// rows, a number at a time, meet in a bank.
 template <class P, class Acc>
 struct TurnedTile {
-  Acc v[P::kChannels][kSteps + 16 / int(sizeof(Acc))];
+  static constexpr int kRow = kSteps + 16 / int(sizeof(Acc));
+  Acc v[P::kChannels * kRow];
 
-  __device__ __forceinline__ Acc& at(int step, int channel) {
-    return v[channel][step ^ (channel & (kSteps - 8))];
+  /// The steps of an aligned eight follow each other.
+  __device__ __forceinline__ static int place(int step, int channel) {
+    return channel * kRow + (step ^ (channel & (kSteps - 8)));
   }
+  __device__ __forceinline__ Acc& at(int step, int channel) { return v[place(step, channel)]; }
   __device__ __forceinline__ void put_row(int step, int channel, const Acc (&from)[P::kPer]) {
 #pragma unroll
     for (int i = 0; i < P::kPer; ++i) at(step, channel + i) = from[i];

@@ -212,6 +212,9 @@ TYPED_TEST(SelectiveScanTest, ManySequencesAreAsOne) {
   constexpr DType dtype = dtype_of<TypeParam>;
   const Arguments many(34, 40, 512, 16, dtype);
   const ScanResult all = many({.final_state = true});
+  const Tensor dy = randn(many.x.shape(), float64).to(dtype);
+  const Tensor dlast = randn(all.state->shape(), float64).to(stats_dtype(dtype));
+  const Grads grads = many.gradients(dy, dlast, {.final_state = true});
   for (int64_t i : {0, 33}) {
     SCOPED_TRACE(i);
     const auto cut = [&](const Tensor& t) { return t.slice(0, i, i + 1); };
@@ -226,6 +229,13 @@ TYPED_TEST(SelectiveScanTest, ManySequencesAreAsOne) {
     };
     expect(cut(all.y), r.y);
     expect(cut(*all.state), *r.state);
+    const Grads g = one.gradients(cut(dy), cut(dlast), {.final_state = true});
+    expect(cut(grads.dx), g.dx);
+    expect(cut(grads.ddt), g.ddt);
+    expect(cut(*grads.dz), *g.dz);
+    expect(cut(grads.db), g.db);
+    expect(cut(grads.dc), g.dc);
+    expect(cut(*grads.dstate), *g.dstate);
   }
 }
 
