@@ -66,19 +66,20 @@ struct RingWarp {
   static constexpr bool kGateFirst = kGate == GateOrder::gate_then_norm;
   static constexpr bool kGateLast = kGate == GateOrder::norm_then_gate;
   static constexpr bool kGated = kGateFirst || kGateLast;
-  // With a gate and a mean, registers do not suffice for the statistics of three rows: they come
-  // with the rows (6 to 8 % faster there, as much slower where a warp has a row of no gate).
-  static constexpr bool kStaged = kGated && kFull;
+  // Of chunks' rows with a mean, the statistics of the next turns wait in shared memory: asked for
+  // a row at a time they were 30 of 540 instructions and six registers.
+  static constexpr bool kKeepsStats = kBlock && kFull;
+  // Of one warp's rows they come with the rows: memory at its bound brings what is asked for a row
+  // ahead too late, which was half of RMSNorm's waiting at 256 columns. Rows of float, where a row
+  // is more time, and odd ones, much of whose time is arithmetic, have them in fewer instructions
+  // so, but for those with a gate and a mean, for which registers do not suffice.
+  static constexpr bool kStaged = !kBlock && ((kGated && kFull) || (sizeof(T) == 2 && !kOdd));
   // Missing vectors are zeros and take part in sums, so that no branch parts a warp's two vectors,
   // where there are registers for two at a time.
-  static constexpr bool kDense = kBlock && !kOdd && !kStaged;
-  // A chunk's statistics have senders as its tensors have, in lanes of their own.
-  static constexpr bool kSendsStats = kStaged && kBlock && !kOdd;
-  static constexpr int kSenders = kSendsStats ? 7 : 4;
+  static constexpr bool kDense = kBlock && !kOdd && !(kGated && kFull);
   // Of two vectors a lane with a mean, registers suffice for x̂ alone.
   static constexpr bool kHoldsAll = kHolds && !(kFull && kVecs > 1);
-  static constexpr int kStatsLanes = !kStaged ? 0 : kSendsStats ? 3 : kBlock ? 1 : kWarpSize;
-  static constexpr uint32_t kControl = control_bytes(kSendsStats);
+  static constexpr uint32_t kControl = control_bytes(kKeepsStats);
   static constexpr bool kKeepsBias = kGateLast && sizeof(T) == 2;  // float has no room, nor need
 
   const NormBackwardArgs& k;
@@ -86,13 +87,14 @@ struct RingWarp {
   const Pace& pace;
   Acc* const aside;
   unsigned char* memory;
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = kept(static_cast<int>(threadIdx.x) % kWarpSize);
   const int warp = threadIdx.x / kWarpSize;
   const int lanes, lane_in, team;   // of those that share a group: how many, which; their number
   const int unit, chunk;            // the unit's number in the block; the warp's chunk of a group
   const bool leads;                 // has its unit's first chunk in this block
   int column, group;                // of this lane's first vector
   int place, units, turns;          // among the units of a set, and tiles for it
+  int often;                        // at_times
   uint32_t control, meeting, ring;  // in shared memory: what it keeps, its unit's slots, its stages
   Acc gain[kVecs][kWidth], dw[kVecs][kWidth] = {};
   Acc db[kFull ? kVecs : 1][kWidth] = {};
@@ -120,30 +122,23 @@ struct RingWarp {
     const int left = ceil_div(plan.rows, plan.tile_rows) - place;
     const bool works = place < units && left > 0 && chunk < plan.order.chunks;
     turns = works ? ceil_div(left, units) : 0;
+    const int pace_mask = pace.times > 0 && chunk == 0 ? pace.turn_mask : kStatsKept / 2 - 1;
+    often = kept(min(pace_mask, kStatsKept / 2 - 1));
     const uint32_t base = shared_address(memory);
     control = kept(base + static_cast<uint32_t>(warp) * plan.warp_bytes);
     meeting =
         kBlock ? kept(base + plan.units_at + static_cast<uint32_t>(unit) * plan.unit_bytes) : 0;
     ring = kept(base + plan.ring_at + static_cast<uint32_t>(warp * plan.stages) * plan.stage_bytes);
     if (lane >= kSenders) return;
-    RingSender mine{};
-    if (lane < 4) {
-      const RingRows& t = plan.in[lane];
-      const int piece = kBlock
-                            ? min(plan.size - chunk * kChunk, kChunk)
-                            : plan.size * min(plan.groups - set * plan.set_groups, plan.set_groups);
-      const int first = set * plan.set_groups * plan.size + chunk * kChunk;
-      mine = {t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element,
-              int64_t{units} * plan.tile_rows * t.row_bytes,
-              static_cast<uint32_t>(piece * t.element),
-              static_cast<uint32_t>(piece) * plan.element_bytes, ring + t.at};
-    } else {
-      const ConstVec& t = lane == 4 ? k.rstd : lane == 5 ? k.mean : k.mean_rest;
-      mine = {
-          static_cast<const unsigned char*>(t.data) + (int64_t{place} * plan.groups + group) * 4,
-          int64_t{units} * plan.groups * 4, t ? 4u : 0u, 0,
-          stats_in(0, 0) + 4u * static_cast<uint32_t>(lane - 4)};
-    }
+    const RingRows& t = plan.in[lane];
+    const int piece = kBlock
+                          ? min(plan.size - chunk * kChunk, kChunk)
+                          : plan.size * min(plan.groups - set * plan.set_groups, plan.set_groups);
+    const int first = set * plan.set_groups * plan.size + chunk * kChunk;
+    const RingSender mine{
+        t.data + int64_t{place} * plan.tile_rows * t.row_bytes + int64_t{first} * t.element,
+        int64_t{units} * plan.tile_rows * t.row_bytes, static_cast<uint32_t>(piece * t.element),
+        static_cast<uint32_t>(piece) * plan.element_bytes, ring + t.at};
     const auto* words = reinterpret_cast<const uint4*>(&mine);
     write_shared(sender_at(), words[0]);
     write_shared(sender_at() + 16, words[1]);
@@ -166,11 +161,12 @@ struct RingWarp {
     if (lane == 0) {
       for (int stage = 0; stage < plan.stages; ++stage)
         // Who announces bytes, and who fetch statistics.
-        landed_in(stage).init(1 + kStatsLanes);
+        landed_in(stage).init(kStaged ? 1 + kWarpSize : 1);
       publish_barriers();
     }
     __syncwarp();
-    if constexpr (kStaged) clear_stats();
+    if constexpr (kKeepsStats || kStaged) clear_stats();
+    if constexpr (kKeepsStats) fetch_stats(0);
     if constexpr (kDense) clear_missing();
     for (int stage = 0; stage < plan.stages; ++stage) send_into(stage, stage);
     if constexpr (kKeepsBias) keep_bias();
@@ -191,7 +187,9 @@ struct RingWarp {
   __device__ __forceinline__ BarrierAt landed_in(int stage) const {
     return {control + static_cast<uint32_t>(stage) * 8};
   }
-  __device__ __forceinline__ int of(int v) const { return v * lanes * kWidth; }
+  __device__ __forceinline__ int of(int v) const {
+    return v * (kBlock ? kWarpSize : lanes) * kWidth;
+  }
   __device__ __forceinline__ bool exists(int v) const { return column + of(v) < plan.size; }
   /// Elements of a vector that exists.
   __device__ __forceinline__ int count(int v) const {
@@ -261,7 +259,7 @@ struct RingWarp {
     if (turn >= turns) return;
     const int first = (place + turn * units) * plan.tile_rows;
     const int rows = kBlock ? 1 : min(plan.rows - first, plan.tile_rows);
-    if (kStaged && !kSendsStats && lane < kStatsLanes) {
+    if constexpr (kStaged) {
       fetch_stats(stage, first, rows);
       arrive_with_copies(landed_in(stage));
     }
@@ -272,11 +270,6 @@ struct RingWarp {
     if (lane >= kSenders) return;
     const RingSender s = sender();
     const uint32_t to = s.to + static_cast<uint32_t>(stage) * plan.stage_bytes;
-    if (kSendsStats && lane >= 4) {
-      if (s.bytes > 0) copy_4(to, s.next);
-      arrive_with_copies(landed_in(stage));
-      return advance(s);
-    }
     if (lane == 0) landed_in(stage).expect(s.all_bytes * static_cast<uint32_t>(rows));
     if (s.bytes == 0) return;
     if (kBlock || plan.whole) {
@@ -293,8 +286,8 @@ struct RingWarp {
   /// The same of odd rows, each in the 16-byte pieces that cover it.
   __device__ __forceinline__ void send_covering(int stage, int rows) const {
     RingSender s{};
-    if (lane < 4) s = sender();
-    const RingRows& t = plan.in[lane & 3];
+    if (lane < kSenders) s = sender();
+    const RingRows& t = plan.in[lane & (kSenders - 1)];
     const bool sends = s.bytes > 0;
     uint32_t bytes = 0;
     if (sends)
@@ -350,10 +343,10 @@ struct RingWarp {
     }
     copies_follow_writes();
   }
-  /// Of a row, asked for while the row before is at work; nothing where they come with the rows.
+  /// Of a row, asked for while the row before is at work; nothing where they come otherwise.
   __device__ __forceinline__ Stats<Acc> ask_stats(int row) const {
     Stats<Acc> s;
-    if (kStaged || row >= plan.rows || group >= plan.groups) return s;
+    if (kKeepsStats || kStaged || row >= plan.rows || group >= plan.groups) return s;
     const int at = row * plan.groups + group;
     if (kFull && k.mean) s.mean = k.mean.at<Acc>(at);
     if (kFull && k.mean_rest) s.mean_rest = k.mean_rest.at<Acc>(at);
@@ -362,38 +355,68 @@ struct RingWarp {
   }
   /// What was asked for, or has come with the rows: those of an item, a row and group, of a tile.
   __device__ __forceinline__ Stats<Acc> stats(const Stats<Acc>& asked, int stage, int item) const {
-    if constexpr (!kStaged) return asked;
-    const uint4 words = read_shared(stats_in(stage, item));
+    return kStaged ? read_stats(stats_in(stage, item)) : asked;
+  }
+  /// The same of a turn's row.
+  __device__ __forceinline__ Stats<Acc> stats(const Stats<Acc>& asked, int turn) const {
+    return kKeepsStats ? read_stats(kept_stats(turn)) : asked;
+  }
+  /// rstd, mean and its rest, in 16 bytes.
+  static __device__ __forceinline__ Stats<Acc> read_stats(uint32_t at) {
+    const uint4 words = read_shared(at);
     Stats<Acc> s;
     s.rstd = __uint_as_float(words.x), s.mean = __uint_as_float(words.y);
     s.mean_rest = __uint_as_float(words.z);
     return s;
   }
-  /// Of a tile in a stage, an item's rstd, mean and its rest, in 16 bytes.
+  /// Of an item of a tile in a stage.
   __device__ __forceinline__ uint32_t stats_in(int stage, int item) const {
     return ring + static_cast<uint32_t>(stage) * plan.stage_bytes + plan.stats_in_stage +
            kStatsBytes * static_cast<uint32_t>(item);
   }
-  __device__ __forceinline__ void fetch(int stage, int item, int64_t at) const {
-    copy_4(stats_in(stage, item), k.rstd.as<Acc>() + at);
-    if (k.mean) copy_4(stats_in(stage, item) + 4, k.mean.as<Acc>() + at);
-    if (k.mean_rest) copy_4(stats_in(stage, item) + 8, k.mean_rest.as<Acc>() + at);
+  __device__ __forceinline__ uint32_t kept_stats(int turn) const {
+    return control + kStatsAt + kStatsBytes * (static_cast<uint32_t>(turn) & (kStatsKept - 1));
   }
+  __device__ __forceinline__ void fetch(uint32_t to, int64_t at) const {
+    copy_4(to, k.rstd.as<Acc>() + at);
+    if (k.mean) copy_4(to + 4, k.mean.as<Acc>() + at);
+    if (k.mean_rest) copy_4(to + 8, k.mean_rest.as<Acc>() + at);
+  }
+  /// Of a tile.
   __device__ __forceinline__ void fetch_stats(int stage, int first_row, int rows) const {
-    if constexpr (kBlock) return fetch(stage, 0, int64_t{first_row} * plan.groups + group);
     const int log_set = 31 - __clz(plan.set_groups), first = group - (plan.by_rows ? 0 : team);
 #pragma unroll 1
-    for (int item = lane; item < rows << log_set; item += kStatsLanes) {
+    for (int item = lane; item < rows << log_set; item += kWarpSize) {
       const int of_set = first + (item & (plan.set_groups - 1));
       if (of_set < plan.groups)
-        fetch(stage, item, int64_t{first_row + (item >> log_set)} * plan.groups + of_set);
+        fetch(stats_in(stage, item), int64_t{first_row + (item >> log_set)} * plan.groups + of_set);
     }
+  }
+  /// Of the rows of half the turns that are kept.
+  __device__ __forceinline__ void fetch_stats(int first_turn) const {
+    const int turn = first_turn + lane;
+    if (lane < kStatsKept / 2 && turn < turns)
+      fetch(kept_stats(turn), int64_t{place + turn * units} * plan.groups + group);
+  }
+  /// One half is used while the other comes. At a half's second turn the last row of the other is
+  /// finished.
+  __device__ __forceinline__ void keep_stats(int turn) const {
+    const int in_half = turn & (kStatsKept / 2 - 1);
+    if (in_half > 1) return;
+    if (in_half == 1) return fetch_stats(turn - 1 + kStatsKept / 2);
+    wait_for_all_copies();
+    __syncwarp();
   }
   /// What is not fetched is 0.
   __device__ __forceinline__ void clear_stats() const {
-    for (int stage = 0; stage < plan.stages; ++stage)
-      for (int item = lane; item < plan.tile_items; item += kWarpSize)
-        write_shared(stats_in(stage, item), uint4{0, 0, 0, 0});
+    const uint4 zeros{0, 0, 0, 0};
+    if constexpr (kKeepsStats)
+      for (int turn = lane; turn < kStatsKept; turn += kWarpSize)
+        write_shared(kept_stats(turn), zeros);
+    else
+      for (int stage = 0; stage < plan.stages; ++stage)
+        for (int item = lane; item < plan.tile_items; item += kWarpSize)
+          write_shared(stats_in(stage, item), zeros);
     __syncwarp();
   }
   /// `at`: an element of the stage, of which this is vector v of this lane.
@@ -407,7 +430,11 @@ struct RingWarp {
       read_floats(from, to);
   }
   __device__ __forceinline__ uint32_t place_of(uint32_t stage, int which, int byte) const {
-    return stage + plan.in[which].at + static_cast<uint32_t>(byte);
+    // Of chunks the compiler is to know it.
+    constexpr uint32_t kH = kChunk * sizeof(H), kT = kChunk * sizeof(T);
+    constexpr uint32_t kAt[] = {0, kH, kH + kT, kH + (kGated ? 2 : 1) * kT};
+    const uint32_t first = kBlock && !kOdd ? kAt[which] : plan.in[which].at;
+    return stage + static_cast<uint32_t>(byte) + first;
   }
   /// Where this lane's part of a row begins.
   template <class E>
@@ -417,12 +444,14 @@ struct RingWarp {
   }
 
   /// 16 bytes of results of vector v; those of odd rows wait in the stage for deliver().
-  __device__ __forceinline__ void put(uint32_t stage, int which, int at, int v, T* to,
+  __device__ __forceinline__ void put(bool writes, uint32_t stage, int which, int at, int v, T* to,
                                       const Acc (&value)[kWidth]) const {
+    const uint4 words = packed<T>(value);  // before it is asked, or a branch jumps over it
+    if (!writes) return;
     if constexpr (kOdd)
-      write_shared(place_of(stage, which, (at + of(v)) * int{sizeof(T)}), packed<T>(value));
+      write_shared(place_of(stage, which, (at + of(v)) * int{sizeof(T)}), words);
     else
-      pack<T>(to + of(v), value);
+      *reinterpret_cast<uint4*>(to + of(v)) = words;
   }
 
   // ---- What is computed
@@ -477,45 +506,47 @@ struct RingWarp {
         r.finish_gate(
             gain[v], bool(k.b), [&](float(&b)[kWidth]) { read_bias(v, b); }, other);
       const bool writes = !kDense || exists(v);
-      if (kGated && (wants & kWantsDz) && writes) put(stage, 2, at, v, dz, other);
+      if constexpr (kGated) put((wants & kWantsDz) && writes, stage, 2, at, v, dz, other);
       if (wants & kHasDh) {
         read_stage<H>(stage, 3, at + of(v), other);
 #pragma unroll
         for (int e = 0; e < kWidth; ++e) du[e] = add(du[e], other[e]);
       }
       if ((wants & kWantsDresidual) && writes) {
+        const int here = kept(row);  // or its place is worked out where nobody wants it
         if (!kOdd && (kWide || sizeof(T) == 4 || (wants & kWidens)))
-          write_whole(out<Acc>(plan.dresidual, row) + of(v), du);
+          write_whole(out<Acc>(plan.dresidual, here) + of(v), du);
         else
-          put(stage, 1, at, v, out<T>(plan.dresidual, row), du);
+          put(true, stage, 1, at, v, out<T>(plan.dresidual, here), du);
       }
-      if ((wants & kWantsDx) && writes) put(stage, 0, at, v, dx, du);
+      put((wants & kWantsDx) && writes, stage, 0, at, v, dx, du);
     }
   }
-  /// Both sums over the lanes of a group. A warp that waits for no other is to save instructions,
-  /// not time: two sums share its steps after the first, each in half of the lanes, since a shuffle
-  /// takes the place of four additions.
+  /// Both sums over the lanes of a group.
   __device__ __forceinline__ float2 over_lanes(float2 s) const {
-    const auto from = [](float v, int step) { return __shfl_xor_sync(0xffffffffu, v, step); };
-    if (kBlock || !kFull) {
-#pragma unroll
-      for (int step = kWarpSize / 2; step > 0; step /= 2) {
-        if (step >= lanes) continue;
-        s.x = add(s.x, from(s.x, step));
-        if (kFull) s.y = add(s.y, from(s.y, step));
-      }
-      return s;
-    }
+    if constexpr (!kFull) return {sum_of<kWarpSize>(s.x, lanes), 0};
     if (lanes == 1) return s;
-    const int half = lanes / 2;
-    const bool second = (lane & half) != 0;
-    float sum = second ? s.y : s.x;
-    sum = add(sum, from(second ? s.x : s.y, half));
+    const float sum = shared_sum(s, lanes), other = from_lane(sum, lanes / 2);
+    return (lane & (lanes / 2)) != 0 ? float2{other, sum} : float2{sum, other};
+  }
+  static __device__ __forceinline__ float from_lane(float v, int apart) {
+    return __shfl_xor_sync(0xffffffffu, v, apart);
+  }
+  /// lanes_sum, which looks at each step whether it is one, where those are not kMost.
+  template <int kMost>
+  static __device__ __forceinline__ float sum_of(float v, int of_lanes) {
+    if (of_lanes < kMost) return lanes_sum(v, of_lanes);
 #pragma unroll
-    for (int step = kWarpSize / 4; step > 0; step /= 2)
-      if (step < half) sum = add(sum, from(sum, step));
-    const float other = from(sum, half);
-    return second ? float2{other, sum} : float2{sum, other};
+    for (int step = kMost / 2; step > 0; step /= 2) v = add(v, from_lane(v, step));
+    return v;
+  }
+  /// The first sum in the first half of a group's lanes, the second in the others: they share the
+  /// steps after the first, since a shuffle takes the place of four additions.
+  __device__ __forceinline__ float shared_sum(float2 s, int of_lanes) const {
+    const int half = of_lanes / 2;
+    const bool second = (lane & half) != 0;
+    return sum_of<kWarpSize / 2>(add(second ? s.y : s.x, from_lane(second ? s.x : s.y, half)),
+                                 half);
   }
   /// Their means: of g only where the norm is centred.
   __device__ __forceinline__ float2 means_of(float2 sums) const {
@@ -524,6 +555,14 @@ struct RingWarp {
 
   // ---- Turns
 
+  /// What is not to be done at every turn, behind one question: it is at the first two turns of
+  /// some power of two.
+  __device__ __forceinline__ void at_times(int n) {
+    if ((n & often) > 1) return;
+    if constexpr (kKeepsStats) keep_stats(n);
+    keep_pace(n);
+    put_aside(n);
+  }
   /// This lane's place among the sums put aside.
   __device__ __forceinline__ Acc* aside_of(int which, int v) const {
     const int of_block = static_cast<int>(blockIdx.x) * plan.warps + warp;
@@ -594,8 +633,7 @@ struct RingWarp {
     uint32_t parity = 0;
     Stats<Acc> next = ask_stats(place * plan.tile_rows + shift);
     for (int n = 0; n < turns; ++n) {
-      keep_pace(n);
-      put_aside(n);
+      at_times(n);
       landed_in(stage).wait(parity);
       const uint32_t from = ring + static_cast<uint32_t>(stage) * plan.stage_bytes;
       const int first = (place + n * units) * plan.tile_rows + shift;
@@ -633,12 +671,11 @@ struct RingWarp {
       const Row now = next;
       if (n < turns) {
         next.asked = ask_stats(place + (n + 1) * units);
-        keep_pace(n);
-        put_aside(n);
+        at_times(n);
         landed_in(now.stage).wait(parity);
         const uint32_t from = ring + static_cast<uint32_t>(now.stage) * plan.stage_bytes;
         if constexpr (kOdd) straighten(from, at, place + n * units, true);
-        publish(over_lanes(begin(from, at, stats(now.asked, now.stage, 0), held)), n);
+        publish(begin(from, at, stats(now.asked, n), held), n);
         if (++next.stage == plan.stages) next.stage = 0, parity ^= 1;
       }
       const int n_ended = n - plan.behind;
@@ -648,7 +685,7 @@ struct RingWarp {
         if (plan.behind) ended = before;
         const int row = place + n_ended * units;
         const uint32_t from = ring + static_cast<uint32_t>(ended.stage) * plan.stage_bytes;
-        finish(from, at, stats(ended.asked, ended.stage, 0), row, mean, held);
+        finish(from, at, stats(ended.asked, n_ended), row, mean, held);
         if constexpr (kOdd) deliver(from, at, row, true);
         __syncwarp();
         send_into(ended.stage, n_ended + plan.stages);
@@ -664,20 +701,21 @@ struct RingWarp {
     return meeting + kSlots * 8 +
            static_cast<uint32_t>(slot * plan.slot_chunks + of_chunk) * uint32_t{sizeof(Sums)};
   }
-  __device__ __forceinline__ void publish(float2 both, int turn) const {
-    const int slot = turn & (kSlots - 1);
-    Sums mine;
-    if constexpr (kFull)
-      mine = both;
-    else
-      mine = both.x;
+  /// Sums the lanes' and leaves them for the row's other warps: the second sum, where there is one,
+  /// is the last lanes' to bring.
+  __device__ __forceinline__ void publish(float2 of_lane, int turn) const {
+    constexpr int kBringers = kFull ? kWarpSize / 2 : kWarpSize;
+    const int slot = turn & (kSlots - 1), bringer = lane & (kBringers - 1);
+    const float mine =
+        kFull ? shared_sum(of_lane, kWarpSize) : sum_of<kWarpSize>(of_lane.x, kWarpSize);
+    const uint32_t at = sums_in(slot, chunk) + (lane == bringer ? 0 : uint32_t{sizeof(float)});
     if (plan.cluster > 1) {
       if (leads && lane == 0)
         arrived_in(slot).expect(static_cast<uint32_t>(plan.order.chunks) * uint32_t{sizeof(Sums)});
-      if (lane < plan.ranks)
-        send_counted(sums_in(slot, chunk), mine, arrived_in(slot), static_cast<uint32_t>(lane));
-    } else if (lane == 0) {
-      write_shared(sums_in(slot, chunk), mine);
+      if (bringer < plan.ranks)
+        send_counted(at, mine, arrived_in(slot), static_cast<uint32_t>(bringer));
+    } else if (bringer == 0) {
+      write_shared(at, mine);
       arrived_in(slot).arrive();
     }
   }
@@ -799,7 +837,7 @@ __global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * k
       for (uint32_t slot = 0; slot < kSlots; ++slot)
         BarrierAt{shared_address(memory) + plan.units_at +
                   static_cast<uint32_t>(unit) * plan.unit_bytes + 8 * slot}
-            .init(clustered ? 1 : plan.order.chunks);
+            .init(clustered ? 1 : plan.order.chunks * (kFull ? 2 : 1));  // by its bringers
     for (int unit = 0; unit < plan.units && plan.slot_chunks > plan.order.chunks; ++unit)
       for (uint32_t byte = kSlots * 8; byte < plan.unit_bytes; byte += 16)
         write_shared(shared_address(memory) + plan.units_at +

@@ -32,14 +32,16 @@ struct alignas(16) RingSender {
 };
 inline constexpr int kMostStages = 8;
 /// What a warp keeps in shared memory, since registers are scarce: its stages' barriers, its
-/// senders for four tensors, and where those have statistics beside them, for three of these; and
-/// then, where a gate needs it, its part of the bias. A unit of many warps keeps kSlots barriers,
-/// and as many times each chunk's sums.
-inline constexpr uint32_t kSendersAt = kMostStages * 8;
-constexpr uint32_t control_bytes(bool sends_stats) {
-  return kSendersAt + (sends_stats ? 7 : 4) * static_cast<uint32_t>(sizeof(RingSender));
+/// senders for four tensors, of chunks with a mean the statistics of kStatsKept turns; and then,
+/// where a gate needs it, its part of the bias. A unit of many warps keeps kSlots barriers, and as
+/// many times each chunk's sums.
+inline constexpr int kSenders = 4, kStatsKept = kWarpSize;
+inline constexpr uint32_t kStatsBytes = 16;  ///< of a row
+inline constexpr uint32_t kSendersAt = kMostStages * 8,
+                          kStatsAt = kSendersAt + kSenders * uint32_t{sizeof(RingSender)};
+constexpr uint32_t control_bytes(bool keeps_stats) {
+  return kStatsAt + (keeps_stats ? kStatsKept * kStatsBytes : 0);
 }
-inline constexpr uint32_t kStatsBytes = 16;  ///< of a row in a stage
 
 enum : unsigned { kWantsDx = 1, kWantsDresidual = 2, kWidens = 4, kWantsDz = 8, kHasDh = 16 };
 
@@ -190,13 +192,13 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.pitch = plan.size * plan.set_groups;
   if (odd) plan.pitch = ceil_div(plan.size, width) * width + width;
   int64_t piece = kChunk + (odd ? width : 0);  // elements of a stage
-  plan.warp_bytes = control_bytes(k.z && full && order.chunks > 1 && !odd);
+  plan.warp_bytes = control_bytes(full && order.chunks > 1);
   if (narrow && k.b && k.options.gate == GateOrder::norm_then_gate)
     plan.warp_bytes += static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
   int64_t head = int64_t{most_warps} * plan.warp_bytes + 128;  // before the rings
   const auto memory_of_stage = [&] {
-    return piece * plan.element_bytes +
-           ceil_div(int64_t{plan.tile_items} * kStatsBytes, int64_t{128}) * 128;
+    const int64_t stats = order.chunks > 1 ? 0 : int64_t{plan.tile_items} * kStatsBytes;
+    return ceil_div(piece * plan.element_bytes + stats, int64_t{128}) * 128;
   };
   const auto fit = [&](int64_t warp_stages) {
     return static_cast<int>((int64_t{kRingMemory} - head) / (warp_stages * memory_of_stage()));
