@@ -277,6 +277,43 @@ INSTANTIATE_TEST_SUITE_P(
                                          Size{20, 32768}, Size{12, 65536}, Size{8, 131072})),
     name_of);
 
+class BackwardsInTurn : public NormPlansOf {
+ protected:
+  /// Rows so many that what waits for a row's turn was another's place before.
+  void expect_bits_of_general(GateOrder gate) {
+    const NoGrad off;
+    const Pretended one(1);
+    const MostInOneLaunch none_in_one(0, 0);
+    for (NormKind kind : {NormKind::rms, NormKind::layer}) {
+      Member m;
+      m.options.kind = kind, m.options.gate = gate, m.options.group = size_.group;
+      m.w = true, m.b = kind == NormKind::layer;
+      SCOPED_TRACE(to_string(m));
+      const NormArguments a(m, {size_.rows, size_.cols}, dtype_, float32);
+      const Tensor dy = randn({size_.rows, size_.cols}).to(dtype_);
+      force_general(true);
+      const Everything general = run_on_gpu(a, dy, none);
+      force_general(false);
+      const NormGrads fast = backward_on_gpu(a, general.forward, dy, none);
+      expect_same(fast.dx, general.backward.dx);
+      expect_same(fast.dz, general.backward.dz);
+      EXPECT_CLOSE(*fast.dw, *general.backward.dw, {.absolute = 2e-3});
+      if (m.b) {
+        EXPECT_CLOSE(*fast.db, *general.backward.db, {.absolute = 2e-3});
+      }
+    }
+  }
+};
+TEST_P(BackwardsInTurn, DoNotMixRows) { expect_bits_of_general(GateOrder::no_gate); }
+TEST_P(BackwardsInTurn, DoNotMixGatedRows) { expect_bits_of_general(GateOrder::norm_then_gate); }
+INSTANTIATE_TEST_SUITE_P(
+    All, BackwardsInTurn,
+    ::testing::Combine(kHalvesAndFloat,
+                       ::testing::Values(Size{2401, 72}, Size{1201, 256}, Size{701, 512},
+                                         Size{801, 768}, Size{201, 4096}, Size{101, 4097},
+                                         Size{70, 12288}, Size{101, 2048, 1024}, Size{50, 65536})),
+    name_of);
+
 TEST_F(NormPlans, MeansOf16BitsAreExactToAMillionthOfTheDeviation) {
   // Their terms about the mean are not added up, but follow from the sums. Among rows far from zero
   // one where a single element differs, by its last bit: the mean as one float32 would lose that.
