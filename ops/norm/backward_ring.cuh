@@ -11,20 +11,23 @@
 
 namespace norma::norm_cuda {
 
-/// By which units keep together (choose_pace). A unit's first warp counts its turns, all in one
-/// word, and waits where it is ahead of the mean. What it waits for may not run at all, where
-/// others have part of the GPU: after a time it gives up for good. No result depends on it.
+/// By which blocks keep together (choose_pace). The first warp of a block's first unit, or of a
+/// cluster's, leads: it counts its turns, all of these in one word, and waits where it is ahead of
+/// the mean. The block's other units follow it by way of shared memory: 24 that count for
+/// themselves are too many for one word. What a leader waits for may not run at all, where others
+/// have part of the GPU: after a time it gives up for good. No result depends on it.
 struct Pace {
   unsigned* progress = nullptr;  ///< arrival_counter()
-  int units = 0, times = 0;      ///< that count, and how often each does
+  int leaders = 0, times = 0;    ///< that count, and how often each does
   int lead = 0;                  ///< counts of all by which one may be ahead
   int log_turns = 0;             ///< of the plan's pace_turns
   int turn_mask = 0;             ///< and that less one, or the compiler keeps it and spills
 
   Pace() = default;
   /// For so many units that have at least so many turns.
-  Pace(const Cuda& on, const RingPlan& plan, int64_t all, int64_t turns)
-      : units(static_cast<int>(all)), lead(static_cast<int>(all * plan.pace_lead / 8)) {
+  Pace(const Cuda& on, const RingPlan& plan, int64_t units, int64_t turns)
+      : leaders(static_cast<int>(ceil_div(units, int64_t{plan.units}))),
+        lead(leaders * plan.pace_lead / 8) {
     if (plan.pace_turns > 0 && turns > 0) times = static_cast<int>((turns - 1) / plan.pace_turns);
     while (plan.pace_turns >> (log_turns + 1) > 0) ++log_turns;
     turn_mask = plan.pace_turns - 1;
@@ -600,29 +603,43 @@ struct RingWarp {
   }
 
   unsigned seen = 0;  // of progress
-  int patience = 32;  // how often it looks again
-  /// Its count is on its way for a turn before it is looked at.
+  int patience = 32;  // how often a leader looks again
+  /// A leader's count is on its way for a turn before it is looked at.
   __device__ __forceinline__ void keep_pace(int n) {
     if (pace.times == 0 || chunk != 0 || lane != 0) return;
     const int phase = n & pace.turn_mask, time = n >> pace.log_turns;
     if (phase > 1 || time == 0 || time > pace.times) return;
-    if (time == pace.times) {  // after the last none looks, since it may be cleared
+    if (unit > 0) {
+      if (phase == 1 && time < pace.times) follow(time);
+    } else if (time == pace.times) {  // after the last none looks, since it may be cleared
       if (phase == 0) seen = atomicAdd(pace.progress, 1u);
     } else if (phase == 0) {
       atomicAdd(pace.progress, 1u);  // not its answer: the compiler would wait for that here
       asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(pace.progress));
     } else {
-      const int needed = time * pace.units - pace.lead;
+      const int needed = time * pace.leaders - pace.lead;
       int left = patience;
       while (static_cast<int>(seen) < needed && left-- > 0)
         seen = *reinterpret_cast<volatile unsigned*>(pace.progress);
       if (left < 0) patience = 0;
+      *led() = time;
     }
+  }
+  /// The last time that the block's leader went on.
+  __device__ __forceinline__ volatile int* led() const {
+    return reinterpret_cast<volatile int*>(memory + plan.led_at);
+  }
+  __device__ __forceinline__ void follow(int time) {
+    constexpr int kLooks = 64;  // at shared memory, in the time of one at the leaders' word
+    int left = patience * kLooks;
+    while (*led() < time && left-- > 0) {
+    }
+    if (left < 0) patience = 0;
   }
   /// Who counted last clears the word.
   __device__ __forceinline__ void end_pace() const {
-    if (pace.times > 0 && chunk == 0 && lane == 0 && turns > 0 &&
-        seen + 1 == static_cast<unsigned>(pace.times * pace.units))
+    if (pace.times > 0 && chunk == 0 && unit == 0 && lane == 0 && turns > 0 &&
+        seen + 1 == static_cast<unsigned>(pace.times * pace.leaders))
       *pace.progress = 0;
   }
 
@@ -815,7 +832,7 @@ struct RingWarp {
 /// the loop.
 ///   Four slots of sums suffice: who sends those of row n has finished row n − 2, for which all
 ///   others had sent theirs, and so had read those of row n − 4.
-///   Units keep together by Pace.
+///   Blocks keep together by Pace.
 ///   bytes  rows · D · (h, dy, dx and where they are: z, dz, dh, dresidual), and a row of sums a
 ///   block
 ///   bound  memory
@@ -832,6 +849,7 @@ __global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * k
   const int rank = clustered ? static_cast<int>(cluster_rank()) : 0;
   wait_for_previous_kernel();  // and norm_fold_kernel may come and wait
   RingWarp<T, kGate, kFull, kWide, kUnit, kOdd, kHolds> warp(k, plan, pace, aside, memory, rank);
+  if (threadIdx.x == 0) *warp.led() = 0;
   if (kBlock && threadIdx.x == 0) {
     for (int unit = 0; unit < plan.units; ++unit)
       for (uint32_t slot = 0; slot < kSlots; ++slot)

@@ -70,9 +70,9 @@ struct RingPlan {
   int pace_turns = 0, pace_lead = 0;
   float beta = 1;                       ///< of the gate
   float inverse = 1, inverse_of_g = 0;  ///< by which the sums of a row become its means
-  /// Shared memory: what each warp keeps (control_bytes), what each unit does, and the warps'
-  /// rings.
-  uint32_t warp_bytes = 0, units_at = 0, unit_bytes = 0, ring_at = 0;
+  /// Shared memory: what each warp keeps (control_bytes), what each unit does, a word for the
+  /// block's pace, and the warps' rings.
+  uint32_t warp_bytes = 0, units_at = 0, unit_bytes = 0, led_at = 0, ring_at = 0;
   uint32_t element_bytes = 0, stage_bytes = 0;
   uint32_t stats_in_stage = 0;  ///< a stage's rows, and then their statistics
   int tile_items = 1;           ///< of how many rows and groups
@@ -124,30 +124,30 @@ inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_
   if (most == 0) plan.stages = 0;
 }
 
-/// How closely units keep together. Multiprocessors are not served alike: the best finished 18 %
-/// before the worst, and their rows were so far apart that memory was slower for it. Kept together,
-/// they gain 1 to 7 % where memory is the bound, and lose as much where arithmetic is, or where a
-/// warp is a unit: then progress differs for no reason that waiting mends. Measured on an H100, and
-/// with fast memory on an H200 (bench/RESULTS.md).
+/// How closely blocks keep together. Multiprocessors are not served alike: the best finished 18 %
+/// before the worst, and their rows were so far apart that memory was slower for it. The fewer
+/// instructions a row takes, the closer they are to keep: half a turn, where a row is not many
+/// blocks', whose warps wait for each other besides. Measured on an H100, and with fast memory on
+/// an H200, where units counted each for itself (bench/RESULTS.md).
 inline void choose_pace(RingPlan& plan, bool full, bool fast_memory) {
   const auto pace = [&](int turns, int lead) { plan.pace_turns = turns, plan.pace_lead = lead; };
   const bool residual = plan.in[3].element > 0, gated = plan.in[2].element > 0;
   const bool block = plan.order.chunks > 1, whole = block && plan.size % kChunk == 0;
-  if (fast_memory && !residual && (!block || plan.in[1].element == 2)) return pace(0, 0);
-  if (plan.in[1].element == 4) return block ? pace(4, 2) : pace(plan.order.vecs > 1 ? 8 : 4, 4);
-  if (!block) return gated || (!full && !residual) ? pace(16, 4) : pace(0, 0);
-  if (residual) return whole && !fast_memory ? pace(4, 2) : pace(8, 4);
-  if (full) {
-    if (whole && plan.cluster <= 2) return pace(4, 4);
-    if (gated) return pace(16, 6);
-    return whole && plan.cluster <= 8 ? pace(16, 4) : pace(0, 0);
+  const bool narrow = plan.in[1].element == 2;
+  if (fast_memory) {
+    if (!block || (narrow && !residual)) return pace(0, 0);
+    return narrow ? pace(8, 4) : pace(4, 2);
   }
-  if (gated) {
-    if (!whole) return pace(8, 4);
-    return pace(4, plan.cluster == 16 ? 4 : 2);
+  if (!narrow) return pace(4, full && gated && !block ? 2 : 1);
+  if (!block) return pace(4, full && !gated && plan.order.vecs > 1 ? 4 : 2);
+  if (plan.cluster == 16) {
+    if (full) return pace(16, 4);
+    return gated ? pace(4, 4) : residual ? pace(4, 2) : pace(8, 4);
   }
-  if (!whole || plan.cluster > 8 || plan.warps == 12) return pace(8, 4);
-  return pace(4, plan.cluster > 2 || plan.unit_warps <= 2 ? 4 : 2);
+  if (!full) return gated ? pace(4, 1) : pace(2, 2);
+  if (plan.cluster > 2) return gated ? pace(8, 2) : pace(4, 4);
+  if (gated) return pace(4, 1);
+  return whole && plan.unit_warps < kRingWarps && plan.cluster == 1 ? pace(2, 2) : pace(4, 2);
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -195,7 +195,7 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.warp_bytes = control_bytes(full && order.chunks > 1);
   if (narrow && k.b && k.options.gate == GateOrder::norm_then_gate)
     plan.warp_bytes += static_cast<uint32_t>(kChunk * size_of(k.b.dtype));
-  int64_t head = int64_t{most_warps} * plan.warp_bytes + 128;  // before the rings
+  int64_t head = int64_t{most_warps} * plan.warp_bytes + 256;  // before the rings
   const auto memory_of_stage = [&] {
     const int64_t stats = order.chunks > 1 ? 0 : int64_t{plan.tile_items} * kStatsBytes;
     return ceil_div(piece * plan.element_bytes + stats, int64_t{128}) * 128;
@@ -252,8 +252,8 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   plan.whole =
       !odd && plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
   plan.units_at = static_cast<uint32_t>(plan.warps) * plan.warp_bytes;
-  plan.ring_at =
-      (plan.units_at + static_cast<uint32_t>(plan.units) * plan.unit_bytes + 127) / 128 * 128;
+  plan.led_at = plan.units_at + static_cast<uint32_t>(plan.units) * plan.unit_bytes;
+  plan.ring_at = (plan.led_at + 16 + 127) / 128 * 128;
   if (plan.stages < 2) plan.stages = 0;
   plan.aside_mask = plan.aside_turns - 1;
   return plan;
