@@ -34,8 +34,8 @@ struct MemoryStats {
 MemoryStats memory_stats(Device device = cpu);
 /// The most ever in use is counted anew from here on.
 void reset_peak(Device device = cpu);
-/// Gives cached blocks that are not in use (on the processor: of more than 64 KiB) back to the
-/// system.
+/// Gives cached blocks that are not in use back to the system; on the processor those of 4 MiB and
+/// more, and those above 64 KiB together with the 32 MiB they share, once none of these is in use.
 void empty_cache(Device device = cpu);
 
 /// What allocate throws where the system has no memory left, even with the cache emptied.
