@@ -16,6 +16,7 @@
 #include "norma/core/shape.h"
 #include "norma/core/storage.h"
 #include "norma/core/view.h"
+#include "norma/core/waiting_launch.h"
 
 namespace norma {
 
@@ -84,7 +85,12 @@ class Tensor {
   TensorSpec spec() const { return {shape(), dtype(), device()}; }
   bool is_dense() const;  ///< row-major without gaps
   const Ref<Storage>& storage() const { return impl().storage; }
-  void* data() const { return impl().storage->data() + impl().offset * size_of(impl().dtype); }
+  void* data() const {
+    if constexpr (kBuiltWithCuda)
+      if (detail::launch_waits) [[unlikely]]
+        detail::start_waiting_launch();
+    return impl().storage->data() + impl().offset * size_of(impl().dtype);
+  }
   /// The elements of a dense tensor on the CPU; throws where dtype, device or strides do not fit.
   template <class T>
   std::span<T> span() const {

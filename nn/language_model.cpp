@@ -4,6 +4,7 @@
 #include <map>
 
 #include "norma/core/format.h"
+#include "norma/core/waiting_launch.h"
 #include "norma/nn/init.h"
 #include "norma/nn/layer_runs.h"
 #include "norma/ops/embedding/embedding.h"
@@ -168,6 +169,7 @@ Tensor LanguageModel::hidden(const Tensor& tokens, int64_t first, DecodingState*
         "language_model: tokens must be (batch, length) with a length up to context = {}, but are "
         "{}{}",
         options.context, tokens.shape(), first > 0 ? format(" after {}", first) : "");
+  const norma::detail::MayWait for_norms;  // products, of which norms may be a part
   // The stream keeps the dtype in which it begins.
   Tensor x = [&] {
     const Autocast scope(options.wide_stream ? float32 : Autocast::current());

@@ -43,6 +43,25 @@ __device__ __forceinline__ void arrive_in(SharedBarrier& barrier, uint32_t rank)
       : "memory");
 #endif
 }
+/// What `at`, an address in this block's shared memory, is called in block `rank`.
+__device__ __forceinline__ uint32_t address_in(uint32_t at, uint32_t rank) {
+  uint32_t there = at;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+#endif
+  return there;
+}
+/// Two floats to an address in a block of the cluster, whose barrier at `done` gets the bytes when
+/// they are there: no thread waits, and nothing else need be seen by the others.
+__device__ __forceinline__ void send(uint32_t to, float2 v, uint32_t done) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::
+          "r"(to),
+      "f"(v.x), "f"(v.y), "r"(done)
+      : "memory");
+#endif
+}
 /// copy_box (tma.cuh) into the same place of each block of `ranks`, a bit each, whose barrier
 /// `done` gets the bytes.
 __device__ __forceinline__ void copy_box_to(uint16_t ranks, void* to, const CUtensorMap& map,

@@ -101,8 +101,12 @@ Tensor GeluMlp::define(const Tensor& x, const Tensor& w_in, const std::optional<
 Tensor GeluMlp::forward(Context& ctx, const Tensor& x, const Tensor& w_in,
                         const std::optional<Tensor>& b_in, const Tensor& w_out,
                         const std::optional<Tensor>& b_out) {
-  const Hidden h = hidden(rows_of(x), w_in, b_in);
   ctx.save(x, w_in, b_in, w_out);
+  if (const auto all = detail::small_mlp(rows_of(x), w_in, b_in, w_out, b_out)) {
+    ctx.save_constant(all->u, all->a);
+    return all->y.reshape(ctx.output().shape);
+  }
+  const Hidden h = hidden(rows_of(x), w_in, b_in);
   ctx.save_constant(h.u, h.a);
   return linear(h.a, w_out, b_out).reshape(ctx.output().shape);
 }

@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
+#include "norma/core/waiting_launch.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/matmul/product.h"
@@ -55,6 +56,39 @@ std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, c
         },
         std::array{of_w.columns, of_w.inputs});
     return LayerGrads{dx, of_w.dw, of_w.db};
+  }
+  return none;
+}
+
+Tensor waiting_product(const Tensor& a, const Tensor& b, const Tensor& bias) {
+  if constexpr (kBuiltWithCuda) {
+    if (!may_wait() || !is_tf32(a) || !is_tf32(b)) return {};
+    const Tensor left = product_operand(a), right = product_operand(b);
+    const Tensor y = empty({a.size(0), b.size(1)}, float32, a.device());
+    if (let_rows_wait(y, none, {.a = left, .b = right, .bias = bias, .c = y}, {left, right, bias}))
+      return y;
+  }
+  return {};
+}
+
+std::optional<MlpResult> small_mlp(const Tensor& x, const Tensor& w_in,
+                                   const std::optional<Tensor>& b_in, const Tensor& w_out,
+                                   const std::optional<Tensor>& b_out) {
+  if constexpr (kBuiltWithCuda) {
+    if (!is_tf32(x) || !is_tf32(w_in)) return none;
+    const auto vector = [](const std::optional<Tensor>& b) { return b ? dense(*b) : Tensor(); };
+    const Tensor rows = product_operand(x), in = product_operand(w_in.t()),
+                 out = product_operand(w_out.t()), of_in = vector(b_in), of_out = vector(b_out);
+    const auto made = [&](const Tensor& w) {
+      return empty({x.size(0), w.size(0)}, float32, x.device());
+    };
+    const MlpResult r{made(w_in), made(w_in), made(w_out)};
+    const MatmulArgs inner{
+        .a = rows, .b = in, .bias = of_in, .c = r.a, .epilogue = MatmulEpilogue::gelu, .pre = r.u};
+    const MatmulArgs outer{.a = r.a, .b = out, .bias = of_out, .c = r.y};
+    if (let_rows_wait(r.y, inner, outer, {rows, in, out, of_in, of_out, r.u, r.a}) ||
+        multiply_small_mlp(cuda_stream(x.device()), inner, outer))
+      return r;
   }
   return none;
 }

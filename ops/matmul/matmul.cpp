@@ -161,6 +161,10 @@ Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w_,
   const Tensor w = detail::rounded_weight(w_, x.dtype());
   Tensor bias;
   if (b) bias = detail::dense(detail::rounded_weight(*b, x.dtype()).to(product_dtype(x.spec())));
+  if (x.dim() > 1 && detail::may_wait())
+    if (const Tensor y = detail::waiting_product(x.reshape({-1, w.size(1)}), w.t(), bias);
+        y.defined())
+      return y.reshape(shape);
   return product(x.dim() == 1 ? x.unsqueeze(0) : x, w.t(), bias, spec, lies_apart(spec))
       .reshape(shape);
 }

@@ -29,6 +29,18 @@ struct LayerGrads {
 std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
                                             bool db);
 
+/// a b + bias, matrices, for a norm that may come next; undefined where that cannot wait.
+Tensor waiting_product(const Tensor& a, const Tensor& b, const Tensor& bias);
+
+struct MlpResult {
+  Tensor u, a, y;
+};
+/// u = x w_inᵀ + b_in, a = gelu_tanh(u), y = a w_outᵀ + b_out in one launch, of a matrix; none
+/// where the GPU's kernel for small ones is not for them.
+std::optional<MlpResult> small_mlp(const Tensor& x, const Tensor& w_in,
+                                   const std::optional<Tensor>& b_in, const Tensor& w_out,
+                                   const std::optional<Tensor>& b_out);
+
 struct MlpGrads {
   Tensor dx, dw_in, dw_out;
   std::optional<Tensor> db_in = std::nullopt, db_out = std::nullopt;

@@ -3,12 +3,11 @@
 #include <bit>
 
 #include "norma/core/cuda/async_copy.cuh"
-#include "norma/core/cuda/mma.cuh"
-#include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
 #include "norma/core/tensor.h"
 #include "norma/ops/matmul/fast_gelu.cuh"
 #include "norma/ops/matmul/matmul.h"
+#include "norma/ops/matmul/small.cuh"
 #include "norma/ops/matmul/small.h"
 #include "norma/ops/matmul/small_plan.h"
 
@@ -23,19 +22,10 @@ namespace {
 // a sum among the blocks of a cluster as well was slower, 0.44 for 0.40 ms a toy step: two meetings
 // of a cluster take longer than reading its terms.
 
-constexpr int kWarps = kSmallWarps, kThreads = kWarps * kWarpSize, kTile = kSmallTile,
-              kDepth = kSmallDepth;
-constexpr int kPitch = kTile + 8;  // of sums in shared memory, by which lanes meet in no bank
-constexpr int kQuads = kTile * kTile / 4;  // of a tile, of which a thread finishes one at a time
+using namespace small;
+
 // Larger ones are cuBLASLt's, whose tiles read less.
 constexpr int64_t kMostTerms = int64_t{1} << 26, kMostDepth = 4096;
-
-struct Operand {
-  const float* data;
-  int stride;
-  int count;   ///< rows of the product, or columns
-  bool along;  ///< the sum runs along memory; else across
-};
 
 struct SmallProduct {
   Operand a, b;
@@ -65,81 +55,7 @@ struct SmallProducts {
   SmallProduct products[2];
 };
 
-/// A lane's 16 elements of 32 rows and 16 terms: at(r, e) is term 4 (lane % 4) + e of row
-/// row_of(r, lane / 4).
-template <bool kAlong>
-struct Piece {
-  Packed<float, 4> v[4];
-
-  __device__ float at(int r, int e) const { return kAlong ? v[r][e] : v[e][r]; }
-  __device__ static int row_of(int r, int g) { return kAlong ? 8 * r + g : 4 * g + r; }
-};
-
-template <bool kAlong, bool kWhole>
-class Loader {
- public:
-  __device__ Loader(const Operand& x, int first_row, int depth)
-      : data_(x.data), stride_(x.stride), first_(first_row), count_(x.count), depth_(depth) {
-    const int g = threadIdx.x % kWarpSize / 4, term = threadIdx.x % 4 * 4;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)  // beyond the rows, some again: nobody stores what comes of them
-      offset_[i] = kAlong ? min(first_row + 8 * i + g, x.count - 1) * x.stride + term
-                          : (term + i) * x.stride + min(first_row + 4 * g, x.count - 4);
-  }
-  __device__ __forceinline__ void load(Piece<kAlong>& piece, int from) const {
-    if constexpr (kWhole) {
-      const float* p = data_ + (kAlong ? from : from * stride_);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) piece.v[i] = norma::load<4>(p + offset_[i]);
-    } else {
-      const int g = threadIdx.x % kWarpSize / 4, term = from + threadIdx.x % 4 * 4;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int r = kAlong ? i : e, t = term + (kAlong ? e : i);
-          const int row = min(first_ + Piece<kAlong>::row_of(r, g), count_ - 1);
-          piece.v[i][e] = t < depth_ ? data_[kAlong ? row * stride_ + t : t * stride_ + row] : 0.f;
-        }
-    }
-  }
-
- private:
-  const float* data_;
-  int stride_, first_, count_, depth_, offset_[4];
-};
-
-/// A warp's terms of its tile: c as mma_tf32 holds it, and Σ a of its rows.
-struct Part {
-  float c[2][4][4] = {}, sums[4] = {};
-};
-
-/// 16 terms: tensor cores take them in an order of their own, the same on both sides.
-template <bool kAlongA, bool kAlongB>
-__device__ __forceinline__ void add_terms(Part& part, const Piece<kAlongA>& a,
-                                          const Piece<kAlongB>& b, bool with_sums) {
-#pragma unroll
-  for (int s = 0; s < 4; s += 2) {
-    uint32_t af[4][2], bf[4][2];
-#pragma unroll
-    for (int r = 0; r < 4; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        af[r][h] = to_tf32(a.at(r, s + h)), bf[r][h] = to_tf32(b.at(r, s + h));
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        mma_tf32(part.c[i][j][0], part.c[i][j][1], part.c[i][j][2], part.c[i][j][3], af[2 * i][0],
-                 af[2 * i + 1][0], af[2 * i][1], af[2 * i + 1][1], bf[j][0], bf[j][1]);
-  }
-  if (with_sums)
-#pragma unroll
-    for (int r = 0; r < 4; ++r)
-      part.sums[r] += (a.at(r, 0) + a.at(r, 1)) + (a.at(r, 2) + a.at(r, 3));
-}
-
-using Parts = float[kWarps][kTile][kPitch];
+using Parts = TilePart[kWarps];
 
 /// This warp's part of the tile at (row, col), to shared memory. Places are worked out while the
 /// kernel before still runs; `begin` is called when it has ended.
@@ -152,33 +68,10 @@ __device__ __forceinline__ void make_part(const SmallProduct& p, int row, int co
   wait_for_previous_kernel();
   begin();
   Part part;
-  const int step = p.slices() * kDepth;
-#pragma unroll 1
-  for (int first = slice * kDepth; first < p.depth; first += 2 * step) {
-    Piece<kAlongA> a[2];  // two on their way
-    Piece<kAlongB> b[2];
-    const bool both = first + step < p.depth;
-    load_a.load(a[0], first), load_b.load(b[0], first);
-    if (both) load_a.load(a[1], first + step), load_b.load(b[1], first + step);
-    add_terms(part, a[0], b[0], with_sums);
-    if (both) add_terms(part, a[1], b[1], with_sums);
-  }
-  const int warp = threadIdx.x / kWarpSize, g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    float* to = parts[warp][Piece<kAlongA>::row_of(r, g)];
-    const auto& c = part.c[r / 2];
-    const int h = r % 2 * 2;
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if constexpr (!kAlongB)
-        store(to + 4 * (2 * q + e),
-              Packed<float, 4>{c[0][h + e], c[1][h + e], c[2][h + e], c[3][h + e]});
-    if constexpr (kAlongB)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) store(to + 8 * j + 2 * q, Packed<float, 2>{c[j][h], c[j][h + 1]});
-  }
+  add_terms(part, load_a, load_b, slice * kDepth, p.slices() * kDepth, p.depth, with_sums);
+  store_part<kAlongA, kAlongB>(part, parts[threadIdx.x / kWarpSize]);
   if (!with_sums) return;
+  const int g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     const float sum = warp_sum<4>(part.sums[r]);
@@ -200,8 +93,6 @@ struct Quad {
     return p.bias ? p.bias + col : p.pre + row * p.pre_stride + col;
   }
 };
-
-using Four = Packed<float, 4>;
 
 /// Elements of c from their sums and what is added to them.
 __device__ __forceinline__ void finish(const SmallProduct& p, const Quad& at, Four v,
@@ -269,13 +160,8 @@ class Block {
     const int slices = p_.slices();
     for (int i = threadIdx.x; i < p_.quads(); i += kThreads) {
       const Quad at(p_, first_row_, first_col_, i);
-      Four sum{};
-#pragma unroll 4
-      for (int s = 0; s < slices; ++s) {
-        const Four v = load<4>(&shared_.parts[at.tile * slices + s][at.tile_row][at.tile_col]);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sum[e] += v[e];
-      }
+      const Four sum =
+          join_parts(&shared_.parts[at.tile * slices], slices, at.tile_row, at.tile_col);
       if (at.inside(p_)) finish(p_, at, sum, shared_.addends[i]);
     }
     const int row = first_row_ + static_cast<int>(threadIdx.x);
@@ -318,10 +204,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_all_copies();
   __syncthreads();
   block.join_warps();
-}
-
-bool is_wide(const void* data, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride % 4 == 0;
 }
 
 /// The strides of its terms and rows.

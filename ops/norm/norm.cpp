@@ -1,6 +1,7 @@
 #include "norma/ops/norm/norm.h"
 
 #include <array>
+#include <memory>
 
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
@@ -10,6 +11,7 @@
 #include "norma/ops/norm/arguments.h"
 #include "norma/ops/norm/formula.h"
 #include "norma/ops/norm/second_derivative.h"
+#include "norma/ops/norm/small_row.h"
 #include "norma/ops/reduce/reduce.h"
 
 namespace norma {
@@ -90,6 +92,16 @@ NormGrads gradients_of_h(const Tensor& dh, const Maybe& x, const Maybe& row_scal
   return grads;
 }
 
+/// Puts the norm into the launch of the product that gives its rows, where that has waited and is
+/// for it; else the product is started.
+bool ends(const std::unique_ptr<WaitingLaunch>& product, const NormForwardArgs& k) {
+  if (!product) return false;
+  auto* rows = dynamic_cast<norm_cuda::RowsProduct*>(product.get());
+  if (rows && rows->start_with(k)) return true;
+  product->start();
+  return false;
+}
+
 /// Empty tensors for the probe of one backward.
 void make_probe(NormProbe& probe, const Maybe& mean, const Tensor& rstd) {
   probe = {.mean = mean.value_or(Tensor()),
@@ -155,6 +167,7 @@ NormResult Norm::define(const Tensor& x, const Maybe& w, const Maybe& b, const M
 NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Maybe& b,
                          const Maybe& z, const Maybe& residual, const Maybe& row_scale,
                          const Maybe& w2, const Maybe& b2, const Options& o) {
+  const auto product = take_waiting(x);
   const Read u = even(x), r = even(residual), gate = even(z), scale = dense(row_scale);
   const Read gain = dense(w), bias = dense(b), gain2 = dense(w2), bias2 = dense(b2);
   const TensorSpec stats{stats_shape(x, o), stats_dtype(x.dtype()), x.device()};
@@ -167,22 +180,23 @@ NormResult Norm::forward(Context& ctx, const Tensor& x, const Maybe& w, const Ma
   result.rstd = empty(stats);
   const bool keeps_x_hat = o.saves == NormSaves::x_hat && ctx.recording();
   const Maybe x_hat = keeps_x_hat ? Maybe(empty(x.spec())) : none;
-  dispatch(x.device(), NormForwardArgs{.options = o,
-                                       .x = rows(u),
-                                       .z = rows(gate),
-                                       .residual = rows(r),
-                                       .row_scale = vec(scale),
-                                       .w = vec(gain),
-                                       .b = vec(bias),
-                                       .w2 = vec(gain2),
-                                       .b2 = vec(bias2),
-                                       .h = out_rows(result.h),
-                                       .y = result.y,
-                                       .y2 = out_rows(result.y2),
-                                       .x_hat = out_rows(x_hat),
-                                       .mean = result.mean.value,
-                                       .mean_rest = result.mean_rest.value,
-                                       .rstd = result.rstd.value});
+  const NormForwardArgs k{.options = o,
+                          .x = rows(u),
+                          .z = rows(gate),
+                          .residual = rows(r),
+                          .row_scale = vec(scale),
+                          .w = vec(gain),
+                          .b = vec(bias),
+                          .w2 = vec(gain2),
+                          .b2 = vec(bias2),
+                          .h = out_rows(result.h),
+                          .y = result.y,
+                          .y2 = out_rows(result.y2),
+                          .x_hat = out_rows(x_hat),
+                          .mean = result.mean.value,
+                          .mean_rest = result.mean_rest.value,
+                          .rstd = result.rstd.value};
+  if (!ends(product, k)) dispatch(x.device(), k);
   // The caller holds inputs and h anyway; never the even copies, which have no history.
   if (keeps_x_hat || result.h)
     ctx.save(keeps_x_hat ? Maybe() : result.h);

@@ -4,6 +4,7 @@
 
 #include "norma/core/autograd.h"
 #include "norma/core/capture.h"
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
@@ -83,13 +84,19 @@ TEST_F(SmallProduct, RoundsItsFactorsToNearest) {
   EXPECT_CLOSE(linear(x, w), linear(wide(x), wide(w)), {.relative = 0, .absolute = factor * size});
 }
 
+constexpr Size kMlps[] = {{768, 128, 512, "a share of the hidden columns for each of four blocks"},
+                          {100, 64, 256, "fewer, and rows that do not fill the last"},
+                          {48, 32, 64, "two launches"},
+                          {48, 32, 65, "odd hidden columns: two launches"}};
+
 TEST_F(SmallProduct, GeluIsItsDefinitionRounded) {
-  for (const int64_t d_ff : {64, 65}) {
-    const Tensor x = whole({48, 32}).requires_grad_(), dy = whole({48, 32});
-    // u is exact; a and its slope, below 2 for each of |u| ≤ 40, are rounded to tf32.
-    const Tensor w_in = (whole({d_ff, 32}) * 0.0625).detach().requires_grad_();
+  for (const auto& [rows, d, d_ff, why] : kMlps) {
+    SCOPED_TRACE(why);
+    const Tensor x = whole({rows, d}).requires_grad_(), dy = whole({rows, d});
+    // u is exact; a and its slope, below 2 for each of |u| ≤ 80, are rounded to tf32.
+    const Tensor w_in = (whole({d_ff, d}) * 0.0625).detach().requires_grad_();
     const Tensor b_in = whole({d_ff}).requires_grad_();
-    const Tensor w_out = whole({32, d_ff}).requires_grad_(), b_out = whole({32}).requires_grad_();
+    const Tensor w_out = whole({d, d_ff}).requires_grad_(), b_out = whole({d}).requires_grad_();
     const std::vector<Tensor> inputs{x, w_in, b_in, w_out, b_out};
     const Tensor y = gelu_mlp(x, w_in, b_in, w_out, b_out);
     const auto grads = grad({y}, inputs, {dy});
@@ -112,6 +119,28 @@ TEST_F(SmallProduct, GeluIsItsDefinitionRounded) {
                  {.relative = 0, .absolute = off * top(matmul(du.t(), wide(x).abs()))});
     EXPECT_CLOSE(grads[2], expected_grads[2],
                  {.relative = 0, .absolute = off * top(du.sum(0).unsqueeze(0))});
+  }
+}
+
+TEST_F(SmallProduct, AnMlpIsOneLaunchWithClustersAndTheSameBitsEachTime) {
+  const Tensor x = randn({768, 128}).requires_grad_(), dy = randn({768, 128});
+  const std::vector<Tensor> w{randn({512, 128}).requires_grad_(), randn({512}).requires_grad_(),
+                              randn({128, 512}).requires_grad_(), randn({128}).requires_grad_()};
+  const auto gradients = [&] {
+    const Tensor y = gelu_mlp(x, w[0], w[1], w[2], w[3]);
+    auto all = grad({y}, {x, w[0], w[1], w[2], w[3]}, {dy});
+    all.push_back(y.detach());
+    return all;
+  };
+  const auto expected = gradients();
+  auto step = capture(gradients);
+  for (int i = 0; i < 20; ++i) {
+    const auto got = step();
+    for (size_t t = 0; t < got.size(); ++t) EXPECT_SAME_BITS(got[t], expected[t]);
+  }
+  if constexpr (kBuiltWithCuda) {
+    if (!detail::cuda_is_hopper(cuda)) return;
+    EXPECT_THAT(step.graph_nodes(), ::testing::HasSubstr("matmul_small_rows_kernel"));
   }
 }
 
