@@ -122,7 +122,8 @@ __device__ __forceinline__ void add_terms(Part& part, const Loader<kAlongA, kWho
 
 using TilePart = float[kTile][kPitch];
 
-/// A warp's part of its tile, to shared memory.
+/// A warp's part of its tile, to shared memory. Where packets are of four, lanes of odd g write the
+/// other one first, so that no two of a quarter warp meet in a bank.
 template <bool kAlongA, bool kAlongB>
 __device__ __forceinline__ void store_part(const Part& part, TilePart& tile) {
   const int g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;
@@ -133,8 +134,13 @@ __device__ __forceinline__ void store_part(const Part& part, TilePart& tile) {
     const int h = r % 2 * 2;
 #pragma unroll
     for (int e = 0; e < 2; ++e)
-      if constexpr (!kAlongB)
-        store(to + 4 * (2 * q + e), Four{c[0][h + e], c[1][h + e], c[2][h + e], c[3][h + e]});
+      if constexpr (!kAlongB) {
+        const bool second = e != g % 2;
+        Four v;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) v[j] = second ? c[j][h + 1] : c[j][h];
+        store(to + 4 * (2 * q + second), v);
+      }
     if constexpr (kAlongB)
 #pragma unroll
       for (int j = 0; j < 4; ++j) store(to + 8 * j + 2 * q, Packed<float, 2>{c[j][h], c[j][h + 1]});

@@ -66,6 +66,9 @@ void for_tables(const std::vector<Entry>& entries, int chunk, const F& f) {
 }
 
 int chunk_for(int64_t elements) { return elements < kSmallModel ? kSmallChunk : kLargeChunk; }
+/// Twice that for AdamW's blocks, so that those of 0.8 M parameters are all on the GPU before the
+/// gradients' norm ends, with their powers ready (a toy step: 0.266 for 0.267 ms).
+int adamw_chunk_for(int64_t elements) { return std::min(2 * chunk_for(elements), kLargeChunk); }
 
 /// A block's part of a tensor of n elements: f(first element, how many) for each packet of a
 /// thread.
@@ -365,7 +368,7 @@ void run(Cuda on, const AdamwArgs& k) {
   const AdamwNumbers numbers{k.numbers, k.on_device, k.beta1, k.beta2, k.eps, k.state};
   int64_t elements = 0;
   for (const AdamwSlot& s : k.slots) elements += s.p.n;
-  const int chunk = chunk_for(elements);
+  const int chunk = adamw_chunk_for(elements);
   for (DType dtype : kFloating)
     visit_floating(dtype, [&]<class T>() {
       const auto entries = entries_of<AdamwEntry>(
