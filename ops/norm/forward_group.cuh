@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "norma/ops/norm/cluster.cuh"
 #include "norma/ops/norm/kernels.h"
 #include "norma/ops/norm/plain.cuh"
@@ -53,18 +55,40 @@ struct ForwardPlan {
   double wide_eps = 0;
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
   int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
-  int longer = 0;            ///< blocks, or clusters, that take one more: the first ones
+  int longer = 0;            ///< blocks, or clusters, that do: the first ones; others take one
   bool paired = false;       ///< see swap_in_pairs(): neighbours have the same vectors of a group
   // Of norm_forward_skewed_kernel alone:
-  int at_once = 1;        ///< groups of a warp
-  int rest = 0;           ///< RowOrder's
-  bool even = true;       ///< all vectors are whole and on 16 bytes
-  uint32_t at[3] = {};    ///< where in it
-  int64_t bytes[3] = {};  ///< of all of a tensor
-  uint32_t weights = 0;   ///< where in it a warp of a cluster asked for them; 0: it did not
+  int at_once = 1;          ///< groups of a warp
+  int rest = 0;             ///< RowOrder's
+  bool even = true;         ///< all vectors are whole and on 16 bytes
+  uint32_t at[3] = {};      ///< where in it
+  int64_t bytes[3] = {};    ///< of all of a tensor
+  uint32_t turn_bytes = 0;  ///< from there to the next turn's
+  uint32_t weights = 0;     ///< where in it a warp asked for them; 0: it did not
 
+  /// Blocks, or clusters, for so many `units` of work: whole waves of those that are resident take
+  /// about `rounds` each, and the last units are taken one by one, so that all are done at about
+  /// the same time. Where so many rounds are wanted that the weights matter more, none is left for
+  /// that.
+  int take_turns(int units, int resident) {
+    resident = std::max(1, resident);
+    const int wave = rounds * resident, single = rounds > 8 ? 0 : std::min(wave, units / 4);
+    const int waves = std::max(1, (units - single + wave / 2) / wave);
+    longer = std::min(units, waves * resident);
+    rounds = std::max(1, (units - single) / longer);
+    return units - longer * (rounds - 1);
+  }
+  /// The first unit of work of a block or cluster.
+  __device__ __forceinline__ int first_of(int taker) const {
+    return taker + min(taker, longer) * (rounds - 1);
+  }
+  __device__ __forceinline__ int turns_of(int taker) const { return taker < longer ? rounds : 1; }
   /// Whether every tensor's groups lie one after another.
   bool all_dense() const { return in[0].dense && in[1].dense && in[2].dense && y.dense && h.dense; }
+  /// Whether weights of so many bytes an element are multiplied and added as they are.
+  __host__ __device__ bool has_weights_of(size_t bytes) const {
+    return usual_weights && weight_bytes == bytes;
+  }
 };
 
 // A lane that takes a vector of 32 bytes in two pieces asks for half of each 32 bytes of memory at

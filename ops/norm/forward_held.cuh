@@ -68,15 +68,18 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
                                          plan.weight_bytes * kWidth / 16};
   wait_for_previous_kernel();  // every place is known
   if constexpr (kAhead) {
-    const auto weights_at = [&](const void* w) {
-      return static_cast<const unsigned char*>(w) +
-             int64_t{first_weight + group.column} * plan.weight_bytes;
-    };
     if constexpr (kGate) ahead.ask(2, z, group.of(1) * int{sizeof(T)}, has);
     commit_copies();
-    const int step = group.of(1) * plan.weight_bytes;
-    if (plan.w) ahead.ask(0, weights_at(plan.w), step, has);
-    if (plan.b) ahead.ask(1, weights_at(plan.b), step, has);
+    const auto ask_weights = [&](int which, const void* w) {
+      const int first = first_weight + group.column;
+      if (ahead.parts == 2)
+        ahead.ask_pieces(which, static_cast<const float*>(w) + first - group.lane_in * kWidth,
+                         group.terms, group.lanes, group.lane_in);
+      else
+        ahead.ask(which, static_cast<const T*>(w) + first, group.of(1) * int{sizeof(T)}, has);
+    };
+    if (plan.w) ask_weights(0, plan.w);
+    if (plan.b) ask_weights(1, plan.b);
     commit_copies();
   }
   group.take(
@@ -113,7 +116,10 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
     });
   });
   T* y = place.template operator()<T>(plan.y);
-  if constexpr (kAhead) wait_for_copies<0>();
+  if constexpr (kAhead) {
+    wait_for_copies<0>();
+    __syncwarp();  // other lanes asked for some of them
+  }
   group.write(
       stats, has,
       [&]<class E>(int which, int v) {
@@ -131,16 +137,16 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
 }
 
 /// Whether norm_forward_staying_kernel is faster (bench/RESULTS.md). For groups that lie evenly and
-/// share their weights, which like a residual are of their dtype.
+/// share their weights, beside a residual of their dtype, without a bias that is RMSNorm's.
 template <class T>
 bool stays(const Cuda& on, const NormForwardArgs& k, const ForwardPlan& plan) {
   const bool even = plan.groups == 1 || (!plan.own_weights && plan.all_dense());
   if (detail::properties(on.device).major < 9 || plan.warps > kHeldWarps || !even ||
-      !plan.usual_weights || plan.weight_bytes != sizeof(T) ||
-      (k.residual && k.residual.dtype != dtype_of<T>))
+      (k.b && k.options.kind != NormKind::layer) || (k.residual && k.residual.dtype != dtype_of<T>))
     return false;
   // In clusters, halves that are gated first were as fast by blocks of one row.
-  return plan.cluster == 1 || k.options.gate != GateOrder::gate_then_norm || sizeof(T) == 4;
+  return plan.cluster == 1 || k.options.gate != GateOrder::gate_then_norm || sizeof(T) == 4 ||
+         !plan.has_weights_of(sizeof(T));
 }
 
 /// Runs it or norm_forward_staying_kernel, or says that the sizes do not fit.
@@ -152,7 +158,8 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
   const int chunks = plan.chunks;
   plan.paired = plan.in[1].element > int{sizeof(T)} && plan.lanes > 1 && size % 16 == 0;
-  const bool few = int64_t{plan.items} * chunks <= kFewForwardWarps && plan.lanes == kWarpSize;
+  const bool few =
+      int64_t{plan.items} * chunks <= as_pretended(on, kFewForwardWarps) && plan.lanes == kWarpSize;
   const auto go = [&]<Holder kHolder>(int blocks) {
     return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
       using Group = ForwardGroup<T, kCentred, kBeside, true>;
@@ -174,8 +181,13 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
       return true;
     });
   };
+  const bool plain_layer = k.options.kind == NormKind::layer && !k.z && !k.residual;
   if (chunks == 1 && !few) {
-    plan.warps = 4;
+    // Larger blocks gave LayerNorm's short rows of 16 bits a point, and cost others as much.
+    plan.warps =
+        sizeof(T) == 2 && plain_layer && plan.lanes < kWarpSize && plan.has_weights_of(sizeof(T))
+            ? kHeldWarps
+            : 4;
     if (stays<T>(on, k, plan)) return forward_staying<T>(on, k, plan), true;
     return go.template operator()<Holder::warp>(
         ceil_div(plan.items, plan.warps * kWarpSize / plan.lanes));
@@ -187,7 +199,10 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   }
   // Of float32 beside 16 bits, which are few to a multiprocessor, larger blocks were faster.
   const bool wide = plan.in[1].element > int{sizeof(T)};
-  const int warps = wide || chunks > 16 * kHeldWarps ? kClusterWarps : kHeldWarps;
+  int warps = wide || chunks > 16 * kHeldWarps ? kClusterWarps : kHeldWarps;
+  // LayerNorm's weights of float32 leave room for five blocks of four warps, but for two of eight.
+  if (!few && sizeof(T) == 2 && plain_layer && !plan.has_weights_of(sizeof(T)) && chunks <= 16 * 4)
+    warps = 4;
   while (plan.warps > warps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
   const bool clusters = detail::properties(on.device).major >= 9;
   if ((plan.cluster > 1 && !clusters) || plan.cluster > 16 ||

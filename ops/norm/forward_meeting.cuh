@@ -71,10 +71,23 @@ struct Ahead {
   static int bytes_of_warp(int part_count, bool bias) {
     return kPlane * (kTensors + part_count * (bias ? 2 : 1));
   }
+  // Where the two parts of a lane's weights lie: side by side, as they come from memory.
+  uint32_t first_part = 16 * (threadIdx.x % kWarpSize), second_part = first_part + 16;
+
+  /// The parts a plane each, where neighbours' reads meet in no bank of shared memory.
+  __device__ __forceinline__ Ahead in_planes() const {
+    Ahead r = *this;
+    r.first_part = 0, r.second_part = 16 * kWarpSize;
+    return r;
+  }
   /// Of w (0), b (1) or a tensor (from 2 on).
   __device__ __forceinline__ uint32_t slot(int which, int v, int part) const {
+    const bool in_parts = which < 2 && parts == 2;
     const int at = kPlane * (which >= 2 ? which - 2 : kTensors + (which == 1 ? parts : 0));
-    return mine + static_cast<uint32_t>(at + kPlane * part + 16 * kWarpSize * v);
+    return mine + static_cast<uint32_t>(at + 16 * kWarpSize * v * (in_parts ? 2 : 1)) +
+           (!in_parts ? 0
+            : part    ? second_part
+                      : first_part);
   }
   /// From this lane's first vector on, `step` bytes from one to the next. kCached: by way of the
   /// first cache.
@@ -88,8 +101,35 @@ struct Ahead {
         copy_16_cached(slot(which, v, 0), p + v * step);
       else
         copy_16(slot(which, v, 0), p + v * step);
-      if (which < 2 && parts == 2) copy_16(slot(which, v, 1), p + v * step + 16);
     }
+  }
+  /// Weights of two parts, `elements` from the first lane's first on: the lanes of a group ask for
+  /// neighbouring pieces of memory, to lie so in shared memory, each for whom it belongs to. By
+  /// their own, 32 bytes apart, each would be a request of its own to the second cache. Who waits
+  /// for them meets the warp then.
+  template <bool kCached = false>
+  __device__ __forceinline__ void ask_pieces(int which, const float* from, int elements, int lanes,
+                                             int lane_in) const {
+#pragma unroll
+    for (int v = 0; v < kVecs; ++v) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int piece = half * lanes + lane_in, at = 4 * (2 * v * lanes + piece);
+        if (at >= elements) continue;
+        const uint32_t to = slot(which, v, 0) + static_cast<uint32_t>(16 * (piece - 2 * lane_in));
+        if constexpr (kCached)
+          copy_16_cached(to, from + at);
+        else
+          copy_16(to, from + at);
+      }
+    }
+  }
+  template <class E, int kWidth>
+  __device__ __forceinline__ void put(int which, int v, const Vector<E, kWidth>& r) const {
+#pragma unroll
+    for (int part = 0; part < r.kWords / 4; ++part)
+      write_shared(slot(which, v, part), make_uint4(r.words[4 * part], r.words[4 * part + 1],
+                                                    r.words[4 * part + 2], r.words[4 * part + 3]));
   }
   template <class E, int kWidth>
   __device__ __forceinline__ Vector<E, kWidth> get(int which, int v) const {

@@ -14,26 +14,55 @@ inline constexpr bool kStagesBeside = kBeside != Beside::nothing && (sizeof(T) =
 
 /// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
 /// LayerNorm of 16 bits was slower by four, but in clusters.
-template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder>
 constexpr int staying_blocks() {
-  if (sizeof(T) == 4) return 2;
+  if (sizeof(T) == 4 || (sizeof(W) == 4 && kCentred)) return 2;
   if (kBeside != Beside::nothing) return 3;
   return kCentred && kHolder != Holder::cluster ? 3 : 4;
 }
 
-/// Groups of a warp or part of it, of a block or of a cluster; a cluster stays for some of them
-/// (plan.rounds), its part of the weights in shared memory, so that the second cache is not asked
-/// for it again, and while the warps of a group meet, the next group's x is on its way there. Each
-/// lane has places of its own, so that none waits for another.
-///   bytes  rows · D · (x, y and where they are: z, residual, h); w, b once a block, from the
-///   caches bound  memory
-template <class T, bool kCentred, Beside kBeside, Holder kHolder>
+/// Weights that have come, moved to where they are read from and made what they stand for: they may
+/// be Ts, absent or about 1.
+template <class T, class W, class Places, class Group>
+__device__ __forceinline__ void settle_weights(const Places& from, const Places& to,
+                                               const Group& group, int which, const void* w,
+                                               float absent) {
+  constexpr int kWidth = Group::kWidth;
+#pragma unroll
+  for (int v = 0; v < Group::kVecs; ++v) {
+    float values[kWidth];
+    if (!w) {
+#pragma unroll
+      for (float& e : values) e = absent;
+    } else if (group.plan.weight_bytes == sizeof(float)) {
+      from.template get<float, kWidth>(which, v).unpack(values);
+    } else {
+      to.template get<T, kWidth>(which, v).unpack(values);
+    }
+    if (w && which == 0 && group.plan.zero_centered) {
+#pragma unroll
+      for (float& e : values) e = add(e, 1.0f);
+    }
+    __syncwarp();  // all have read what others write
+    to.put(which, v, Vector<W, kWidth>::pack(values));
+  }
+}
+
+/// Groups of a warp or part of it, of a block or of a cluster. Clusters, and all beside weights
+/// wider than x, stay for some of them (plan.rounds), their weights in shared memory, so that the
+/// caches are not asked for them again, and while the warps of a group meet, the next group's x is
+/// on its way there. Each lane has places of its own, so that none waits for another. W: what the
+/// weights are there. They may be float beside T, and made of others: T's, absent or about 1.
+///   bytes  rows · D · (x, y and where they are: z, residual, h); w, b a block, from the caches
+///   bound  memory
+template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder>
 __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
-                                  (staying_blocks<T, kCentred, kBeside, kHolder>()))
+                                  (staying_blocks<T, W, kCentred, kBeside, kHolder>()))
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr bool kStages = kStagesBeside<T, kCentred, kBeside>, kWarp = kHolder == Holder::warp;
-  constexpr bool kTurns = kHolder == Holder::cluster;
+  constexpr bool kWider = sizeof(W) > sizeof(T), kCluster = kHolder == Holder::cluster;
+  constexpr bool kTurns = kCluster || kWider;
   constexpr bool kLate = kStages && kBeside == Beside::gate_last;
   constexpr int kX = 2, kBesideX = 3;                          // their places
   constexpr int kOther = kBeside == Beside::residual ? 1 : 2;  // which tensor is beside x
@@ -44,7 +73,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   extern __shared__ __align__(128) unsigned char memory[];
   const int warp = threadIdx.x / kWarpSize, block = static_cast<int>(blockIdx.x);
   int unit = block, chunk = kWarp ? 0 : warp;
-  if constexpr (kTurns) {
+  if constexpr (kCluster) {
     unit >>= 31 - __clz(plan.cluster);
     chunk += (block & (plan.cluster - 1)) * plan.warps;
   }
@@ -57,14 +86,14 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   const int teams = kWarp ? plan.warps * kWarpSize >> (31 - __clz(group.lanes)) : 1;
   int item = unit * teams + team, left = 1;  // the first group, and how many
   if constexpr (kTurns) {
-    item = unit * plan.rounds + min(unit, plan.longer);
-    left = plan.rounds + (unit < plan.longer);
+    item = plan.first_of(unit) * teams + team;
+    left = plan.turns_of(unit);
   }
 
-  const Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
-                                                   static_cast<uint32_t>(warp) * plan.stage_bytes +
-                                                   static_cast<uint32_t>(16 * group.lane),
-                                               1};
+  Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
+                                             static_cast<uint32_t>(warp) * plan.stage_bytes +
+                                             static_cast<uint32_t>(16 * group.lane),
+                                         kWidth * int{sizeof(W)} / 16};
   const auto place = [&](const ForwardRows& t, int item) {
     return reinterpret_cast<T*>(t.data + item * t.row_bytes) + group.column;
   };
@@ -78,16 +107,24 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   ask_row(item);
   commit_copies();
   const auto ask_weights = [&](int which, const void* w) {
+    if (!w) return;
     // The first cache has those of short groups for many blocks, but not a cluster's.
-    ahead.template ask<kHolder != Holder::cluster>(which, static_cast<const T*>(w) + group.column,
-                                                   step, group.mine);
+    if (kWider && plan.weight_bytes == sizeof(float))
+      ahead.template ask_pieces<!kCluster>(
+          which, static_cast<const float*>(w) + group.column - group.lane_in * kWidth, group.terms,
+          group.lanes, group.lane_in);
+    else
+      ahead.in_planes().template ask<!kCluster>(which, static_cast<const T*>(w) + group.column,
+                                                step, group.mine);
   };
   ask_weights(0, plan.w);
   if constexpr (kCentred) ask_weights(1, plan.b);
   commit_copies();
-  if constexpr (kHolder == Holder::cluster) cluster_wait();  // all blocks' barriers are there
+  if constexpr (kCluster) cluster_wait();  // all blocks' barriers are there
+  // To move them pays where they are read more often, most where a row's sums wait for all warps.
+  bool unsettled = !plan.has_weights_of(sizeof(W)) || (kWider && left > (kCluster ? 1 : 2));
 #pragma unroll 1
-  for (;; ++item) {
+  for (;; item += teams) {
     const bool real = !kWarp || item < plan.items;
     const int has = real ? group.mine : 0;
     if constexpr (kLate) {
@@ -95,6 +132,16 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
       commit_copies();
     }
     wait_for_copies<kLate>();
+    if constexpr (kWider) __syncwarp();  // other lanes asked for some of the weights
+    if constexpr (kWider || sizeof(T) == 4) {
+      if (unsettled) {
+        unsettled = false;
+        const auto places = ahead.in_planes();
+        settle_weights<T, W>(ahead, places, group, 0, plan.w, 1);
+        if constexpr (kCentred) settle_weights<T, W>(ahead, places, group, 1, plan.b, 0);
+        ahead = places;
+      }
+    }
     group.take(
         has,
         [&]<class E>(int which, int v) {
@@ -106,7 +153,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
           store_vector(place(plan.h, item) + group.of(v), r);
         });
     if constexpr (kTurns) {
-      if (left > 1) ask_row(item + 1);
+      if (left > 1) ask_row(item + teams);
       commit_copies();  // empty at the end: they are counted
     }
     const Stats<float> stats =
@@ -121,7 +168,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
     group.template write_by<kCentred, false>(
         stats, has,
         [&](int which, int v, float(&values)[kWidth]) {
-          ahead.template get<T, kWidth>(which, v).unpack(values);
+          ahead.template get<W, kWidth>(which, v).unpack(values);
         },
         [&](int v) {
           if constexpr (kLate)
@@ -136,16 +183,21 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
 #endif
 }
 
-/// Groups of a cluster, in turn. Each doubling cost a point of copy; but one group a cluster pays
-/// for the weights each time: dear for LayerNorm, most in clusters of sixteen, and for halves where
-/// memory is fast.
-template <class T>
+/// Groups that a block or cluster takes in turn. Each doubling cost a point of copy; but one group
+/// a cluster pays for the weights each time: dear for LayerNorm, most in clusters of sixteen, and
+/// for halves where memory is fast.
+template <class T, class W>
 int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
+  if constexpr (sizeof(W) > sizeof(T)) {
+    const bool many = plan.chunks > 4 && beside == Beside::nothing;
+    if (centred) return many || plan.cluster > 1 ? 4 : 2;
+    return many ? 2 : 1;
+  }
   if (plan.cluster == 1) return 1;
   const bool sixteen = plan.cluster == 16, wide = sizeof(T) == 4;
   if (centred && !sixteen) return 2;
   if (centred && wide && beside == Beside::gate_last) return 36;
-  if (centred) return wide || beside == Beside::nothing ? 4 : 2;
+  if (centred) return wide ? 4 : 2;
   // An H200's memory is 6144 bits wide, an H100's 5120.
   const bool fast_memory = detail::properties(on.device).memoryBusWidth > 5120;
   if (!wide && !fast_memory) return 1;
@@ -157,24 +209,20 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
   if (plan.groups > 1)  // dense: each is a row to it
     for (ForwardRows* t : {&plan.in[0], &plan.in[1], &plan.in[2], &plan.y, &plan.h})
       t->row_bytes = t->group_bytes;
-  const auto run = [&]<bool kCentred, Beside kBeside, Holder kHolder>() {
+  const auto run = [&]<class W, bool kCentred, Beside kBeside, Holder kHolder>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
-    plan.rounds = staying_rounds<T>(on, plan, kCentred, kBeside);
-    plan.stage_bytes = static_cast<uint32_t>(
-        Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(1, kCentred));
+    plan.rounds = staying_rounds<T, W>(on, plan, kCentred, kBeside);
+    plan.stage_bytes =
+        static_cast<uint32_t>(Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(
+            sizeof(W) / sizeof(T), kCentred));
     const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
-    const auto kernel = norm_forward_staying_kernel<T, kCentred, kBeside, kHolder>;
+    const auto kernel = norm_forward_staying_kernel<T, W, kCentred, kBeside, kHolder>;
     const int threads = plan.warps * kWarpSize;
     const size_t shared = static_cast<size_t>(plan.warps) * plan.stage_bytes;
     int units = ceil_div(plan.items, teams);
-    if (plan.rounds > 1) {
-      // Whole waves of clusters, so that none of them runs almost alone at the end.
-      const int resident = std::max(1, resident_clusters(on, reinterpret_cast<const void*>(kernel),
-                                                         threads, shared, plan.cluster));
-      const int at_once = plan.rounds * resident, groups = units;
-      units = std::min(groups, std::max(1, (groups + at_once / 2) / at_once) * resident);
-      plan.rounds = groups / units, plan.longer = groups % units;
-    }
+    if (plan.rounds > 1)
+      units = plan.take_turns(units, resident_clusters(on, reinterpret_cast<const void*>(kernel),
+                                                       threads, shared, plan.cluster));
     launch(on,
            {.grid = dim3(static_cast<unsigned>(units * plan.cluster)),
             .block = dim3(static_cast<unsigned>(threads)),
@@ -183,14 +231,15 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
             .overlap = true},
            kernel, plan);
   };
-  const auto by_holder = [&]<bool kCentred, Beside kBeside>() {
-    if (plan.cluster > 1) return run.template operator()<kCentred, kBeside, Holder::cluster>();
-    plan.chunks > 1 ? run.template operator()<kCentred, kBeside, Holder::block>()
-                    : run.template operator()<kCentred, kBeside, Holder::warp>();
+  const auto by_holder = [&]<class W, bool kCentred, Beside kBeside>() {
+    if (plan.cluster > 1) return run.template operator()<W, kCentred, kBeside, Holder::cluster>();
+    plan.chunks > 1 ? run.template operator()<W, kCentred, kBeside, Holder::block>()
+                    : run.template operator()<W, kCentred, kBeside, Holder::warp>();
   };
   by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
     if constexpr (kBeside != Beside::wide_residual)
-      by_holder.template operator()<kCentred, kBeside>();
+      plan.has_weights_of(sizeof(T)) ? by_holder.template operator()<T, kCentred, kBeside>()
+                                     : by_holder.template operator()<float, kCentred, kBeside>();
     return true;
   });
 }

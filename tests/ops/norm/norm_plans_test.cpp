@@ -245,6 +245,61 @@ TEST_F(NormPlans, RowsThatAWarpTakesInTurnDoNotMix) {
         }
 }
 
+/// Weights as training has them: x's dtype or float32, about 1, some or none of them.
+struct WeightForm {
+  bool w, b, zero_centered, wide;
+};
+constexpr WeightForm kWeightForms[] = {{true, true, false, false},  {true, true, false, true},
+                                       {true, true, true, false},   {true, true, true, true},
+                                       {false, false, false, true}, {true, false, false, true},
+                                       {false, true, false, false}, {false, true, false, true}};
+using WeightsOfPlans = NormPlansOf;
+TEST_P(WeightsOfPlans, GiveTheBitsOfTheGeneralOnes) {
+  const NoGrad off;
+  struct Beside {
+    GateOrder gate;
+    int residual;
+  };
+  for (NormKind kind : {NormKind::rms, NormKind::layer})
+    for (const Beside& beside :
+         {Beside{GateOrder::no_gate, 0}, Beside{GateOrder::no_gate, 1},
+          Beside{GateOrder::no_gate, 2}, Beside{GateOrder::norm_then_gate, 0},
+          Beside{GateOrder::gate_then_norm, 0}}) {
+      Member m;
+      m.options.kind = kind, m.options.gate = beside.gate, m.options.group = size_.group;
+      m.residual = beside.residual, m.w = m.b = true, m.shared = size_.shared;
+      NormArguments a(m, {size_.rows, size_.cols}, dtype_, float32);
+      const Tensor w = *a.in.w, b = *a.in.b;
+      for (const WeightForm& weights : kWeightForms) {
+        SCOPED_TRACE(format("{} w {} b {} zero-centered {} float32 {}", to_string(m), weights.w,
+                            weights.b, weights.zero_centered, weights.wide));
+        const DType dtype = weights.wide ? float32 : dtype_;
+        a.in.w = weights.w ? Maybe(w.to(dtype)) : none;
+        const bool biased = weights.b && (kind == NormKind::layer || !weights.w);
+        a.in.b = biased ? Maybe(b.to(dtype)) : none;
+        a.options.zero_centered = weights.zero_centered;
+        force_general(true);
+        const NormResult general = a.norm();
+        force_general(false);
+        for (int multiprocessors : {0, 1}) {  // of one: many rows, and several in turn
+          const Pretended so_many(multiprocessors);
+          const NormResult fast = a.norm();
+          EXPECT_SAME_BITS(fast.y, general.y);
+          EXPECT_SAME_BITS(fast.rstd.value, general.rstd.value);
+          expect_same(fast.h, general.h);
+        }
+      }
+    }
+}
+INSTANTIATE_TEST_SUITE_P(
+    All, WeightsOfPlans,
+    ::testing::Combine(kHalvesAndFloat,
+                       ::testing::Values(Size{150, 64}, Size{50, 544}, Size{17, 1536},
+                                         Size{9, 4096}, Size{7, 16384}, Size{5, 65536},
+                                         Size{3, 131072}, Size{7, 4097}, Size{5, 20001},
+                                         Size{20, 1024, 256, true}, Size{9, 1024, 256, false})),
+    name_of);
+
 using PlansInTurn = NormPlansOf;
 TEST_P(PlansInTurn, DoNotMixRows) {
   // As on one multiprocessor, where there are several rows to a warp, block or cluster of them.
