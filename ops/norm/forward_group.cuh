@@ -74,7 +74,7 @@ struct ForwardPlan {
     resident = std::max(1, resident);
     const int wave = rounds * resident, single = rounds > 8 ? 0 : std::min(wave, units / 4);
     const int waves = std::max(1, (units - single + wave / 2) / wave);
-    longer = std::min(units, waves * resident);
+    longer = std::clamp(waves * resident, 1, std::max(1, units));
     rounds = std::max(1, (units - single) / longer);
     return units - longer * (rounds - 1);
   }
