@@ -60,13 +60,19 @@ void print_text(std::string_view text);
 /// Python-style formatting: `format("{:.2f} of {}", 0.5, shape)`. Numbers, text, Tensor, Shape and
 /// whatever has a to_string. Throws std::runtime_error where the format does not fit its arguments.
 template <class... A>
-std::string format(std::string_view format, const A&... args) {
+std::string format(std::string_view text, A&&... args) {
   if constexpr (sizeof...(A) == 0) {
-    return detail::format_args(format, {});
+    return detail::format_args(text, {});
   } else {
     const FormatArg erased[] = {FormatArg(args)...};
-    return detail::format_args(format, erased);
+    return detail::format_args(text, erased);
   }
+}
+/// The same. It and A&& are there for calls with a std::string among the arguments: these see
+/// std::format too, of which this is the better match.
+template <class... A>
+std::string format(const char* text, A&&... args) {
+  return norma::format(std::string_view(text), args...);
 }
 
 /// Writes format(…) to standard output.
