@@ -23,14 +23,6 @@ __device__ __forceinline__ uint32_t cluster_number() {
 #endif
   return r;
 }
-/// The address that `address` of this block's shared memory has in block `rank`.
-__device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) {
-  uint32_t r = address;
-#if __CUDA_ARCH__ >= 900
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r) : "r"(address), "r"(rank));
-#endif
-  return r;
-}
 __device__ __forceinline__ void store_in_cluster(uint32_t address, float v) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");

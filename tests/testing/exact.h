@@ -11,7 +11,10 @@ namespace norma::testing {
 inline Tensor eighths(const Shape& shape, DType dtype) {
   return ((randint(0, 16, shape, int32) - 8).to(float32) * 0.125).to(dtype);
 }
-/// The same values in float64: what a product's definition is worked out in.
+/// Whole numbers from -8 to 7: tf32 holds them, float32 their sums, so that nothing is rounded, and
+/// nothing but the sign of a zero depends on the order.
+inline Tensor whole(const Shape& shape) { return (randint(0, 16, shape, int32) - 8).to(float32); }
+/// Values in float64: what a product's definition is worked out in.
 inline Tensor wide(const Tensor& t) { return t.to(float64); }
 
 }  // namespace norma::testing

@@ -23,7 +23,7 @@ namespace norma {
 namespace {
 
 using ::testing::Contains, ::testing::HasSubstr, ::testing::Not;
-using testing::wide;
+using testing::whole, testing::wide;
 
 /// Norms in the launch of the product that gives their rows.
 class SmallRows : public testing::OnGpu<> {
@@ -38,9 +38,6 @@ class SmallRows : public testing::OnGpu<> {
   }
   void TearDown() override { allow_tf32(false); }
 };
-
-/// Whole numbers, whose products are exact: the norm's rows are the same in any launch.
-Tensor whole_rows(const Shape& shape) { return (randint(0, 16, shape, int32) - 8).to(float32); }
 
 /// The kernels that `work` launches.
 template <class F>
@@ -69,8 +66,7 @@ TEST_F(SmallRows, AProductEndsInItsNorm) {
     for (const NormKind kind : {NormKind::layer, NormKind::rms, NormKind::l2})
       for (const bool adds : {true, false}) {
         SCOPED_TRACE(why);
-        const Tensor x = whole_rows({rows, in}), w = whole_rows({out, in}),
-                     bias = whole_rows({out});
+        const Tensor x = whole({rows, in}), w = whole({out, in}), bias = whole({out});
         const std::optional<Tensor> residual = adds ? std::optional(randn({rows, out})) : none;
         const NormInputs inputs{.w = randn({out}), .b = randn({out}), .residual = residual};
         const NormResult plain = fused_norm(linear(x, w, bias), inputs, {.kind = kind});
@@ -96,7 +92,7 @@ TEST_F(SmallRows, AProductEndsInItsNorm) {
 
 TEST_F(SmallRows, RowsWhoseSquaresLeaveTheRangeAreScaled) {
   const float far = std::ldexp(1.0f, 40);
-  const Tensor x = whole_rows({64, 128}) * far, w = whole_rows({128, 128}) * far;
+  const Tensor x = whole({64, 128}) * far, w = whole({128, 128}) * far;
   const Tensor expected = fused_norm(linear(x, w), {}, {.kind = NormKind::layer}).y;
   const detail::MayWait scope;
   const Tensor y = fused_norm(linear(x, w), {}, {.kind = NormKind::layer}).y;
@@ -128,7 +124,7 @@ TEST_F(SmallRows, AnMlpEndsInANorm) {
 }
 
 TEST_F(SmallRows, WhoeverReadsTheProductFirstGetsIt) {
-  const Tensor x = whole_rows({768, 128}), w = whole_rows({128, 128});
+  const Tensor x = whole({768, 128}), w = whole({128, 128});
   const Tensor expected = linear(x, w), residual = randn({768, 128});
   const detail::MayWait scope;
   const auto waits = [] { return detail::launch_waits; };
@@ -151,7 +147,7 @@ TEST_F(SmallRows, WhoeverReadsTheProductFirstGetsIt) {
 }
 
 TEST_F(SmallRows, NothingOutlivesItsScope) {
-  const Tensor x = whole_rows({768, 128}), w = whole_rows({128, 128});
+  const Tensor x = whole({768, 128}), w = whole({128, 128});
   {
     const detail::MayWait scope;
     linear(x, w);
@@ -163,7 +159,7 @@ TEST_F(SmallRows, NothingOutlivesItsScope) {
   try {
     const detail::MayWait scope;
     const Tensor y = linear(x, w);
-    linear(y, whole_rows({4, 5}));
+    linear(y, whole({4, 5}));
     FAIL() << "no error";
   } catch (const ShapeError&) {
     EXPECT_FALSE(detail::launch_waits);

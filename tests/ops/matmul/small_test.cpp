@@ -20,7 +20,7 @@
 namespace norma {
 namespace {
 
-using testing::wide;
+using testing::whole, testing::wide;
 
 /// Products of float32 that may be rounded to tf32, on a GPU.
 class SmallProduct : public testing::OnGpu<> {
@@ -33,9 +33,6 @@ class SmallProduct : public testing::OnGpu<> {
   void TearDown() override { allow_tf32(false); }
 };
 
-/// Whole numbers from -8 to 7: tf32 holds them, float32 their sums, so that nothing is rounded, and
-/// nothing but the sign of a zero depends on the order.
-Tensor whole(const Shape& shape) { return (randint(0, 16, shape, int32) - 8).to(float32); }
 double top(const Tensor& t) { return max(t, {0, 1}).item(); }
 
 struct Size {
