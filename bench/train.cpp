@@ -75,7 +75,7 @@ void run(const Case& c, Device device, const std::string& precision, bool with_p
   const Tensor inputs = randint(0, c.model.vocab_size, {c.batch, c.model.context}, int32);
   const Tensor targets = randint(0, c.model.vocab_size, {c.batch, c.model.context}, int32);
   const auto step = [&](const Tensor& x, const Tensor& y) {
-    const Tensor loss = cross_entropy(model(x), y);
+    const Tensor loss = cross_entropy(model(x), y, {.in_place = true});
     adam.scaled(loss).backward();
     adam.clip(1);
     adam.step();
@@ -108,7 +108,7 @@ void run(const Case& c, Device device, const std::string& precision, bool with_p
     Profiler profiler(device);
     for (int i = 0; i < 6; ++i) {
       profiler.begin_step();
-      const Tensor l = cross_entropy(model(inputs), targets);
+      const Tensor l = cross_entropy(model(inputs), targets, {.in_place = true});
       adam.scaled(l).backward();
       adam.clip(1);
       profiler.mark("gradient norm");

@@ -249,13 +249,12 @@ Trainer::Trainer(const TrainOptions& options, const std::string& vocabulary)
 }
 
 Tensor Trainer::gather(const Batch& batch, const std::optional<Tensor>& counted) const {
-  const Tensor logits = (*model_)(batch.inputs, batch.places);
-  const auto loss_of = [&](LossReduction reduction) {
-    return cross_entropy(logits, batch.targets, {.ignore_index = kIgnore, .reduction = reduction});
-  };
-  const Tensor loss = counted
-                          ? loss_of(LossReduction::sum) / counted->to(stats_dtype(logits.dtype()))
-                          : loss_of(LossReduction::mean);
+  // Nobody else holds the logits, so that their memory may take their gradient.
+  Tensor loss = cross_entropy((*model_)(batch.inputs, batch.places), batch.targets,
+                              {.ignore_index = kIgnore,
+                               .reduction = counted ? LossReduction::sum : LossReduction::mean,
+                               .in_place = true});
+  if (counted) loss = loss / counted->to(loss.dtype());
   optimizer_->scaled(loss).backward();
   return loss;
 }

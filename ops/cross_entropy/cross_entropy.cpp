@@ -61,13 +61,15 @@ CrossEntropyResult losses_of(const Tensor& logits, const Tensor& targets,
                                                     .lse = result.lse.value});
   return result;
 }
+/// The logits' memory in a tensor of its own, without their history.
+Tensor memory_of(const Tensor& logits) {
+  return detail::raw_view(logits, logits.shape(), logits.strides(), logits.offset());
+}
 Tensor gradient(const Tensor& dlosses, const ConstVec& share, const Tensor& logits,
                 const Tensor& targets, const Tensor& lse, const CrossEntropyBackwardOptions& o) {
   const Tensor rows = even_rows(logits);
-  // The memory, in a tensor of its own: what was saved goes when backward returns.
-  Tensor dlogits = o.in_place && logits.is_dense()
-                       ? detail::raw_view(logits, logits.shape(), logits.strides(), logits.offset())
-                       : empty_like(logits);
+  // What was saved goes when backward returns.
+  Tensor dlogits = o.in_place && logits.is_dense() ? memory_of(logits) : empty_like(logits);
   const Tensor d = detail::dense(dlosses), t = detail::dense(targets);
   dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
                                                      .share = share,
@@ -124,9 +126,57 @@ MeanCrossEntropyResult MeanCrossEntropy::define(const Tensor& logits, const Tens
   const Tensor share = reciprocal(maximum(count, 1));
   return {each.losses.sum() * share, each.lse, share};
 }
+namespace {
+bool takes_gradient(const Tensor& logits) {
+  return logits.device().is_cuda() && logits.dtype() == bfloat16 && logits.is_dense() &&
+         has_cross_entropy_in_place(logits.size(-1)) && logits.offset() % 8 == 0;
+}
+/// What MeanCrossEntropy::forward gives, with the gradient of its loss where the logits were.
+MeanCrossEntropyResult with_gradient(Context& ctx, const Tensor& logits, const Tensor& targets,
+                                     const CrossEntropyOptions& o) {
+  const auto result_of = [&](const Shape& shape) { return empty(shape, float32, logits.device()); };
+  MeanCrossEntropyResult result{result_of({}), result_of(targets.shape()), result_of({})};
+  const Tensor losses = result_of(targets.shape());
+  Tensor gradient = memory_of(logits);
+  if constexpr (kBuiltWithCuda)
+    run(cuda_stream(logits.device()), CrossEntropyInPlaceArgs{.logits = gradient,
+                                                              .targets = targets,
+                                                              .ignore_index = o.ignore_index,
+                                                              .label_smoothing = o.label_smoothing,
+                                                              .losses = losses,
+                                                              .lse = result.lse.value,
+                                                              .share = result.share.value});
+  dispatch(logits.device(), CrossEntropyMeanArgs{.losses = losses,
+                                                 .targets = targets,
+                                                 .ignore_index = o.ignore_index,
+                                                 .loss = result.loss,
+                                                 .share = result.share.value});
+  gradient.storage()->bump_version();
+  ctx.save_constant(gradient, std::optional<Tensor>());
+  return result;
+}
+/// A gradient that forward made already, times that of the loss.
+Tensor made_gradient(Context& ctx, const Tensor& dloss) {
+  if (ctx.recording())
+    throw GraphError(
+        "{}: the logits became their gradient, which leaves no second derivative; leave in_place "
+        "out",
+        ctx.name());
+  const bool own = ctx.is_last_use(0);
+  const Tensor made = ctx.saved(0);
+  Tensor gradient = own ? memory_of(made) : made.clone();
+  if constexpr (kBuiltWithCuda)
+    run(cuda_stream(made.device()),
+        CrossEntropyScaleArgs{.factor = dloss, .gradient = gradient.reshape({made.numel()})});
+  return gradient;
+}
+}  // namespace
+
 MeanCrossEntropyResult MeanCrossEntropy::forward(Context& ctx, const Tensor& logits,
                                                  const Tensor& targets, const Options& o) {
   const Tensor indices = detail::dense(targets);
+  if (o.in_place && ctx.recording() && ctx.needs(0) && takes_gradient(logits))
+    return with_gradient(ctx, logits, indices, o);
   const CrossEntropyResult each = losses_of(logits, indices, o);
   const auto number = [&] { return empty(Shape{}, each.losses.dtype(), logits.device()); };
   MeanCrossEntropyResult result{number(), each.lse, number()};
@@ -141,6 +191,7 @@ MeanCrossEntropyResult MeanCrossEntropy::forward(Context& ctx, const Tensor& log
 }
 Tensor MeanCrossEntropy::backward(Context& ctx, const std::optional<Tensor>& dloss,
                                   const std::optional<Tensor>&, const std::optional<Tensor>&) {
+  if (!ctx.saved_optional(1)) return made_gradient(ctx, *dloss);
   return apply<MeanCrossEntropyBackward>(*dloss, ctx.saved(0), ctx.saved(1), ctx.saved(2),
                                          ctx.saved(3), backward_options(ctx));
 }

@@ -11,6 +11,10 @@ struct CrossEntropyOptions {
   int64_t ignore_index = -1;   ///< targets that are left out
   double label_smoothing = 0;  ///< ε: the target distribution is (1 − ε) one-hot + ε uniform
   LossReduction reduction = LossReduction::mean;
+  /// The forward pass may write the mean's gradient over the logits, for one sweep to find: for who
+  /// gives them away. They are read once less then, where there is a kernel for it (bfloat16 on a
+  /// GPU, rows of 1025 to 50688); a second derivative there is a GraphError.
+  bool in_place = false;
   bool operator==(const CrossEntropyOptions&) const = default;
 };
 

@@ -119,6 +119,69 @@ TEST(CrossEntropy, GradientTakesTheLogitsMemoryAtTheirLastUse) {
   EXPECT_SAME_BITS(dw({.retain_graph = true}, false), expected);
 }
 
+/// Of a leaf through logits that are given away, where the loss counts `factor` times.
+struct GivenAway {
+  Tensor loss, dx;
+};
+GivenAway given_away(const Tensor& leaf, const Tensor& targets, CrossEntropyOptions o,
+                     bool in_place, double factor, int sweeps = 1) {
+  o.in_place = in_place;
+  const Tensor x = leaf.detach().clone().requires_grad_();
+  const Tensor loss = cross_entropy(x * 2, targets, o), counted = loss * factor;
+  for (int i = 1; i < sweeps; ++i) backward({counted}, {}, {.retain_graph = true});
+  counted.backward();
+  return {loss.detach(), x.grad()};
+}
+
+TEST(CrossEntropy, GradientOfTheForwardPassHasTheSameBits) {
+  // More rows than blocks, rows that begin a second and a fifth part, and the longest.
+  constexpr struct {
+    int64_t rows, cols;
+    const char* why;
+  } kSizes[] = {{700, 1032, "turns"}, {3, 5000, "parts"}, {3, 50688, "longest"}};
+  for (const auto& [rows, cols, why] : kSizes)
+    for (const CrossEntropyOptions& o : kOptions) {
+      if (o.reduction != LossReduction::mean) continue;
+      SCOPED_TRACE(why);
+      const Tensor x = (randn({rows, cols}) * 3).to(bfloat16), t = randint(0, cols, {rows}, int32);
+      const auto apart = [&](double factor) { return given_away(x, t, o, false, factor); };
+      const auto at_once = [&](double factor, int sweeps) {
+        return given_away(x, t, o, true, factor, sweeps);
+      };
+      EXPECT_SAME_BITS(at_once(1, 1).loss, apart(1).loss);
+      EXPECT_SAME_BITS(at_once(1, 1).dx, apart(1).dx);
+      EXPECT_SAME_BITS(at_once(0.25, 1).dx, apart(0.25).dx);  // a power of two rounds alike
+      EXPECT_SAME_BITS(at_once(1, 2).dx, apart(2).dx);
+      // The gradient is rounded before the factor too.
+      EXPECT_CLOSE(at_once(3, 1).dx, apart(3).dx, {.relative = 3 * unit_roundoff(bfloat16)});
+    }
+}
+
+TEST(CrossEntropy, GradientOfTheForwardPassHasNoSecondDerivative) {
+  const Tensor x = randn({3, 2048}).to(bfloat16).requires_grad_();
+  const auto sweep = [&] {
+    const Tensor loss =
+        cross_entropy(x * 2, tensor({0, 9, 2047}, int64).to(x.device()), {.in_place = true});
+    backward({loss}, {}, {.create_graph = true});
+  };
+  if (x.device().is_cpu())
+    EXPECT_NO_THROW(sweep());
+  else
+    EXPECT_THROW_MSG(sweep(), GraphError,
+                     "cross_entropy: the logits became their gradient, which leaves no second "
+                     "derivative; leave in_place out");
+}
+
+TEST(CrossEntropy, LogitsThatWereGivenAwayAreMissed) {
+  const Tensor x = randn({3, 2048}).to(bfloat16).requires_grad_(), logits = x * 2;
+  const Tensor squares = logits.square().sum();
+  cross_entropy(logits, tensor({0, 9, 2047}, int64).to(x.device()), {.in_place = true});
+  if (x.device().is_cpu())
+    EXPECT_NO_THROW(squares.backward());
+  else
+    EXPECT_THROW(squares.backward(), GraphError);
+}
+
 TEST(CrossEntropy, IgnoredTargetsLoseNothing) {
   const Tensor x = randn({3, 4}).requires_grad_();
   const Tensor some = cross_entropy(x, tensor({1, -1, 2}, int64));
