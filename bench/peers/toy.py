@@ -62,13 +62,18 @@ def torch_step_ms(model, optimizer, steps=60):
 
 
 def norma_step_ms(program, text, threads):
+    """The median of single steps, as PyTorch's: a line of metrics has the mean rate since the run began."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "train", "--text", text, "--steps", "150", "--eval-every", "100000",
+        command = [program, "train", "--text", text, "--steps", "80", "--eval-every", "100000",
                    "--checkpoint-every", "100000", "--threads", str(threads), "--out", folder + "/run"]
         subprocess.run(command, check=True, capture_output=True)
         with open(folder + "/run/metrics.csv") as file:
-            rows = [line.split(",") for line in file.read().splitlines()[20:]]
-    return statistics.median(BATCH * T / float(row[-1]) * 1e3 for row in rows if float(row[-1]) > 0)
+            rates = [float(line.split(",")[-1]) for line in file.read().splitlines()[1:]]
+    ends = [1e3 * BATCH * T * step / rate for step, rate in enumerate(rates, 1)]
+    steps = [end - begin for begin, end in zip(ends, ends[1:])][20:]
+    if min(steps) < 0:
+        raise RuntimeError("the run took more than 5 s, after which its rate begins anew")
+    return statistics.median(steps)
 
 
 def main():
