@@ -1,6 +1,7 @@
 #include "norma/core/device.h"
 
 #include <charconv>
+#include <string>
 
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/error.h"

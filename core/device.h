@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+#include <iosfwd>  // std::string by name: every kernel's file reads this one
 #include <string_view>
 
 namespace norma {

@@ -2,11 +2,8 @@
 
 #include <bit>
 #include <cstdint>
-#include <string>
 #include <string_view>
 #include <type_traits>
-
-#include "norma/core/error.h"
 
 namespace norma {
 
@@ -122,6 +119,13 @@ std::string_view to_string(DType dtype);
 /// The dtype of that name ("float32", "bool", …); throws DTypeError listing the names.
 DType dtype_from_string(std::string_view name);
 
+namespace detail {
+// Out of line: every kernel's file reads this one, and errors' texts take long to compile.
+[[noreturn]] void throw_not_floating(DType dtype);
+[[noreturn]] void throw_not_an_index(DType dtype);
+[[noreturn]] void throw_unknown(DType dtype);
+}  // namespace detail
+
 /// Calls f.template operator()<T>() with the element type; DTypeError for what is not floating.
 template <class F>
 decltype(auto) visit_floating(DType dtype, F&& f) {
@@ -135,7 +139,7 @@ decltype(auto) visit_floating(DType dtype, F&& f) {
     case float16:
       return f.template operator()<Float16>();
     default:
-      throw DTypeError("a floating dtype is needed, but came {}", to_string(dtype));
+      detail::throw_not_floating(dtype);
   }
 }
 
@@ -172,7 +176,7 @@ decltype(auto) visit_all(DType dtype, F&& f) {
     case bool_:
       return f.template operator()<bool>();
   }
-  throw DTypeError("unknown dtype {}", static_cast<int>(dtype));
+  detail::throw_unknown(dtype);
 }
 
 /// For indices: int32 or int64.
@@ -184,7 +188,7 @@ decltype(auto) visit_index(DType dtype, F&& f) {
     case int64:
       return f.template operator()<int64_t>();
     default:
-      throw DTypeError("int32 or int64 is needed, but came {}", to_string(dtype));
+      detail::throw_not_an_index(dtype);
   }
 }
 

@@ -1,6 +1,14 @@
 #include "norma/core/shape.h"
 
+#include <string>
+
+#include "norma/core/error.h"
+
 namespace norma {
+
+void detail::throw_too_many_dimensions(size_t count) {
+  throw ShapeError("shape: at most {} dimensions, but came {}", int{Shape::kMaxDims}, count);
+}
 
 std::string to_string(const Shape& shape) {
   std::string text = "(";

@@ -1,14 +1,16 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <iosfwd>  // std::string by name, as in device.h
 #include <span>
-#include <string>
-
-#include "norma/core/error.h"
+#include <string_view>
 
 namespace norma {
+
+namespace detail {
+[[noreturn]] void throw_too_many_dimensions(size_t count);
+}  // namespace detail
 
 /// Up to kMaxDims sizes or strides, held in place so that a tensor needs no further allocation.
 class Shape {
@@ -18,9 +20,8 @@ class Shape {
   constexpr Shape() : n_(0) {}
   Shape(std::initializer_list<int64_t> sizes) : Shape(std::span(sizes.begin(), sizes.size())) {}
   explicit Shape(std::span<const int64_t> sizes) : n_(static_cast<int>(sizes.size())) {
-    if (sizes.size() > kMaxDims)
-      throw ShapeError("shape: at most {} dimensions, but came {}", int{kMaxDims}, sizes.size());
-    std::copy(sizes.begin(), sizes.end(), d_);
+    if (sizes.size() > kMaxDims) detail::throw_too_many_dimensions(sizes.size());
+    for (int i = 0; i < n_; ++i) d_[i] = sizes[static_cast<size_t>(i)];
   }
   static Shape filled(int dims, int64_t value) {
     Shape s;
@@ -35,12 +36,11 @@ class Shape {
   constexpr const int64_t* end() const { return d_ + n_; }
   constexpr int64_t back() const { return d_[n_ - 1]; }
   void push_back(int64_t size) {
-    if (n_ == kMaxDims) throw ShapeError("shape: at most {} dimensions", int{kMaxDims});
+    if (n_ == kMaxDims) detail::throw_too_many_dimensions(kMaxDims + 1);
     d_[n_++] = size;
   }
   void erase(int i) {
-    std::copy(d_ + i + 1, d_ + n_, d_ + i);
-    --n_;
+    for (--n_; i < n_; ++i) d_[i] = d_[i + 1];
   }
   void insert(int i, int64_t size) {
     push_back(size);

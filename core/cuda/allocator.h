@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "norma/core/allocator.h"
+#include "norma/core/cuda/scratch.h"
 #include "norma/core/device.h"
 
 namespace norma {
@@ -19,12 +20,6 @@ namespace detail {
 MemoryStats cuda_memory_stats(Device device);
 void cuda_reset_peak(Device device);
 void cuda_empty_cache(Device device);
-
-/// At least `bytes` bytes, aligned to 512. Where the driver has none left, first the cache goes
-/// back to it; then CudaError names the op that asked, the bytes wanted and free, and the largest
-/// blocks in use.
-void* cuda_allocate(int64_t bytes, Device device);
-void cuda_deallocate(void* block, Device device);
 
 /// What a thread deallocates while a Scope lives is kept until release(): a second stream may still
 /// use it.

@@ -38,18 +38,6 @@ __device__ __forceinline__ void store_matrices(void* row, const uint32_t (&r)[4]
                : "memory");
 }
 
-/// Two floats rounded to T, the first in the lower half.
-template <class T>
-__device__ __forceinline__ uint32_t pack_halves(float low, float high) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  } else {
-    const __half2 v = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&v);
-  }
-}
-
 /// c += a b for a (16 × 16), b (16 × 8), c (16 × 8). a: rows l / 4 and l / 4 + 8 of columns 0 … 7
 /// in a[0] and a[1], of columns 8 … 15 in a[2] and a[3]. b is held by columns as a is by rows: its
 /// rows 0 … 7 in b0, 8 … 15 in b1. c: row l / 4 in c0 and c1, row l / 4 + 8 in c2 and c3.

@@ -1,8 +1,5 @@
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 #include <type_traits>
 
@@ -11,7 +8,7 @@
 namespace norma {
 
 // Conversions by the hardware's instructions; the same values as dtype.h's, but a NaN loses its
-// payload.
+// payload. Spelt out: cuda_bf16.h and cuda_fp16.h take nvcc as long as many a kernel.
 
 template <class To, class From>
 __device__ __forceinline__ To convert(From v) {
@@ -21,16 +18,18 @@ __device__ __forceinline__ To convert(From v) {
     return v != From(0);
   } else if constexpr (std::is_same_v<To, BFloat16>) {
     To result;
-    result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(convert<float>(v)));
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(convert<float>(v)));
     return result;
   } else if constexpr (std::is_same_v<To, Float16>) {
     To result;
-    result.bits = __half_as_ushort(__float2half_rn(convert<float>(v)));
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(convert<float>(v)));
     return result;
   } else if constexpr (std::is_same_v<From, BFloat16>) {
     return static_cast<To>(__uint_as_float(uint32_t{v.bits} << 16));
   } else if constexpr (std::is_same_v<From, Float16>) {
-    return static_cast<To>(__half2float(__ushort_as_half(v.bits)));
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v.bits));
+    return static_cast<To>(wide);
   } else {
     return static_cast<To>(v);
   }
@@ -81,6 +80,21 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   else
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
+}
+template <class T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+  } else {
+    float2 r;
+    asm("{.reg .f16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;}"
+        : "=f"(r.x)
+        : "r"(pair));
+    asm("{.reg .f16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, high;}"
+        : "=f"(r.y)
+        : "r"(pair));
+    return r;
+  }
 }
 
 }  // namespace norma

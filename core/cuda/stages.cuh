@@ -52,15 +52,6 @@ struct Barriers {
   }
 };
 
-/// The two floats of pack_halves.
-template <class T>
-__device__ __forceinline__ float2 unpack_halves(uint32_t pair) {
-  if constexpr (std::is_same_v<T, BFloat16>)
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
-  else
-    return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
-
 /// Lane q of four gets word q of each of their arrays, in the lanes' order.
 __device__ __forceinline__ void transpose_quad(uint32_t (&w)[4]) {
   const int lane = threadIdx.x;

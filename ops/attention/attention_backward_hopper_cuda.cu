@@ -139,7 +139,7 @@ __device__ void dot_rows(float (&delta)[2], const T* dy, const T* y) {
     load_operand(b, y, c);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const float2 u = unpack_halves<T>(a[r]), v = unpack_halves<T>(b[r]);
+      const float2 u = unpack_pair<T>(a[r]), v = unpack_pair<T>(b[r]);
       delta[r % 2] += u.x * v.x + u.y * v.y;
     }
   }

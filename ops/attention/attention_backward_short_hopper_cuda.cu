@@ -81,7 +81,7 @@ __device__ __forceinline__ float dot_rows(const T* dy, const T* y, int row) {
     const auto b = load<4>(reinterpret_cast<const uint32_t*>(y + at));
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const float2 u = unpack_halves<T>(a[w]), v = unpack_halves<T>(b[w]);
+      const float2 u = unpack_pair<T>(a[w]), v = unpack_pair<T>(b[w]);
       even += u.x * v.x, odd += u.y * v.y;
     }
   }

@@ -55,7 +55,7 @@ __device__ __forceinline__ void to_operand(uint32_t (&p)[kColumns / 16][4],
 #pragma unroll
   for (int k = 0; k < kColumns / 16; ++k)
 #pragma unroll
-    for (int r = 0; r < 4; ++r) p[k][r] = pack_halves<T>(v[8 * k + 2 * r], v[8 * k + 2 * r + 1]);
+    for (int r = 0; r < 4; ++r) p[k][r] = pack_pair<T>(v[8 * k + 2 * r], v[8 * k + 2 * r + 1]);
 }
 
 /// d = a bᵀ over kHead columns: 64 rows of a from `row`, kN rows of b.
@@ -103,7 +103,7 @@ __device__ void store_sums(T* to, const float (&v)[kHead / 2], int i, float fact
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int at = 4 * (c + j) + 2 * i;
-      w[j] = pack_halves<T>(v[at] * factor, v[at + 1] * factor);
+      w[j] = pack_pair<T>(v[at] * factor, v[at + 1] * factor);
     }
     transpose_quad(w);
     const int column = 8 * (c + static_cast<int>(threadIdx.x % 4));

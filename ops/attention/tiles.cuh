@@ -66,10 +66,9 @@ struct MmaTile {
 #pragma unroll
     for (int k = 0; k < kStep; k += 16) {
       const int i = k / 4;
-      const uint32_t af[4] = {pack_halves<T>(p.v[0][i], p.v[0][i + 1]),
-                              pack_halves<T>(p.v[1][i], p.v[1][i + 1]),
-                              pack_halves<T>(p.v[0][i + 2], p.v[0][i + 3]),
-                              pack_halves<T>(p.v[1][i + 2], p.v[1][i + 3])};
+      const uint32_t af[4] = {
+          pack_pair<T>(p.v[0][i], p.v[0][i + 1]), pack_pair<T>(p.v[1][i], p.v[1][i + 1]),
+          pack_pair<T>(p.v[0][i + 2], p.v[0][i + 3]), pack_pair<T>(p.v[1][i + 2], p.v[1][i + 3])};
 #pragma unroll
       for (int n = 0; n < kOut; n += 16) {
         uint32_t bf[4];

@@ -5,6 +5,7 @@
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/scratch.h"
 #include "norma/core/cuda/words.cuh"
+#include "norma/core/error.h"
 #include "norma/ops/conv1d/kernels.h"
 
 namespace norma {

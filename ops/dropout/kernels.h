@@ -1,7 +1,7 @@
 #pragma once
 
 #include "norma/core/device.h"
-#include "norma/core/random.h"
+#include "norma/core/philox.h"
 #include "norma/core/view.h"
 
 namespace norma {

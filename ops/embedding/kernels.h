@@ -1,6 +1,7 @@
 #pragma once
 
 #include "norma/core/device.h"
+#include "norma/core/error.h"
 #include "norma/core/view.h"
 
 namespace norma {

@@ -163,13 +163,13 @@ struct Finish {
         Words out, u;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float2 v = unpack_halves<T>(near.w[j]);
+          const float2 v = unpack_pair<T>(near.w[j]);
           const float a = c[16 * part + 4 * j + 2 * i], b = c[16 * part + 4 * j + 2 * i + 1];
           if constexpr (kBackward) {
-            out.w[j] = pack_halves<T>(a * FastGelu(v.x).slope(), b * FastGelu(v.y).slope());
+            out.w[j] = pack_pair<T>(a * FastGelu(v.x).slope(), b * FastGelu(v.y).slope());
           } else {
-            u.w[j] = pack_halves<T>(a + v.x, b + v.y);
-            out.w[j] = pack_halves<T>(FastGelu(a + v.x).value(), FastGelu(b + v.y).value());
+            u.w[j] = pack_pair<T>(a + v.x, b + v.y);
+            out.w[j] = pack_pair<T>(FastGelu(a + v.x).value(), FastGelu(b + v.y).value());
           }
         }
         if constexpr (!kBackward) u.store(k.pre + at * k.pre_stride + first, inside);

@@ -4,6 +4,7 @@
 
 #include "norma/core/cuda/async_copy.cuh"
 #include "norma/core/cuda/reduce.cuh"
+#include "norma/core/error.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/matmul/fast_gelu.cuh"
 #include "norma/ops/matmul/matmul.h"

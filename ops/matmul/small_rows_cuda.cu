@@ -7,6 +7,7 @@
 
 #include "norma/core/cuda/cluster.cuh"
 #include "norma/core/cuda/runtime.h"
+#include "norma/core/error.h"
 #include "norma/ops/matmul/fast_gelu.cuh"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/matmul/small.cuh"

@@ -14,11 +14,8 @@ __device__ __forceinline__ void unpack(const uint4& words, float (&v)[kLaneWidth
   const uint32_t w[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      v[2 * i] = __uint_as_float(w[i] << 16);
-      v[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-    } else if constexpr (std::is_same_v<T, Float16>) {
-      const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&w[i]));
+    if constexpr (sizeof(T) == 2) {
+      const float2 both = unpack_pair<T>(w[i]);
       v[2 * i] = both.x, v[2 * i + 1] = both.y;
     } else {
       v[i] = __uint_as_float(w[i]);
@@ -34,15 +31,10 @@ __device__ __forceinline__ uint4 packed(const float (&v)[kLaneWidth<T>]) {
   uint32_t w[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      const __nv_bfloat162 both = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-      w[i] = *reinterpret_cast<const uint32_t*>(&both);
-    } else if constexpr (std::is_same_v<T, Float16>) {
-      const __half2 both = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-      w[i] = *reinterpret_cast<const uint32_t*>(&both);
-    } else {
+    if constexpr (sizeof(T) == 2)
+      w[i] = pack_pair<T>(v[2 * i], v[2 * i + 1]);
+    else
       w[i] = __float_as_uint(v[i]);
-    }
   }
   return {w[0], w[1], w[2], w[3]};
 }

@@ -1,3 +1,4 @@
+#include "norma/core/random.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/l2_norm.h"
 #include "norma/ops/norm/layer_norm.h"

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "norma/core/dtype.h"
-#include "norma/core/random.h"
+#include "norma/core/philox.h"
 
 namespace norma {
 

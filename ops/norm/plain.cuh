@@ -46,12 +46,9 @@ struct Vector {
   __device__ __forceinline__ void unpack(float (&v)[kWidth]) const {
 #pragma unroll
     for (int i = 0; i < kWords; ++i) {
-      if constexpr (std::is_same_v<T, BFloat16>) {
-        v[2 * i] = __uint_as_float(words[i] << 16);
-        v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-      } else if constexpr (std::is_same_v<T, Float16>) {
-        v[2 * i] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i])));
-        v[2 * i + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i] >> 16)));
+      if constexpr (sizeof(T) == 2) {
+        const float2 both = unpack_pair<T>(words[i]);
+        v[2 * i] = both.x, v[2 * i + 1] = both.y;
       } else {
         v[i] = __uint_as_float(words[i]);
       }

@@ -144,12 +144,8 @@ struct Pair {
 };
 template <class T>
 __device__ __forceinline__ Pair unpack(uint32_t r) {
-  if constexpr (std::is_same_v<T, BFloat16>) {
-    return {__uint_as_float(r << 16), __uint_as_float(r & 0xffff0000u)};
-  } else {
-    const float2 f = __half22float2(*reinterpret_cast<const __half2*>(&r));
-    return {f.x, f.y};
-  }
+  const float2 f = unpack_pair<T>(r);
+  return {f.x, f.y};
 }
 template <class T>
 __device__ __forceinline__ Pair read_pair(const T* from) {

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "norma/core/error.h"
+
 namespace norma {
 namespace {
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "norma/core/error.h"
+
 namespace norma {
 namespace {
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "norma/core/allocator.h"
+#include "norma/core/random.h"
 #include "norma/ops/norm/gated_norm.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/products.h"

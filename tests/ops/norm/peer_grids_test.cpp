@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "norma/core/random.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/norm/layer_norm.h"
 #include "norma/ops/norm/rms_norm.h"
