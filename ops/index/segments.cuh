@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cub/device/device_radix_sort.cuh>
+#include <cstdint>
 
 #include "norma/core/cuda/check.h"
 #include "norma/core/cuda/launch.cuh"
@@ -17,6 +17,10 @@ struct Sorted {
   const int32_t* place() const { return static_cast<const int32_t*>(places.data()); }
 };
 
+/// n keys by their low `bits`, and places with them, to sorted ones; equal keys stay in order.
+void sort_pairs(const Cuda& on, int64_t n, int bits, const Tensor& keys, const Tensor& places,
+                const Tensor& sorted_keys, const Tensor& sorted_places);
+
 /// fill(keys, places) writes n of both; `bits` is how many low bits of the keys are in use.
 template <class Key, class Fill>
 Sorted<Key> sort_places(const Cuda& on, int64_t n, int bits, Device device, const Fill& fill) {
@@ -24,18 +28,7 @@ Sorted<Key> sort_places(const Cuda& on, int64_t n, int bits, Device device, cons
   const Tensor keys = empty({n}, kKeys, device), places = empty({n}, int32, device);
   Sorted<Key> sorted{empty({n}, kKeys, device), empty({n}, int32, device)};
   fill(static_cast<Key*>(keys.data()), static_cast<int32_t*>(places.data()));
-  size_t bytes = 0;
-  const auto sort = [&](void* scratch) {
-    detail::check(
-        cub::DeviceRadixSort::SortPairs(
-            scratch, bytes, static_cast<const Key*>(keys.data()),
-            static_cast<Key*>(sorted.keys.data()), static_cast<const int32_t*>(places.data()),
-            static_cast<int32_t*>(sorted.places.data()), n, 0, bits, detail::stream_of(on)),
-        "sort");
-  };
-  sort(nullptr);
-  const Tensor scratch = empty({static_cast<int64_t>(bytes)}, bool_, device);
-  sort(scratch.data());
+  sort_pairs(on, n, bits, keys, places, sorted.keys, sorted.places);
   return sorted;
 }
 
