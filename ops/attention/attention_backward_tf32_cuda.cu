@@ -1,4 +1,5 @@
 #include "norma/ops/attention/portable_backward.cuh"
 
-template void norma::attention::backward_portable<norma::attention::Tf32>(
-    const Cuda&, const AttentionBackwardArgs&);
+namespace norma::attention {
+template void backward_portable<Tf32>(const Cuda&, const AttentionBackwardArgs&);
+}  // namespace norma::attention

@@ -4,7 +4,8 @@
 
 namespace norma::attention {
 
-// Kernels for any GPU since sm_80 and any views; one file a direction and dtype instantiates them.
+// Kernels for any GPU since sm_80 and any views. attention_forward_*_cuda.cu and
+// attention_backward_*_cuda.cu instantiate them.
 
 /// In place of float: its products' factors may be rounded to tf32. For heads of up to kTf32Head.
 struct Tf32 {};

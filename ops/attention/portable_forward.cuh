@@ -92,23 +92,19 @@ __global__ void __launch_bounds__(Tile::kThreads)
   }
 }
 
-/// f.template operator()<kHead>() with the smallest tile's width that holds `dim`.
+/// f.template operator()<kHead>() with the smallest tile's width that holds `dim`. Each is kernels
+/// to compile: float64, which checks gradients, has two.
 template <class T, class F>
 void visit_head(int64_t dim, const F& f) {
-  if (dim <= 32)
-    f.template operator()<32>();
-  else if (dim <= 64)
-    f.template operator()<64>();
-  else if constexpr (std::is_same_v<T, Tf32>)
-    f.template operator()<kTf32Head>();
-  else if (dim <= 96)
-    f.template operator()<96>();
-  else if (dim <= 128)
-    f.template operator()<128>();
-  else if (dim <= 192)
-    f.template operator()<192>();
-  else
-    f.template operator()<256>();
+  constexpr bool kDouble = std::is_same_v<T, double>;
+  if constexpr (!kDouble)
+    if (dim <= 32) return f.template operator()<32>();
+  if (dim <= 64) return f.template operator()<64>();
+  if constexpr (!kDouble)
+    if (dim <= 128) return f.template operator()<128>();
+  if constexpr (is_half<T>)
+    if (dim <= 192) return f.template operator()<192>();
+  if constexpr (!std::is_same_v<T, Tf32>) f.template operator()<256>();
 }
 
 /// For tiles of the block's own, tiles that pass, and rows of numbers for each passing row.

@@ -1,4 +1,0 @@
-#include "norma/ops/attention/portable_backward.cuh"
-
-template void norma::attention::backward_portable<double>(const Cuda&,
-                                                          const AttentionBackwardArgs&);
