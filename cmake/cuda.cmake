@@ -27,22 +27,38 @@ if(NORMA_WITH_CUDA)
   set(CMAKE_CUDA_COMPILER ${NORMA_NVCC})
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     # sm_80 is compiled only; 90 is the PTX for newer GPUs, of which the same pass of the compiler
-    # makes code for Hopper. 90a has wgmma and setmaxnreg: what needs them runs nowhere else.
+    # makes code for Hopper.
     set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
+  endif()
+  # A newer GPU's kernels may start before the one before them has ended, which code for older ones
+  # does not wait for: no newer GPU may run it.
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)([78][0-9])(-virtual)?(;|$)")
+    message(FATAL_ERROR "norma: CMAKE_CUDA_ARCHITECTURES must name GPUs older than 90 as "
+      "${CMAKE_MATCH_2}-real, but is ${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+  # Some kernels are for some GPUs alone, and are compiled for no other: *_sm90_cuda.cu need clusters
+  # and bulk copies, which Hopper and newer GPUs have, *_hopper_cuda.cu wgmma and setmaxnreg, which
+  # only sm_90a has. Who calls them has looked at the GPU first.
+  set(norma_sm90_architectures ${CMAKE_CUDA_ARCHITECTURES})
+  set(norma_hopper_architectures ${CMAKE_CUDA_ARCHITECTURES})
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(90|[a-z])")
     set(norma_hopper_architectures 90a-real)
   endif()
-  if(NOT norma_hopper_architectures)
-    set(norma_hopper_architectures ${CMAKE_CUDA_ARCHITECTURES})
+  if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(9|1)[0-9]")
+    list(FILTER norma_sm90_architectures EXCLUDE REGEX "^[78][0-9]")
   endif()
-  # Those with wgmma are compiled by themselves.
-  set(norma_hopper_sources ${norma_cuda_sources})
-  list(FILTER norma_hopper_sources INCLUDE REGEX "_hopper_cuda\\.cu$")
-  list(REMOVE_ITEM norma_cuda_sources ${norma_hopper_sources})
+  foreach(part sm90 hopper)
+    set(norma_${part}_sources ${norma_cuda_sources})
+    list(FILTER norma_${part}_sources INCLUDE REGEX "_${part}_cuda\\.cu$")
+    list(REMOVE_ITEM norma_cuda_sources ${norma_${part}_sources})
+  endforeach()
   enable_language(CUDA)
   find_package(CUDAToolkit 12.8 REQUIRED)
   # CMake 3.25 does not know how this nvcc is asked for C++20.
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+  # nvcc's -O is the host's: there are launches, and no loops. Kernels are optimized anyhow.
+  string(REPLACE "-O3" "-O1" CMAKE_CUDA_FLAGS_RELEASE "${CMAKE_CUDA_FLAGS_RELEASE}")
   add_compile_options(
     "$<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-Xcompiler=-Wall>")
   if(PROJECT_IS_TOP_LEVEL AND NORMA_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)

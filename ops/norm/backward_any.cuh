@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kAnyThreads)
   using Acc = stats_t<T>;
   constexpr int kWidth = kLaneWidth<T>;
   extern __shared__ __align__(128) unsigned char memory[];
-  const Team<Acc, true> team{order, reinterpret_cast<Acc*>(memory)};
+  const Team<Acc> team{order, reinterpret_cast<Acc*>(memory)};
   const NormOptions& o = k.options;
   const int64_t cols = k.dy.cols, size = order.n, groups = cols / size;
   const bool gate_first = o.gate == GateOrder::gate_then_norm;

@@ -878,7 +878,7 @@ __global__ void __launch_bounds__(most_ring_warps(kUnit, kOdd, kGate, kFull) * k
 }
 
 template <class T>
-bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
+bool can_ring(const NormBackwardArgs& k) {
   const NormOptions& o = k.options;
   const int64_t size = o.group == 0 ? k.dy.cols : o.group;
   const auto weight = [](const ConstVec& w) {
@@ -887,12 +887,11 @@ bool can_ring(const Cuda& on, const NormBackwardArgs& k) {
   constexpr int64_t kMost = int64_t{1} << 30;  // rows, and bytes of one, are counted in int
   const auto fits = [&](const auto& t) { return t.row_stride * size_of(t.dtype) <= kMost; };
   // Where eps is so small that rstd may overflow, rows are looked at one by one.
-  return detail::properties(on.device).major >= 9 && o.activation != GateActivation::gelu &&
-         o.casting == Casting::wide && o.dropout == 0 && !o.precise && o.eps > 1e-37 && k.h &&
-         !k.row_scale && !k.w2 && !k.dy2 && !k.drow_scale && !k.mean_gx && !k.g_norm &&
-         !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) && weight(k.b) && k.dy.rows > 0 &&
-         k.dy.rows * (k.dy.cols / size) <= kMost && fits(k.h) && fits(k.dy) && fits(k.z) &&
-         fits(k.dh) && fits(k.dx) && fits(k.dz) && fits(k.dresidual);
+  return o.activation != GateActivation::gelu && o.casting == Casting::wide && o.dropout == 0 &&
+         !o.precise && o.eps > 1e-37 && k.h && !k.row_scale && !k.w2 && !k.dy2 && !k.drow_scale &&
+         !k.mean_gx && !k.g_norm && !k.du_norm && k.dy.dtype == dtype_of<T> && weight(k.w) &&
+         weight(k.b) && k.dy.rows > 0 && k.dy.rows * (k.dy.cols / size) <= kMost && fits(k.h) &&
+         fits(k.dy) && fits(k.z) && fits(k.dh) && fits(k.dx) && fits(k.dz) && fits(k.dresidual);
 }
 
 /// Runs it, or says that the sizes do not fit.

@@ -2,6 +2,7 @@
 
 #include "norma/core/cuda/arrivals.h"
 #include "norma/core/cuda/side_stream.h"
+#include "norma/ops/norm/backward_terms.cuh"
 #include "norma/ops/norm/plans.h"
 #include "norma/ops/norm/weight_sums.cuh"
 

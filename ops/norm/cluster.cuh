@@ -1,9 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <mutex>
-#include <tuple>
 
 #include "norma/core/cuda/barrier.cuh"
 #include "norma/core/cuda/cluster.cuh"
@@ -14,6 +11,12 @@ namespace norma::norm_cuda {
 
 // Blocks of a cluster and what they write into each other's shared memory. Only where a launch
 // asked for clusters (sm_90 and newer); elsewhere a cluster is one block.
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr bool kHasClusters = true;
+#else
+inline constexpr bool kHasClusters = false;  // older GPUs are spared the compilation
+#endif
 
 /// Of this block's cluster, be it of one block, in the grid.
 __device__ __forceinline__ uint32_t cluster_number() {
@@ -72,31 +75,6 @@ __device__ __forceinline__ void send_counted(uint32_t to, float v, BarrierAt the
 __device__ __forceinline__ void send_counted(float2* to, float2 v, SharedBarrier* there,
                                              uint32_t rank) {
   send_counted(shared_address(to), v, BarrierAt{there->address()}, rank);
-}
-
-/// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.
-inline int resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared,
-                             int cluster) {
-  static std::mutex mutex;
-  static auto* known = new std::map<std::tuple<int, const void*, int, size_t, int>, int>;
-  const std::lock_guard lock(mutex);
-  int& count = (*known)[{on.device.index, kernel, threads, shared, cluster}];
-  if (count > 0) return as_pretended(on, count);
-  detail::allow_shared_memory(kernel, shared);
-  if (cluster > 8) detail::allow_large_clusters(kernel);
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(cluster));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  detail::check(cudaOccupancyMaxActiveClusters(&count, kernel, &config),
-                "count the clusters that fit");
-  return as_pretended(on, count);
 }
 
 }  // namespace norma::norm_cuda

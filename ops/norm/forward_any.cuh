@@ -11,19 +11,19 @@ inline constexpr int kAnyThreads = 256;
 
 /// Every member of the family and every row: a warp or a block a group, which reads it two or three
 /// times, from the caches where it fits. Members and sizes with kernels of their own pass by it.
-template <class T, bool kBlock>
+template <class T>
 __global__ void __launch_bounds__(kAnyThreads)
-    norm_forward_any_kernel(const __grid_constant__ NormForwardArgs k, RowOrder order) {
+    norm_forward_any_kernel(const __grid_constant__ NormForwardArgs k, RowOrder order, bool block) {
   using Acc = stats_t<T>;
   constexpr int kWidth = kLaneWidth<T>;
   extern __shared__ __align__(128) unsigned char memory[];
-  const Team<Acc, kBlock> team{order, reinterpret_cast<Acc*>(memory)};
+  const Team<Acc> team{order, reinterpret_cast<Acc*>(memory), block};
   const NormOptions& o = k.options;
   const int64_t cols = k.x.cols, size = order.n, groups = cols / size, items = k.x.rows * groups;
-  const int64_t teams = kBlock ? gridDim.x : int64_t{gridDim.x} * (kAnyThreads / kWarpSize);
+  const int64_t teams = block ? gridDim.x : int64_t{gridDim.x} * (kAnyThreads / kWarpSize);
   const int64_t first =
-      kBlock ? blockIdx.x
-             : int64_t{blockIdx.x} * (kAnyThreads / kWarpSize) + threadIdx.x / kWarpSize;
+      block ? blockIdx.x
+            : int64_t{blockIdx.x} * (kAnyThreads / kWarpSize) + threadIdx.x / kWarpSize;
   for (int64_t item = first; item < items; item += teams) {
     const GroupPlace p(item, groups, size);
     if (k.h) {
@@ -108,17 +108,14 @@ void forward_any(const Cuda& on, const NormForwardArgs& k) {
   const RowOrder order = forward_order(size, kLaneWidth<T>);
   const int64_t items = k.x.rows * (k.x.cols / size);
   constexpr int64_t kMost = int64_t{1} << 30;
-  if (order.chunks == 1)
-    launch(on,
-           {.grid = grid_for(items, kAnyThreads / kWarpSize, kMost), .block = dim3(kAnyThreads)},
-           norm_forward_any_kernel<T, false>, k, order);
-  else
-    launch(on,
-           {.grid = grid_for(items, 1, kMost),
-            .block = dim3(static_cast<unsigned>(std::min(kAnyThreads / kWarpSize, order.chunks)) *
-                          kWarpSize),
-            .shared = team_memory<Acc>(order, 2)},
-           norm_forward_any_kernel<T, true>, k, order);
+  const bool block = order.chunks > 1;
+  const int warps =
+      block ? std::min(kAnyThreads / kWarpSize, order.chunks) : kAnyThreads / kWarpSize;
+  launch(on,
+         {.grid = grid_for(items, block ? 1 : warps, kMost),
+          .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
+          .shared = block ? team_memory<Acc>(order, 2) : 0},
+         norm_forward_any_kernel<T>, k, order, block);
 }
 
 }  // namespace norma::norm_cuda

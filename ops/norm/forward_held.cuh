@@ -31,6 +31,7 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
                                       kWarpSize,
                                   (held_blocks<T, kBeside, kHolder>()))
     norm_forward_held_kernel(const __grid_constant__ ForwardPlan plan) {
+  if constexpr (kHolder == Holder::cluster && !kHasClusters) return;
   using Group = ForwardGroup<T, kCentred, kBeside, kHolder != Holder::warp, kAhead>;
   using Meeting = HeldMeeting<kHolder>;
   using H = typename Group::H;
@@ -158,8 +159,9 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   ForwardPlan plan = forward_plan<T>(k, forward_order(size, kLaneWidth<T>));
   const int chunks = plan.chunks;
   plan.paired = plan.in[1].element > int{sizeof(T)} && plan.lanes > 1 && size % 16 == 0;
-  const bool few =
-      int64_t{plan.items} * chunks <= as_pretended(on, kFewForwardWarps) && plan.lanes == kWarpSize;
+  const bool clusters = detail::properties(on.device).major >= 9;
+  const bool few = clusters && plan.lanes == kWarpSize &&
+                   int64_t{plan.items} * chunks <= as_pretended(on, kFewForwardWarps);
   const auto go = [&]<Holder kHolder>(int blocks) {
     return by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
       using Group = ForwardGroup<T, kCentred, kBeside, true>;
@@ -204,10 +206,7 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   if (!few && sizeof(T) == 2 && plain_layer && !plan.has_weights_of(sizeof(T)) && chunks <= 16 * 4)
     warps = 4;
   while (plan.warps > warps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
-  const bool clusters = detail::properties(on.device).major >= 9;
-  if ((plan.cluster > 1 && !clusters) || plan.cluster > 16 ||
-      int64_t{plan.items} * plan.cluster > kMost)
-    return false;
+  if (!clusters || plan.cluster > 16 || int64_t{plan.items} * plan.cluster > kMost) return false;
   plan.ranks = ceil_div(chunks, plan.warps);
   if (!few && stays<T>(on, k, plan)) return forward_staying<T>(on, k, plan), true;
   return go.template operator()<Holder::cluster>(plan.items * plan.cluster);

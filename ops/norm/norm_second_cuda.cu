@@ -11,20 +11,20 @@ using namespace norm_cuda;
 /// what they give. Its second look at a row finds it in the caches.
 ///   bytes  rows · D · (dy, h, v, of_dy, of_h)
 ///   bound  memory, or for half types what the sums for w read and write of the second cache
-template <class Acc, bool kBlock>
+template <class Acc>
 __global__ void __launch_bounds__(kAnyThreads)
     norm_second_kernel(const __grid_constant__ NormSecondArgs k, RowOrder order,
-                       WeightSums<Acc> sums, int64_t workers) {
+                       WeightSums<Acc> sums, int64_t workers, bool block) {
   constexpr int kWidth = kLaneWidth<Acc>;
   extern __shared__ __align__(128) unsigned char memory[];
-  const Team<Acc, kBlock> team{order, reinterpret_cast<Acc*>(memory)};
+  const Team<Acc> team{order, reinterpret_cast<Acc*>(memory), block};
   const NormOptions& o = k.options;
   const int64_t cols = k.dy.cols, size = order.n, groups = cols / size;
   const bool centred = o.kind == NormKind::layer;
   const Acc terms = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(size);
   const int64_t worker =
-      kBlock ? blockIdx.x
-             : int64_t{blockIdx.x} * (kAnyThreads / kWarpSize) + threadIdx.x / kWarpSize;
+      block ? blockIdx.x
+            : int64_t{blockIdx.x} * (kAnyThreads / kWarpSize) + threadIdx.x / kWarpSize;
   if (worker >= workers) return;
   for (int64_t i = worker; i < k.dy.rows; i += workers)
     for (int64_t j = 0; j < groups; ++j) {
@@ -114,17 +114,12 @@ void second_any(const Cuda& on, const NormSecondArgs& k, NormBackwardArgs& as_ba
       workers_for(on, as_backward, sums, block ? 4 * kWarps / warps : 4 * kWarps);
   const DeviceScratch<Acc> scratch(on, std::max<int64_t>(1, workers * sums.worker_size()));
   sums.data = scratch.data();
-  if (k.dy.rows > 0) {
-    if (block)
-      launch(on,
-             {.grid = grid_for(workers, 1),
-              .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
-              .shared = team_memory<Acc>(order, 7)},
-             norm_second_kernel<Acc, true>, k, order, sums, workers);
-    else
-      launch(on, {.grid = grid_for(workers, kWarps), .block = dim3(kAnyThreads)},
-             norm_second_kernel<Acc, false>, k, order, sums, workers);
-  }
+  if (k.dy.rows > 0)
+    launch(on,
+           {.grid = grid_for(workers, block ? 1 : kWarps),
+            .block = dim3(static_cast<unsigned>(warps * kWarpSize)),
+            .shared = block ? team_memory<Acc>(order, 7) : 0},
+           norm_second_kernel<Acc>, k, order, sums, workers, block);
   fold(on, sums, k.dy.rows > 0 ? workers : 0, as_backward);
 }
 

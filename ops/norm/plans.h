@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstddef>
+
 #include "norma/ops/norm/kernels.h"
 
 namespace norma::norm_cuda {
@@ -22,11 +24,20 @@ extern int64_t most_few_elements;
 extern int pretended_multiprocessors;
 /// Of `count` blocks or clusters that this GPU runs at a time, those that the pretended one would.
 int as_pretended(const Cuda& on, int count);
+/// Blocks of this shape that run at a time, in whole clusters. Asks CUDA once a shape.
+int resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared, int cluster);
 
-/// For x of T; a file each instantiates them.
+/// For x of T.
 template <class T>
 void forward(const Cuda& on, const NormForwardArgs& k);
 template <class T>
 void backward(const Cuda& on, const NormBackwardArgs& k);
+
+/// Whether the backward's plans that read each tensor once may run: they are compiled for Hopper
+/// and newer GPUs (*_sm90_cuda.cu), and older ones have the general plans.
+bool has_fast_plans(const Cuda& on);
+/// Of these, a file for each dtype; false where the call does not fit.
+template <class T>
+bool backward_fast(const Cuda& on, const NormBackwardArgs& k);
 
 }  // namespace norma::norm_cuda

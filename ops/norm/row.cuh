@@ -6,7 +6,7 @@
 
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
-#include "norma/core/random.h"
+#include "norma/core/philox.h"
 #include "norma/core/view.h"
 #include "norma/ops/norm/options.h"
 
@@ -248,16 +248,17 @@ __device__ __forceinline__ Acc chunks_sum(const Acc* slots, int chunks) {
   return lanes_sum(v, kWarpSize);
 }
 
-/// The threads that work on one group: a warp, or (kBlock) all warps of a block, with memory for
-/// kMost sums a chunk.
-template <class Acc, bool kBlock>
+/// The threads that work on one group: a warp, or all warps of a block, with memory for kMost sums
+/// a chunk. A branch equal for all threads: every kernel twice would take as long again to compile.
+template <class Acc>
 struct Team {
   RowOrder order;
   Acc* slots;  // shared memory; of a warp none
+  bool block = true;
 
   static __device__ int lane() { return threadIdx.x % kWarpSize; }
-  static __device__ int warp() { return kBlock ? threadIdx.x / kWarpSize : 0; }
-  static __device__ int warps() { return kBlock ? blockDim.x / kWarpSize : 1; }
+  __device__ int warp() const { return block ? threadIdx.x / kWarpSize : 0; }
+  __device__ int warps() const { return block ? blockDim.x / kWarpSize : 1; }
 
   /// f(c, n) for every vector that this thread owns, element c on, n of them.
   template <int kWidth, class F>
@@ -268,14 +269,14 @@ struct Team {
   template <int kWidth, class F>
   __device__ __forceinline__ void for_chunk(int chunk, const F& f) const {
     if (lane() >= order.lanes) return;
+    const bool rest = chunk == order.chunks - 1 && lane() < order.rest;
 #pragma unroll 1
-    for (int v = 0; v < order.vecs; ++v) {
-      const int64_t c =
-          (int64_t{chunk} * order.vecs * kWarpSize + v * order.lanes + lane()) * kWidth;
-      const int64_t left = order.n - order.rest - c;
+    for (int v = 0; v < order.vecs + rest; ++v) {  // one place for f, which is long
+      int64_t c = (int64_t{chunk} * order.vecs * kWarpSize + v * order.lanes + lane()) * kWidth;
+      int64_t left = order.n - order.rest - c;
+      if (v == order.vecs) c = order.n - order.rest + lane(), left = 1;
       if (left > 0) f(c, static_cast<int>(left < kWidth ? left : kWidth));
     }
-    if (chunk == order.chunks - 1 && lane() < order.rest) f(order.n - order.rest + lane(), 1);
   }
 
   /// kSums sums at once over the group: f(c, n, sums) adds the terms of one vector. chunk_sum(s, c,
@@ -287,29 +288,24 @@ struct Team {
   template <int kWidth, int kSums, class F, class ChunkSum>
   __device__ __forceinline__ void sum(Acc (&total)[kSums], const F& f,
                                       const ChunkSum& chunk_sum) const {
-    if constexpr (!kBlock) {
-      LaneSum<Acc> sums[kSums];
-      for_chunk<kWidth>(0, [&](int64_t c, int n) { f(c, n, sums); });
-#pragma unroll
-      for (int s = 0; s < kSums; ++s)
-        total[s] =
-            chunk_sum(s, 0, __shfl_sync(0xffffffffu, lanes_sum(sums[s].total(), order.lanes), 0));
-    } else {
-      __syncthreads();  // the slots' last readers are done
+    if (block) __syncthreads();  // the slots' last readers are done
 #pragma unroll 1
-      for (int chunk = warp(); chunk < order.chunks; chunk += warps()) {
-        LaneSum<Acc> sums[kSums];
-        for_chunk<kWidth>(chunk, [&](int64_t c, int n) { f(c, n, sums); });
+    for (int chunk = warp(); chunk < order.chunks; chunk += warps()) {
+      LaneSum<Acc> sums[kSums];
+      for_chunk<kWidth>(chunk, [&](int64_t c, int n) { f(c, n, sums); });
 #pragma unroll
-        for (int s = 0; s < kSums; ++s) {
-          const Acc v = lanes_sum(sums[s].total(), order.lanes);
-          if (lane() == 0) slots[s * order.chunks + chunk] = chunk_sum(s, chunk, v);
-        }
+      for (int s = 0; s < kSums; ++s) {
+        const Acc v = lanes_sum(sums[s].total(), order.lanes);
+        if (!block)
+          total[s] = chunk_sum(s, chunk, __shfl_sync(0xffffffffu, v, 0));
+        else if (lane() == 0)
+          slots[s * order.chunks + chunk] = chunk_sum(s, chunk, v);
       }
-      __syncthreads();
-#pragma unroll
-      for (int s = 0; s < kSums; ++s) total[s] = chunks_sum(slots + s * order.chunks, order.chunks);
     }
+    if (!block) return;
+    __syncthreads();
+#pragma unroll
+    for (int s = 0; s < kSums; ++s) total[s] = chunks_sum(slots + s * order.chunks, order.chunks);
   }
 
   /// Folds the lanes' values, and then the chunks': merge(a, b) changes a. For what is no sum.
@@ -326,7 +322,7 @@ struct Team {
         merge(v, other);
       }
     }
-    if constexpr (kBlock) {
+    if (block) {
       __syncthreads();
       if (lane() == 0) values[warp()] = v;
       __syncthreads();
@@ -478,8 +474,8 @@ struct Largest {
 
 /// Statistics of a group whose elements u_of(c, n, u) gives, however often it is asked. of_16_bits:
 /// they are numbers of 16 bits.
-template <int kWidth, class Acc, bool kBlock, class F>
-__device__ Stats<Acc> statistics(const Team<Acc, kBlock>& team, const NormOptions& o, const F& u_of,
+template <int kWidth, class Acc, class F>
+__device__ Stats<Acc> statistics(const Team<Acc>& team, const NormOptions& o, const F& u_of,
                                  bool of_16_bits = false) {
   const Acc size = o.kind == NormKind::l2 ? Acc(1) : static_cast<Acc>(team.order.n);
   const Acc share = 1 / size;

@@ -33,7 +33,7 @@ __device__ __forceinline__ bool has_lost_digits(Acc rstd) {
 }
 
 /// A call whose rows are of T and of one group runs by whole rows, each tensor read once; or it
-/// says that it does not fit. A file each instantiates them.
+/// says that it does not fit.
 template <class T>
 bool second_by_rows(const Cuda& on, const NormSecondArgs& k, NormBackwardArgs& as_backward,
                     WeightSums<float>& sums);

@@ -35,7 +35,7 @@ __device__ __forceinline__ Stats<float> stats_at(const NormSecondArgs& k, int64_
 template <class T>
 __device__ __noinline__ Stats<float> stats_anew(const NormSecondArgs& k, int64_t i,
                                                 const RowOrder& order, float* slots) {
-  const Team<float, true> team{order, slots};
+  const Team<float> team{order, slots};
   return statistics<kLaneWidth<float>>(
       team, k.options,
       [&](int64_t c, int n, float(&h)[kLaneWidth<float>]) { read_from(k.h.row<T>(i) + c, n, h); });
@@ -268,13 +268,12 @@ template <class T>
 bool runs_by_rows(const Cuda& on, const NormSecondArgs& k) {
   const int64_t size = k.options.group == 0 ? k.dy.cols : k.options.group;
   constexpr size_t kStatic = 3072;
-  return detail::properties(on.device).major >= 9 && size == k.dy.cols && size <= 16 * kMostCols &&
+  return has_fast_plans(on) && size == k.dy.cols && size <= 16 * kMostCols &&
          size % kLaneWidth<T> == 0 && k.dy.rows > 0 && has_whole_vectors<T>(k.dy) &&
          has_whole_vectors<T>(k.h) && has_whole_vectors<T>(k.v) && has_whole_vectors<T>(k.of_dy) &&
          has_whole_vectors<T>(k.of_h) &&
          static_cast<int64_t>(rows_plan<T>(size).shared + kStatic) <=
-             detail::cuda_shared_memory(on.device) &&
-         !only_general_plans;
+             detail::cuda_shared_memory(on.device);
 }
 
 template <class T, bool kCentred>

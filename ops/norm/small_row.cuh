@@ -2,13 +2,13 @@
 
 #include "norma/ops/norm/kernels.h"
 #include "norma/ops/norm/row.cuh"
+#include "norma/ops/norm/small_row.h"
 
 // A row within a warp, a vector of it in each lane: a norm at the end of the product that gives it.
 
 namespace norma::norm_cuda {
 
-/// Rows of floats in whole vectors, up to a vector a lane.
-constexpr int kRowVec = 4, kMostRow = kRowVec * kWarpSize;
+static_assert(kMostRow == kRowVec * kWarpSize);
 using RowVec = Packed<float, kRowVec>;
 
 /// What a norm does with a row that a warp has just made. Everything else that it reads is asked
@@ -77,8 +77,8 @@ class RowForward {
   }
   /// The long way, for rows whose squares leave float32's range.
   __device__ __noinline__ Stats<float> scaled_statistics(const RowVec& x) const {
-    Team<float, false> team{};
-    team.order.n = k_.x.cols;
+    Team<float> team{};
+    team.order.n = k_.x.cols, team.block = false;
     return statistics<kRowVec>(team, k_.options, [&](int64_t, int, float(&u)[kRowVec]) {
       for (int e = 0; e < kRowVec; ++e) u[e] = x[e];
     });

@@ -5,6 +5,9 @@
 
 namespace norma::norm_cuda {
 
+/// Rows of floats in whole vectors, up to a vector a lane.
+inline constexpr int kRowVec = 4, kMostRow = 128;
+
 /// A product that may have a norm at its end: in the same launch, which also writes the product.
 class RowsProduct : public detail::WaitingLaunch {
  public:

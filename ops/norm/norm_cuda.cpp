@@ -1,7 +1,11 @@
 #include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <string_view>
+#include <tuple>
 
+#include "norma/core/cuda/check.h"
 #include "norma/core/cuda/runtime.h"
 #include "norma/ops/norm/choice.h"
 #include "norma/ops/norm/plans.h"
@@ -52,8 +56,9 @@ const char* why(const NormForwardArgs& k) {
     return "its tensors differ in dtype";
   return "a plain member: a group stays on the chip, and each tensor is read once";
 }
-const char* why(const NormBackwardArgs& k, DType dtype) {
+const char* why(const Cuda& on, const NormBackwardArgs& k, DType dtype) {
   if (const char* general = why_general(k.options, dtype)) return general;
+  if (!norm_cuda::has_fast_plans(on)) return "its GPU is older than Hopper";
   if (k.options.precise) return "its weight gradients are compensated sums";
   if (k.mean_gx || k.g_norm || k.du_norm) return "it has a probe";
   if (k.row_scale || k.drow_scale) return "it has a row scale";
@@ -72,9 +77,36 @@ int64_t norm_cuda::most_small_elements = int64_t{1} << 17;
 int64_t norm_cuda::most_few_elements = int64_t{1} << 16;
 int norm_cuda::pretended_multiprocessors = 0;
 
+bool norm_cuda::has_fast_plans(const Cuda& on) {
+  return !only_general_plans && detail::properties(on.device).major >= 9;
+}
 int norm_cuda::as_pretended(const Cuda& on, int count) {
   if (pretended_multiprocessors == 0) return count;
   return std::max(1, count * pretended_multiprocessors / detail::cuda_multiprocessors(on.device));
+}
+
+int norm_cuda::resident_clusters(const Cuda& on, const void* kernel, int threads, size_t shared,
+                                 int cluster) {
+  static std::mutex mutex;
+  static auto* known = new std::map<std::tuple<int, const void*, int, size_t, int>, int>;
+  const std::lock_guard lock(mutex);
+  int& count = (*known)[{on.device.index, kernel, threads, shared, cluster}];
+  if (count > 0) return as_pretended(on, count);
+  detail::allow_shared_memory(kernel, shared);
+  if (cluster > 8) detail::allow_large_clusters(kernel);
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  detail::check(cudaOccupancyMaxActiveClusters(&count, kernel, &config),
+                "count the clusters that fit");
+  return as_pretended(on, count);
 }
 
 void run(Cuda on, const NormForwardArgs& k) {
@@ -83,7 +115,7 @@ void run(Cuda on, const NormForwardArgs& k) {
 }
 void run(Cuda on, const NormBackwardArgs& k) {
   const DType dtype = dtype_of_x(k);
-  detail::chose("", why(k, dtype));
+  detail::chose("", why(on, k, dtype));
   visit_floating(dtype, [&]<class T>() { norm_cuda::backward<T>(on, k); });
 }
 

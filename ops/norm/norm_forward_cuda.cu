@@ -1,12 +1,11 @@
-#pragma once
-
 #include "norma/ops/norm/forward_any.cuh"
 #include "norma/ops/norm/forward_group.cuh"
 #include "norma/ops/norm/plans.h"
 
 namespace norma::norm_cuda {
 
-// Which kernel was faster where, on an H100 (bench/RESULTS.md).
+// Which kernel was faster where, on an H100 (bench/RESULTS.md). What is for all GPUs is compiled
+// here, of all dtypes together.
 
 /// Groups of a few vectors go through shared memory in one piece, but for 16 bits where arithmetic
 /// and not memory is the bound.
@@ -30,5 +29,9 @@ void forward(const Cuda& on, const NormForwardArgs& k) {
     if (!only_general_plans && fast_forward<T>(on, k)) return;
   forward_any<T>(on, k);
 }
+template void forward<float>(const Cuda&, const NormForwardArgs&);
+template void forward<double>(const Cuda&, const NormForwardArgs&);
+template void forward<BFloat16>(const Cuda&, const NormForwardArgs&);
+template void forward<Float16>(const Cuda&, const NormForwardArgs&);
 
 }  // namespace norma::norm_cuda

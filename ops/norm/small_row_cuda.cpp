@@ -1,5 +1,4 @@
 #include "norma/ops/norm/plans.h"
-#include "norma/ops/norm/small_row.cuh"
 #include "norma/ops/norm/small_row.h"
 
 namespace norma::norm_cuda {

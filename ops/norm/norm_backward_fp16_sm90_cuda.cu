@@ -1,0 +1,5 @@
+#include "norma/ops/norm/backward_fast.cuh"
+
+namespace norma::norm_cuda {
+template bool backward_fast<Float16>(const Cuda&, const NormBackwardArgs&);
+}  // namespace norma::norm_cuda

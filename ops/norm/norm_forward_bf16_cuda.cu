@@ -1,5 +1,0 @@
-#include "norma/ops/norm/forward.cuh"
-
-namespace norma::norm_cuda {
-template void forward<BFloat16>(const Cuda&, const NormForwardArgs&);
-}  // namespace norma::norm_cuda
