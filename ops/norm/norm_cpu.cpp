@@ -99,13 +99,20 @@ constexpr int kTogether = 4;
 int rows_together(int64_t group, bool buffered) {
   return buffered || group > 256 ? 1 : group > 128 ? 2 : kTogether;
 }
-/// Of a backward past the caches, leaf by leaf: each row then finds its part of w, dw and db in the
-/// first cache. A Zen 4 takes 0.83 of the time for rows of 4096 and 8192 elements, and more for
-/// rows whose weights and sums stay there anyhow; a Zen 3 took 0.97 to 1.10.
-int long_rows_together(size_t row_bytes, bool buffered) {
-  constexpr size_t kShort = 8 << 10, kSecondCache = 128 << 10;  // bytes of one operand
-  if (detail::kVectorBytes < 64 || buffered || row_bytes < kShort) return 1;
-  return static_cast<int>(std::clamp<size_t>(kSecondCache / row_bytes, 1, kTogether));
+/// Long rows past the caches, part by part: each then finds its part of the weights and of their
+/// sums in the first cache. Of a backward four, from 8 KB on: a Zen 4 takes 0.83 of the time for
+/// rows of 4096 and 8192 elements, and more for rows whose weights stay there anyhow; a Zen 3 took
+/// 0.97 to 1.10. Of a forward with w and b two, from 16 KB on: 0.85 to 0.93.
+int long_rows_together(size_t row_bytes, bool buffered, size_t shortest, int most) {
+  constexpr size_t kSecondCache = 128 << 10;  // bytes of one operand
+  if (detail::kVectorBytes < 64 || buffered || row_bytes < shortest) return 1;
+  return static_cast<int>(std::clamp<size_t>(kSecondCache / row_bytes, 1, most));
+}
+/// f(first, last) for each part of a row, or once for all of it.
+template <class F>
+void for_row_parts(bool all, int64_t n, const F& f) {
+  const int64_t part = all ? n : detail::kLeaf;
+  for (int64_t first = 0; first < n; first += part) f(first, std::min(n, first + part));
 }
 template <int kRows>
 using RowCount = std::integral_constant<int, kRows>;
@@ -179,10 +186,12 @@ struct ForwardRow {
 /// memory it would push what else a row reads out of the first cache (16384 × 4096 on a Zen 4: 0.92
 /// of the time without).
 template <bool kStream, bool kBias, class T, class Acc>
-void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t n) {
+void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t first,
+               int64_t last) {
   const Lanes32<Acc> mean = row.s.mean, rest = row.s.mean_rest, rstd = row.s.rstd;
   for_each32(
-      n, [&](int64_t c, auto count) __attribute__((always_inline)) {
+      last - first, [&](int64_t from_first, auto count) __attribute__((always_inline)) {
+        const int64_t c = first + from_first;
         if (kStream) detail::prefetch32(row.next + c);
         const Lanes32<Acc> x_hat = (load32(row.u + c, count) - mean - rest) * rstd;
         const Lanes32<Acc> bias = kBias ? load32(b + c, count) : Lanes32<Acc>(Acc(0));
@@ -192,8 +201,10 @@ void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_
       });
 }
 template <bool kStream, class T, class Acc>
-void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t n) {
-  b ? normalize<kStream, true>(row, w, b, n) : normalize<kStream, false>(row, w, b, n);
+void normalize(const ForwardRow<T, Acc>& row, const Acc* w, const Acc* b, int64_t first,
+               int64_t last) {
+  b ? normalize<kStream, true>(row, w, b, first, last)
+    : normalize<kStream, false>(row, w, b, first, last);
 }
 
 template <class T>
@@ -209,7 +220,9 @@ void forward(const NormForwardArgs& k) {
   constexpr int kBuffers = 3;
   const bool buffered = !std::is_same_v<T, Acc> || k.z;
   const bool short_rows = group <= detail::kLeaf && o.variance == Variance::two_pass;
-  const int together = rows_together(group, buffered);
+  const int long_rows =
+      stream && k.b ? long_rows_together(group * sizeof(Acc), buffered, 16 << 10, 2) : 1;
+  const int together = std::max(long_rows, rows_together(group, buffered));
   // The processor's own looking ahead ends with a page: rows of 1024 came at 56 % of copy, so
   // at 80.
   constexpr int64_t kAhead = 8 << 10;  // bytes
@@ -263,8 +276,11 @@ void forward(const NormForwardArgs& k) {
       k.rstd.at<Acc>(at) = rows[r].s.rstd;
     }
     const Acc *w = affine.w(j * group), *b = affine.b(j * group);
-    for (int r = 0; r < count; ++r)
-      stream ? normalize<true>(rows[r], w, b, group) : normalize<false>(rows[r], w, b, group);
+    for_row_parts(count == 1, group, [&](int64_t first, int64_t last) {
+      for (int r = 0; r < count; ++r)
+        stream ? normalize<true>(rows[r], w, b, first, last)
+               : normalize<false>(rows[r], w, b, first, last);
+    });
     return in_range;
   };
 
@@ -415,8 +431,9 @@ void backward(const NormBackwardArgs& k) {
   constexpr int kBuffers = 7;
   const bool buffered = !std::is_same_v<T, Acc> || k.z || !dx;
   const bool stream = streams<T>(dx, group, 3) && (!k.z || streams<T>(k.dz, group, 5));
-  const int together = stream && group > 128 ? long_rows_together(group * sizeof(Acc), buffered)
-                                             : rows_together(group, buffered);
+  const int together = stream && group > 128
+                           ? long_rows_together(group * sizeof(Acc), buffered, 8 << 10, 4)
+                           : rows_together(group, buffered);
   // A processor takes a load for one of what was just stored where the last 12 bits of their
   // addresses agree: db lies elsewhere in its page than dw (16384 × 1024 and 8192 × 8192: 0.85 to
   // 0.95 of the time), but for long rows one at a time, whose dw and db had better share the first
@@ -482,13 +499,11 @@ void backward(const NormBackwardArgs& k) {
       if (o.kind == NormKind::layer) rows[r].mean_g = s.a / static_cast<Acc>(group);
       rows[r].mean_gx = o.kind == NormKind::l2 ? s.b : s.b / static_cast<Acc>(group);
     }
-    const int64_t part = count == 1 ? group : detail::kLeaf;
-    for (int64_t first = 0; first < group; first += part)
-      for (int r = 0; r < count; ++r) {
-        const int64_t last = std::min(group, first + part);
+    for_row_parts(count == 1, group, [&](int64_t first, int64_t last) {
+      for (int r = 0; r < count; ++r)
         stream ? finish_row<true>(rows[r], w, first, last)
                : finish_row<false>(rows[r], w, first, last);
-      }
+    });
   };
 
   parallel_for(blocks.blocks, [&](int64_t block) {
