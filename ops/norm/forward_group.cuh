@@ -38,10 +38,11 @@ struct ForwardPlan {
   int vecs = 1, lanes = kWarpSize, chunks = 1;  ///< RowOrder's
   int cluster = 1, ranks = 1;                   ///< blocks a group, and of those, with a chunk
   int warps = 1;                                ///< of a block
-  float share = 1;                              ///< 1 / what a mean is divided by
-  float terms = 1;                              ///< what that is
-  Epsilon<float> eps;                           ///< inside the root
-  float beta = 1;                               ///< of the gate
+  int teams = 1, team_warps = 1;  ///< of those, that hold a group each, and the warps of one
+  float share = 1;                ///< 1 / what a mean is divided by
+  float terms = 1;                ///< what that is
+  Epsilon<float> eps;             ///< inside the root
+  float beta = 1;                 ///< of the gate
   GateActivation activation = GateActivation::silu;
   bool zero_centered = false;
   bool tiny_eps = false;      ///< so that a vanishing sum of squares counts
@@ -54,6 +55,7 @@ struct ForwardPlan {
   float *mean = nullptr, *mean_rest = nullptr, *rstd = nullptr;
   double wide_eps = 0;
   uint32_t stage_bytes = 0;  ///< a warp's shared memory
+  uint32_t plane_bytes = 0;  ///< of that, what its vectors of 16 bytes take
   int rounds = 1;            ///< of groups that a block, or a warp, takes in turn
   int longer = 0;            ///< blocks, or clusters, that do: the first ones; others take one
   bool paired = false;       ///< see swap_in_pairs(): neighbours have the same vectors of a group
@@ -73,7 +75,8 @@ struct ForwardPlan {
   int take_turns(int units, int resident) {
     resident = std::max(1, resident);
     const int wave = rounds * resident, single = rounds > 8 ? 0 : std::min(wave, units / 4);
-    const int waves = std::max(1, (units - single + wave / 2) / wave);
+    // Rounded down where rounds are few: one wave more, and each had a round less.
+    const int waves = std::max(1, (units - single + (rounds > 8 ? wave / 2 : 0)) / wave);
     longer = std::clamp(waves * resident, 1, std::max(1, units));
     rounds = std::max(1, (units - single) / longer);
     return units - longer * (rounds - 1);
@@ -380,9 +383,14 @@ struct ForwardGroup {
       rest = mul(rest, s.scale);
     }
   }
-  __device__ __forceinline__ void write_stats(Stats<Acc> s, int item) const {
+  /// As they are without a scale.
+  static __device__ __forceinline__ Stats<Acc> unscaled(Stats<Acc> s) {
     if (s.scale != 1)
       s.mean = s.mean / s.scale, s.mean_rest = s.mean_rest / s.scale, s.rstd = mul(s.rstd, s.scale);
+    return s;
+  }
+  __device__ __forceinline__ void write_stats(Stats<Acc> s, int item) const {
+    s = unscaled(s);
     if (kCentred && plan.mean) plan.mean[item] = s.mean;
     if (kCentred && plan.mean_rest) plan.mean_rest[item] = s.mean_rest;
     plan.rstd[item] = s.rstd;

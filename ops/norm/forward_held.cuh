@@ -63,10 +63,10 @@ __global__ void __launch_bounds__((kHolder == Holder::cluster ? kClusterWarps : 
   const int first_weight = plan.own_weights ? item % plan.groups * plan.size : 0;
   extern __shared__ __align__(128) unsigned char memory[];
   constexpr bool kGate = Group::kGateFirst || Group::kGateLast;
-  const Ahead<Group::kVecs, kGate> ahead{shared_address(memory) +
-                                             static_cast<uint32_t>(warp) * plan.stage_bytes +
-                                             static_cast<uint32_t>(16 * group.lane),
-                                         plan.weight_bytes * kWidth / 16};
+  const auto ahead = Ahead<Group::kVecs, kGate>::of_warp(
+      shared_address(memory) + static_cast<uint32_t>(warp) * plan.stage_bytes +
+          static_cast<uint32_t>(16 * group.lane),
+      plan.weight_bytes * kWidth / 16);
   wait_for_previous_kernel();  // every place is known
   if constexpr (kAhead) {
     if constexpr (kGate) ahead.ask(2, z, group.of(1) * int{sizeof(T)}, has);
@@ -203,7 +203,8 @@ bool forward_held(const Cuda& on, const NormForwardArgs& k) {
   const bool wide = plan.in[1].element > int{sizeof(T)};
   int warps = wide || chunks > 16 * kHeldWarps ? kClusterWarps : kHeldWarps;
   // LayerNorm's weights of float32 leave room for five blocks of four warps, but for two of eight.
-  if (!few && sizeof(T) == 2 && plain_layer && !plan.has_weights_of(sizeof(T)) && chunks <= 16 * 4)
+  const bool layer = k.options.kind == NormKind::layer && !k.residual;
+  if (!few && sizeof(T) == 2 && layer && !plan.has_weights_of(sizeof(T)) && chunks <= 16 * 4)
     warps = 4;
   while (plan.warps > warps) plan.cluster *= 2, plan.warps = ceil_div(chunks, plan.cluster);
   if (!clusters || plan.cluster > 16 || int64_t{plan.items} * plan.cluster > kMost) return false;

@@ -9,28 +9,37 @@
 
 namespace norma::norm_cuda {
 
-inline constexpr int kHeldChunks = 256;  // at most, of a group
+inline constexpr int kHeldChunks = 256;              // at most, of a group
+inline constexpr int kMostTeams = 3;                 // of a cluster
+inline constexpr int kTeamChunks = 16 * kHeldWarps;  // at most, of a group that a team holds
 
 /// Of a group's warps in one block or a cluster: each tells all others its sums. Two sets of slots
 /// suffice: who sends those of a meeting has those of the one before, and so all have read the one
 /// before that. In a cluster a barrier counts the bytes that come; one that all blocks arrive at
 /// would wait for their stores to global memory too. kReady: a cluster has more than one block, and
-/// who meets has waited for them.
-template <Holder kHolder, bool kReady = false>
+/// who meets has waited for them. kTeams: the cluster's warps are several teams, each with a group
+/// of its own.
+template <Holder kHolder, bool kReady = false, bool kTeams = false>
 struct HeldMeeting {
-  static constexpr int kMost = kHolder == Holder::cluster ? kHeldChunks : kHeldWarps;
+  static constexpr bool kCluster = kHolder == Holder::cluster;
+  static constexpr int kMost = !kCluster ? kHeldWarps : kTeams ? kTeamChunks : kHeldChunks;
   struct Slots {
     float2 sums[2][kMost];
     SharedBarrier met[2];
   };
-  Slots& slots;
+  Slots& slots;  ///< the team's
   const ForwardPlan& plan;
   const int lane, chunk;
+  int team = 0;  ///< of the block
   uint32_t meetings = 0;
 
+  /// One thread of the team in each block.
+  __device__ __forceinline__ bool leads() const {
+    return static_cast<int>(threadIdx.x) == (kTeams ? team * plan.team_warps * kWarpSize : 0);
+  }
   __device__ __forceinline__ void start() {
-    if (kHolder != Holder::cluster || plan.cluster == 1) return;
-    if (threadIdx.x == 0) {
+    if (!kCluster || plan.cluster == 1) return;
+    if (leads()) {
       for (SharedBarrier& b : slots.met) {
         b.init(1);
         b.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
@@ -43,11 +52,10 @@ struct HeldMeeting {
   __device__ __forceinline__ const float2* operator()(float2 mine) {
     const uint32_t set = meetings & 1;
     float2* slot = &slots.sums[set][chunk];
-    if (kHolder == Holder::cluster && (kReady || plan.cluster > 1)) {
+    if (kCluster && (kReady || plan.cluster > 1)) {
       if (!kReady && meetings == 0) cluster_wait();  // all blocks' barriers are there
       SharedBarrier& met = slots.met[set];
-      if (meetings > 1 && threadIdx.x == 0)
-        met.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
+      if (meetings > 1 && leads()) met.expect(static_cast<uint32_t>(plan.chunks) * sizeof(float2));
       if (lane < plan.ranks && chunk < plan.chunks)
         send_counted(slot, mine, &met, static_cast<uint32_t>(lane));
       met.wait(meetings >> 1 & 1);
@@ -61,18 +69,24 @@ struct HeldMeeting {
 };
 
 /// What a lane will read later, asked for early: the vectors of kTensors tensors and of the weights
-/// at its own columns come to shared memory, where no other lane needs them.
+/// at its own columns come to shared memory, where no other lane needs them, but that teams share
+/// the weights.
 template <int kVecs, int kTensors>
 struct Ahead {
-  static constexpr int kPlane = 16 * kWarpSize * kVecs;  ///< bytes of a warp's vectors of 16 bytes
-  uint32_t mine;                                         ///< this lane's, in shared memory
-  int parts;  ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
-
-  static int bytes_of_warp(int part_count, bool bias) {
-    return kPlane * (kTensors + part_count * (bias ? 2 : 1));
-  }
+  static constexpr uint32_t kPlane = 16 * kWarpSize * kVecs;  ///< of kVecs vectors of 16 bytes
+  uint32_t mine, weights;                                     ///< this lane's, in shared memory
+  uint32_t plane;  ///< bytes of a warp's vectors of 16 bytes
+  int parts;       ///< of 16 bytes, of a vector of weights: 1, or 2 of float beside 16 bits
   // Where the two parts of a lane's weights lie: side by side, as they come from memory.
   uint32_t first_part = 16 * (threadIdx.x % kWarpSize), second_part = first_part + 16;
+
+  /// A warp's weights behind its tensors.
+  static __device__ __forceinline__ Ahead of_warp(uint32_t mine, int parts) {
+    return {mine, mine + kTensors * kPlane, kPlane, parts};
+  }
+  static int bytes_of_warp(int part_count, bool bias) {
+    return int{kPlane} * (kTensors + part_count * (bias ? 2 : 1));
+  }
 
   /// The parts a plane each, where neighbours' reads meet in no bank of shared memory.
   __device__ __forceinline__ Ahead in_planes() const {
@@ -82,12 +96,13 @@ struct Ahead {
   }
   /// Of w (0), b (1) or a tensor (from 2 on).
   __device__ __forceinline__ uint32_t slot(int which, int v, int part) const {
-    const bool in_parts = which < 2 && parts == 2;
-    const int at = kPlane * (which >= 2 ? which - 2 : kTensors + (which == 1 ? parts : 0));
-    return mine + static_cast<uint32_t>(at + 16 * kWarpSize * v * (in_parts ? 2 : 1)) +
-           (!in_parts ? 0
-            : part    ? second_part
-                      : first_part);
+    const auto at = static_cast<uint32_t>(16 * kWarpSize * v);
+    if (which >= 2) return mine + plane * static_cast<uint32_t>(which - 2) + at;
+    const auto n = static_cast<uint32_t>(parts);
+    return weights + plane * (which == 1 ? n : 0) + at * n +
+           (n == 1 ? 0
+            : part ? second_part
+                   : first_part);
   }
   /// From this lane's first vector on, `step` bytes from one to the next. kCached: by way of the
   /// first cache.

@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize, sizeof(T) == 2 ? 3 : 2)
     publish_barriers();
   }
   __syncwarp();
-  const Ahead<Group::kVecs, 0> ahead{
-      shared_address(base) + plan.weights + static_cast<uint32_t>(16 * group.lane), 1};
+  const auto ahead = Ahead<Group::kVecs, 0>::of_warp(
+      shared_address(base) + plan.weights + static_cast<uint32_t>(16 * group.lane), 1);
   constexpr bool kAsks = kHolder == Holder::cluster || kTurns;
   const bool asked = kAsks && plan.weights > 0;
   if (asked) {

@@ -12,10 +12,19 @@ namespace norma::norm_cuda {
 template <class T, bool kCentred, Beside kBeside>
 inline constexpr bool kStagesBeside = kBeside != Beside::nothing && (sizeof(T) == 2 || !kCentred);
 
+/// Whether a cluster's warps may be several teams, each with a group of its own, that share weights
+/// in shared memory, of which LayerNorm's of 32 bits take more than x.
+template <class W, bool kCentred, Beside kBeside, Holder kHolder>
+inline constexpr bool kCanTeam = (kHolder == Holder::cluster) && kCentred && sizeof(W) == 4 &&
+                                 (kBeside == Beside::nothing || kBeside == Beside::gate_last);
+/// Warps of a block of teams, at most, which leave 80 registers to a lane, or 128.
+template <class T>
+inline constexpr int kTeamsWarps = sizeof(T) == 4 ? 16 : 24;
 /// Blocks of a multiprocessor: as many as leave the registers for a group, or the shared memory.
 /// LayerNorm of 16 bits was slower by four, but in clusters.
-template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder>
+template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder, bool kTeams>
 constexpr int staying_blocks() {
+  if (kTeams) return 1;
   if (sizeof(T) == 4 || (sizeof(W) == 4 && kCentred)) return 2;
   if (kBeside != Beside::nothing) return 3;
   return kCentred && kHolder != Holder::cluster ? 3 : 4;
@@ -30,6 +39,7 @@ __device__ __forceinline__ void settle_weights(const Places& from, const Places&
   constexpr int kWidth = Group::kWidth;
 #pragma unroll
   for (int v = 0; v < Group::kVecs; ++v) {
+    if (v >= group.plan.vecs) break;
     float values[kWidth];
     if (!w) {
 #pragma unroll
@@ -55,9 +65,9 @@ __device__ __forceinline__ void settle_weights(const Places& from, const Places&
 /// weights are there. They may be float beside T, and made of others: T's, absent or about 1.
 ///   bytes  rows · D · (x, y and where they are: z, residual, h); w, b a block, from the caches
 ///   bound  memory
-template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder>
-__global__ void __launch_bounds__(kHeldWarps* kWarpSize,
-                                  (staying_blocks<T, W, kCentred, kBeside, kHolder>()))
+template <class T, class W, bool kCentred, Beside kBeside, Holder kHolder, bool kTeams>
+__global__ void __launch_bounds__((kTeams ? kTeamsWarps<T> : kHeldWarps) * kWarpSize,
+                                  (staying_blocks<T, W, kCentred, kBeside, kHolder, kTeams>()))
     norm_forward_staying_kernel(const __grid_constant__ ForwardPlan plan) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // older ones are spared the compilation
   constexpr bool kStages = kStagesBeside<T, kCentred, kBeside>, kWarp = kHolder == Holder::warp;
@@ -67,39 +77,53 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   constexpr int kX = 2, kBesideX = 3;                          // their places
   constexpr int kOther = kBeside == Beside::residual ? 1 : 2;  // which tensor is beside x
   using Group = ForwardGroup<T, kCentred, kBeside, !kWarp, kLate>;
-  using Meeting = HeldMeeting<kHolder, true>;
+  using Meeting = HeldMeeting<kHolder, true, kTeams>;
   constexpr int kWidth = Group::kWidth;
-  __shared__ typename Meeting::Slots slots;
+  // A block's rows write their statistics together: 4 bytes of each by every row for itself took
+  // LayerNorm a point.
+  constexpr bool kGathers = kWarp && !kTurns;
+  __shared__ typename Meeting::Slots slots[kTeams ? kMostTeams : 1];
   extern __shared__ __align__(128) unsigned char memory[];
   const int warp = threadIdx.x / kWarpSize, block = static_cast<int>(blockIdx.x);
-  int unit = block, chunk = kWarp ? 0 : warp;
+  // All warps of a block go on together, so that the compiler sees that no branch parts a warp.
+  constexpr bool kMany = kWarp || kTeams;
+  const int teams = kMany ? plan.teams : 1;
+  int unit = block, team = 0, in_team = kWarp ? 0 : warp;
+  if constexpr (kTeams) team = warp / plan.team_warps, in_team -= team * plan.team_warps;
+  int chunk = in_team;
   if constexpr (kCluster) {
     unit >>= 31 - __clz(plan.cluster);
-    chunk += (block & (plan.cluster - 1)) * plan.warps;
+    chunk += (block & (plan.cluster - 1)) * plan.team_warps;
   }
   Group group(plan, chunk);
-  Meeting meet{slots, plan, group.lane, chunk};
+  Meeting meet{slots[kTeams ? team : 0], plan, group.lane, chunk, team};
   meet.start();
-
-  // All warps of a block go on together, so that the compiler sees that no branch parts a warp.
-  const int team = kWarp ? static_cast<int>(threadIdx.x) >> (31 - __clz(group.lanes)) : 0;
-  const int teams = kWarp ? plan.warps * kWarpSize >> (31 - __clz(group.lanes)) : 1;
+  if constexpr (kWarp) team = static_cast<int>(threadIdx.x) >> (31 - __clz(group.lanes));
   int item = unit * teams + team, left = 1;  // the first group, and how many
   if constexpr (kTurns) {
     item = plan.first_of(unit) * teams + team;
     left = plan.turns_of(unit);
   }
 
-  Ahead<Group::kVecs, 1 + kStages> ahead{shared_address(memory) +
-                                             static_cast<uint32_t>(warp) * plan.stage_bytes +
-                                             static_cast<uint32_t>(16 * group.lane),
-                                         kWidth * int{sizeof(W)} / 16};
+  // A warp's tensors and weights; teams' weights come before all tensors.
+  constexpr uint32_t kParts = kWidth * sizeof(W) / 16;
+  const uint32_t plane = plan.plane_bytes, memory_at = shared_address(memory) + 16u * group.lane;
+  Ahead<Group::kVecs, 1 + kStages> ahead{memory_at + static_cast<uint32_t>(warp) * plan.stage_bytes,
+                                         0, plane, int{kParts}};
+  if constexpr (kTeams) {
+    ahead.weights = memory_at + static_cast<uint32_t>(in_team) * 2 * kParts * plane;
+    ahead.mine += static_cast<uint32_t>(plan.team_warps) * 2 * kParts * plane;
+  } else {
+    ahead.weights = ahead.mine + (1 + kStages) * plane;
+  }
+  // The warps whose places they are: of teams, the first one's.
+  const bool settles = !kTeams || warp < plan.team_warps;
   const auto place = [&](const ForwardRows& t, int item) {
     return reinterpret_cast<T*>(t.data + item * t.row_bytes) + group.column;
   };
   const int step = group.of(1) * int{sizeof(T)};
   const auto ask_row = [&](int item) {
-    const int has = !kWarp || item < plan.items ? group.mine : 0;
+    const int has = !kMany || item < plan.items ? group.mine : 0;
     ahead.ask(kX, place(plan.in[0], item), step, has);
     if constexpr (kStages && !kLate) ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
   };
@@ -107,7 +131,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   ask_row(item);
   commit_copies();
   const auto ask_weights = [&](int which, const void* w) {
-    if (!w) return;
+    if (!w || !settles) return;
     // The first cache has those of short groups for many blocks, but not a cluster's.
     if (kWider && plan.weight_bytes == sizeof(float))
       ahead.template ask_pieces<!kCluster>(
@@ -122,23 +146,34 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
   commit_copies();
   if constexpr (kCluster) cluster_wait();  // all blocks' barriers are there
   // To move them pays where they are read more often, most where a row's sums wait for all warps.
-  bool unsettled = !plan.has_weights_of(sizeof(W)) || (kWider && left > (kCluster ? 1 : 2));
+  constexpr bool kMoves = kTeams && kWider;
+  bool unsettled =
+      kMoves || !plan.has_weights_of(sizeof(W)) || (kWider && left > (kCluster ? 1 : 2));
+  const auto places = ahead.in_planes();
+  const auto settle = [&] {
+    settle_weights<T, W>(ahead, places, group, 0, plan.w, 1);
+    if constexpr (kCentred) settle_weights<T, W>(ahead, places, group, 1, plan.b, 0);
+  };
+  if constexpr (kTeams) {
+    wait_for_copies<0>();
+    __syncwarp();  // other lanes asked for some of them
+    if (unsettled && settles) settle();
+    __syncthreads();
+  }
 #pragma unroll 1
   for (;; item += teams) {
-    const bool real = !kWarp || item < plan.items;
+    const bool real = !kMany || item < plan.items;
     const int has = real ? group.mine : 0;
     if constexpr (kLate) {
       ahead.ask(kBesideX, place(plan.in[kOther], item), step, has);
       commit_copies();
     }
     wait_for_copies<kLate>();
-    if constexpr (kWider) __syncwarp();  // other lanes asked for some of the weights
-    if constexpr (kWider || sizeof(T) == 4) {
+    if (kWider && !kTeams) __syncwarp();  // other lanes asked for some of the weights
+    if constexpr (!kTeams && (kWider || sizeof(T) == 4)) {
       if (unsettled) {
         unsettled = false;
-        const auto places = ahead.in_planes();
-        settle_weights<T, W>(ahead, places, group, 0, plan.w, 1);
-        if constexpr (kCentred) settle_weights<T, W>(ahead, places, group, 1, plan.b, 0);
+        settle();
         ahead = places;
       }
     }
@@ -168,7 +203,7 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
     group.template write_by<kCentred, false>(
         stats, has,
         [&](int which, int v, float(&values)[kWidth]) {
-          ahead.template get<W, kWidth>(which, v).unpack(values);
+          (kMoves ? places : ahead).template get<W, kWidth>(which, v).unpack(values);
         },
         [&](int v) {
           if constexpr (kLate)
@@ -177,31 +212,64 @@ __global__ void __launch_bounds__(kHeldWarps* kWarpSize,
             return group.z[Group::kGateLast ? v : 0];
         },
         [&](int, const Vector<T, kWidth>& r) { store_vector(y, r), y += group.of(1); });
+    if constexpr (kGathers) {
+      if (group.lane_in == 0) {  // where its x was
+        const Stats<float> s = Group::unscaled(stats);
+        write_shared(ahead.slot(kX, 0, 0),
+                     uint4{__float_as_uint(s.mean), __float_as_uint(s.mean_rest),
+                           __float_as_uint(s.rstd), 0});
+      }
+      break;
+    }
     if (real && group.lane_in == 0 && chunk == 0) group.write_stats(stats, item);
     if (!kTurns || --left == 0) break;
+  }
+  if constexpr (kGathers) {
+    __syncthreads();
+    const int thread = static_cast<int>(threadIdx.x), of_thread = unit * teams + thread;
+    if (thread < teams && of_thread < plan.items) {
+      const int first_lane = thread * group.lanes;
+      const uint4 words =
+          read_shared(shared_address(memory) + 16u * static_cast<uint32_t>(first_lane % kWarpSize) +
+                      static_cast<uint32_t>(first_lane / kWarpSize) * plan.stage_bytes);
+      Stats<float> s;
+      s.mean = __uint_as_float(words.x), s.mean_rest = __uint_as_float(words.y);
+      s.rstd = __uint_as_float(words.z);
+      group.write_stats(s, of_thread);
+    }
   }
 #endif
 }
 
-/// Groups that a block or cluster takes in turn. Each doubling cost a point of copy; but one group
-/// a cluster pays for the weights each time: dear for LayerNorm, most in clusters of sixteen, and
-/// for halves where memory is fast.
+/// How many groups a block or a cluster's team takes in turn, and teams; as one build measured them
+/// on an H100. Each doubling of rounds cost a point of copy; but one group a cluster pays for the
+/// weights each time: dear for LayerNorm, most in clusters of sixteen, and for halves where memory
+/// is fast.
+struct Turns {
+  int rounds, teams = 1;
+};
 template <class T, class W>
-int staying_rounds(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
-  if constexpr (sizeof(W) > sizeof(T)) {
-    const bool many = plan.chunks > 4 && beside == Beside::nothing;
-    if (centred) return many || plan.cluster > 1 ? 4 : 2;
-    return many ? 2 : 1;
-  }
-  if (plan.cluster == 1) return 1;
+Turns staying_turns(const Cuda& on, const ForwardPlan& plan, bool centred, Beside beside) {
+  const bool plain = beside == Beside::nothing, gated = beside == Beside::gate_last;
   const bool sixteen = plan.cluster == 16, wide = sizeof(T) == 4;
-  if (centred && !sixteen) return 2;
-  if (centred && wide && beside == Beside::gate_last) return 36;
-  if (centred) return wide ? 4 : 2;
+  if constexpr (sizeof(W) > sizeof(T)) {
+    if (centred && (plain || gated) && plan.chunks >= 32) {
+      if (plain && plan.chunks > 32) return {.rounds = 32, .teams = 3};
+      if (gated && plan.chunks > 64) return {.rounds = 16, .teams = 3};
+      return {.rounds = 3, .teams = 2};
+    }
+    if (centred) return {(plain && plan.chunks > 6) || plan.cluster > 1 ? 4 : 2};
+    return {plain && plan.chunks > 4 ? 2 : 1};
+  }
+  if (plan.cluster == 1) return {1};
+  if (centred && wide && gated)
+    return {.rounds = sixteen ? 16 : plan.cluster == 8 ? 2 : 1, .teams = 2};
+  if (centred && wide && plain && sixteen) return {.rounds = 36, .teams = 2};
+  if (centred) return {sixteen && wide ? 4 : gated && !sixteen ? 1 : 2};
   // An H200's memory is 6144 bits wide, an H100's 5120.
   const bool fast_memory = detail::properties(on.device).memoryBusWidth > 5120;
-  if (!wide && !fast_memory) return 1;
-  return sixteen || (!wide && beside != Beside::residual) ? 2 : 1;
+  if (!fast_memory) return {wide && sixteen && plain ? 2 : 1};
+  return {sixteen || (!wide && beside != Beside::residual) ? 2 : 1};
 }
 
 template <class T>
@@ -209,17 +277,23 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
   if (plan.groups > 1)  // dense: each is a row to it
     for (ForwardRows* t : {&plan.in[0], &plan.in[1], &plan.in[2], &plan.y, &plan.h})
       t->row_bytes = t->group_bytes;
-  const auto run = [&]<class W, bool kCentred, Beside kBeside, Holder kHolder>() {
+  plan.team_warps = plan.warps;
+  plan.plane_bytes = static_cast<uint32_t>(16 * kWarpSize * plan.vecs);
+  const auto run = [&]<class W, bool kCentred, Beside kBeside, Holder kHolder, bool kTeams>() {
     constexpr int kVecs = ForwardGroup<T, kCentred, kBeside, true>::kVecs;
-    plan.rounds = staying_rounds<T, W>(on, plan, kCentred, kBeside);
-    plan.stage_bytes =
-        static_cast<uint32_t>(Ahead<kVecs, 1 + kStagesBeside<T, kCentred, kBeside>>::bytes_of_warp(
-            sizeof(W) / sizeof(T), kCentred));
-    const int teams = kHolder == Holder::warp ? plan.warps * kWarpSize / plan.lanes : 1;
-    const auto kernel = norm_forward_staying_kernel<T, W, kCentred, kBeside, kHolder>;
+    constexpr int kTensors = 1 + kStagesBeside<T, kCentred, kBeside>;
+    constexpr int kParts = sizeof(W) / sizeof(T);
+    const uint32_t weights = plan.plane_bytes * kParts * (kCentred ? 2 : 1);
+    plan.stage_bytes = plan.plane_bytes * kTensors + (kTeams ? 0 : weights);
+    if constexpr (kTeams) plan.warps = plan.teams * plan.team_warps;
+    if constexpr (kHolder == Holder::warp) plan.teams = plan.warps * kWarpSize / plan.lanes;
+    const auto kernel = norm_forward_staying_kernel<T, W, kCentred, kBeside, kHolder, kTeams>;
     const int threads = plan.warps * kWarpSize;
-    const size_t shared = static_cast<size_t>(plan.warps) * plan.stage_bytes;
-    int units = ceil_div(plan.items, teams);
+    // Vectors of weights that a lane does not have are read too.
+    const size_t shared = static_cast<size_t>(plan.warps) * plan.stage_bytes +
+                          (kTeams ? static_cast<size_t>(plan.team_warps) * weights : 0) +
+                          static_cast<size_t>((kVecs - plan.vecs) * 16 * kWarpSize * kParts);
+    int units = ceil_div(plan.items, plan.teams);
     if (plan.rounds > 1)
       units = plan.take_turns(units, resident_clusters(on, reinterpret_cast<const void*>(kernel),
                                                        threads, shared, plan.cluster));
@@ -231,10 +305,19 @@ void forward_staying(const Cuda& on, const NormForwardArgs& k, ForwardPlan plan)
             .overlap = true},
            kernel, plan);
   };
+  const auto by_teams = [&]<class W, bool kCentred, Beside kBeside, Holder kHolder>() {
+    const Turns turns = staying_turns<T, W>(on, plan, kCentred, kBeside);
+    plan.rounds = turns.rounds, plan.teams = turns.teams;
+    if constexpr (kCanTeam<W, kCentred, kBeside, kHolder>)
+      if (plan.teams > 1) return run.template operator()<W, kCentred, kBeside, kHolder, true>();
+    plan.teams = 1;
+    run.template operator()<W, kCentred, kBeside, kHolder, false>();
+  };
   const auto by_holder = [&]<class W, bool kCentred, Beside kBeside>() {
-    if (plan.cluster > 1) return run.template operator()<W, kCentred, kBeside, Holder::cluster>();
-    plan.chunks > 1 ? run.template operator()<W, kCentred, kBeside, Holder::block>()
-                    : run.template operator()<W, kCentred, kBeside, Holder::warp>();
+    if (plan.cluster > 1)
+      return by_teams.template operator()<W, kCentred, kBeside, Holder::cluster>();
+    plan.chunks > 1 ? by_teams.template operator()<W, kCentred, kBeside, Holder::block>()
+                    : by_teams.template operator()<W, kCentred, kBeside, Holder::warp>();
   };
   by_member<T>(k, [&]<bool kCentred, Beside kBeside>() {
     if constexpr (kBeside != Beside::wide_residual)
