@@ -110,8 +110,10 @@ inline NormBackwardArgs flattened(NormBackwardArgs k, int64_t size) {
 }
 
 /// The blocks of a unit that has work for so many warps, and the warps in each. Few blocks; but
-/// where there is much arithmetic for a byte, so many that most of a block's warps have work.
-inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_busy) {
+/// where there is much arithmetic for a byte, so many that most of a block's warps have work, of
+/// which fewer suffice to a unit that need not meet other blocks.
+inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_busy,
+                           int least_alone) {
   int most = 0;
   for (int cluster : {1, 2, 4, 8, 16}) {
     const int warps = ceil_div(parts, cluster);
@@ -119,7 +121,7 @@ inline void choose_cluster(RingPlan& plan, int parts, int most_warps, int least_
     const int busy = most_warps / warps * parts / cluster;
     if (busy <= most) continue;
     plan.cluster = cluster, plan.unit_warps = warps, most = busy;
-    if (busy >= least_busy) break;
+    if (busy >= (cluster == 1 ? least_alone : least_busy)) break;
   }
   if (most == 0) plan.stages = 0;
 }
@@ -138,16 +140,20 @@ inline void choose_pace(RingPlan& plan, bool full, bool fast_memory) {
     if (!block || (narrow && !residual)) return pace(0, 0);
     return narrow ? pace(8, 4) : pace(4, 2);
   }
-  if (!narrow) return pace(4, full && gated && !block ? 2 : 1);
-  if (!block) return pace(4, full && !gated && plan.order.vecs > 1 ? 4 : 2);
+  if (!narrow) return full ? pace(2, 2) : pace(4, 1);
+  if (!block) {
+    const bool layer = full && !gated;
+    if (plan.order.vecs == 1 && plan.order.lanes == kWarpSize && !layer) return pace(2, 2);
+    return pace(4, layer && plan.order.vecs > 1 ? 4 : 2);
+  }
   if (plan.cluster == 16) {
     if (full) return pace(16, 4);
     return gated ? pace(4, 4) : residual ? pace(4, 2) : pace(8, 4);
   }
   if (!full) return gated ? pace(4, 1) : pace(2, 2);
   if (plan.cluster > 2) return gated ? pace(8, 2) : pace(4, 4);
-  if (gated) return pace(4, 1);
-  return whole && plan.unit_warps < kRingWarps && plan.cluster == 1 ? pace(2, 2) : pace(4, 2);
+  if (gated || plan.cluster == 2) return pace(4, 1);
+  return whole && plan.unit_warps < kRingWarps ? pace(2, 2) : pace(4, 2);
 }
 
 /// A plan for k, whose rows are `size` long or have groups with weights of their own; a function of
@@ -206,8 +212,12 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   if (order.chunks > 1) {
     // Gates in 16 bits, means, and odd rows.
     const bool computes = odd || (narrow && (k.z || full));
-    const int least_busy = computes ? kRingWarps - 2 : narrow ? kRingWarps - 4 : 1;
-    choose_cluster(plan, order.chunks, most_warps, least_busy);
+    const int least_busy = computes ? kRingWarps - 2
+                           : narrow ? kRingWarps - 4
+                           : k.z    ? kRingWarps - 3
+                                    : 1;
+    const int least_alone = odd ? least_busy : narrow ? kRingWarps - 4 : 1;
+    choose_cluster(plan, order.chunks, most_warps, least_busy, least_alone);
     if (plan.stages == 0) return plan;
     plan.units = static_cast<int>(std::min<int64_t>(
         most_warps / plan.unit_warps, std::max<int64_t>(1, all * plan.cluster / kMultiprocessors)));
@@ -247,7 +257,10 @@ inline RingPlan ring_plan(const NormBackwardArgs& k, const RowOrder& order, bool
   // Where many blocks meet, waiting for them costs more than forming it all again; with a bias's
   // sums registers do not suffice.
   plan.holds = narrow && !odd && !k.z && !full && plan.in[0].element == 2 && plan.cluster <= 8;
-  plan.behind = order.chunks > 1 && plan.stages > 2 && !plan.holds;
+  // With two stages a warp's memory rests while it begins the next row: that costs more than to
+  // wait for the sums, but where sixteen blocks send them.
+  const bool far = full && plan.cluster == 16;
+  plan.behind = order.chunks > 1 && plan.stages > (far ? 1 : 2) && !plan.holds;
   const auto dense = [&](const RingRows& t) { return t.row_bytes == plan.size * t.element; };
   plan.whole =
       !odd && plan.by_rows && order.chunks == 1 && std::all_of(plan.in, plan.in + 4, dense);
