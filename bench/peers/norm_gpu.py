@@ -262,13 +262,13 @@ class Task(typing.NamedTuple):
 
 
 def tasks_of(args):
-    """By the worker that does them. What Triton compiles is dealt out; the last worker has what is compiled already."""
+    """By the worker that does them. What is compiled at first use is dealt out; the last worker has the rest."""
     peers = args.peers.split(",")
     all_tasks = [Task(peer, kind, dtype, rows, cols, args.direction) for peer in peers for kind in args.kind.split(",")
                  for dtype in args.dtype.split(",") for rows, cols in sizes(args)
                  if peer != "compile" or cols in COMPILED]
     all_tasks.sort(key=lambda task: task.peer != "compile")
-    slow = [task for task in all_tasks if task.peer in ("compile", "liger", "mamba")]
+    slow = [task for task in all_tasks if task.peer != "eager"]
     dealt = [slow[i::args.workers] for i in range(args.workers)]
     return [tasks for tasks in [*dealt, [task for task in all_tasks if task not in slow]] if tasks]
 
