@@ -258,9 +258,13 @@ class Sweep {
     }();
     if (!retain_) node->release_saved();
     for (Observer* o = Observer::current(); o; o = o->outer()) o->differentiated(*node, results);
-    const size_t n = std::min(node->inputs.size(), results.size());
-    for (size_t i = 0; i < n; ++i)
-      if (node->inputs[i].node && results[i].defined()) add(node->inputs[i], std::move(results[i]));
+    for (size_t i = 0; i < results.size(); ++i) {
+      if (!results[i].defined()) continue;
+      if (i < node->inputs.size() && node->inputs[i].node)
+        add(node->inputs[i], std::move(results[i]));
+      else
+        join_side_stream_for(results[i], results[i]);  // nobody wants it: its memory goes
+    }
   }
 
   bool create_, retain_, pruned_ = false;

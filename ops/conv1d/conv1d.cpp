@@ -1,5 +1,8 @@
 #include "norma/ops/conv1d/conv1d.h"
 
+#include <array>
+
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
 #include "norma/core/gradient_memory.h"
 #include "norma/ops/conv1d/kernels.h"
@@ -132,17 +135,23 @@ CausalConv1d::Grads CausalConv1dBackward::forward(Context&, const Tensor& dy,
   const Tensor dw = empty(w.shape(), stats, w.device());
   if (b) grads.db = empty(b->shape(), stats, b->device());
   if (state) grads.dstate = empty(state->spec());
-  dispatch(x.device(), Conv1dBackwardArgs{.silu = o.activation == Conv1dActivation::silu,
-                                          .dy = d,
-                                          .dlast_state = or_absent(dlast),
-                                          .x = u,
-                                          .state = or_absent(past),
-                                          .w = weight,
-                                          .b = or_absent(bias),
-                                          .dx = grads.dx,
-                                          .dstate = or_absent(grads.dstate),
-                                          .dw = dw,
-                                          .db = or_absent(grads.db)});
+  const Conv1dBackwardArgs k{.silu = o.activation == Conv1dActivation::silu,
+                             .dy = d,
+                             .dlast_state = or_absent(dlast),
+                             .x = u,
+                             .state = or_absent(past),
+                             .w = weight,
+                             .b = or_absent(bias),
+                             .dx = grads.dx,
+                             .dstate = or_absent(grads.dstate),
+                             .dw = dw,
+                             .db = or_absent(grads.db)};
+  if (x.device().is_cpu()) {
+    dispatch(x.device(), k);
+  } else if constexpr (kBuiltWithCuda) {
+    detail::run_with_aside(x.device(), std::array{dw, or_absent(grads.db)},
+                           [&] { dispatch(x.device(), k); });
+  }
   grads.dw = dw.to(w.dtype());
   if (b) grads.db = grads.db->to(b->dtype());
   return grads;

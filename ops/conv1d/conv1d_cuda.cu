@@ -4,6 +4,7 @@
 #include "norma/core/cuda/numeric.cuh"
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/scratch.h"
+#include "norma/core/cuda/side_stream.h"
 #include "norma/core/cuda/words.cuh"
 #include "norma/core/error.h"
 #include "norma/ops/conv1d/kernels.h"
@@ -495,7 +496,10 @@ void backward(Cuda on, const Conv1dBackwardArgs& k) {
          .overlap = true},
         conv1d_backward_kernel<T, kTaps, kWidth>, args);
   });
-  launch(on, {.grid = grid_for(n, kWarpSize), .block = dim3(kWarpSize, kRuns), .overlap = true},
+  // Nobody waits for a weight's gradient: it goes beside what comes next, where that may be.
+  const bool aside = detail::may_go_aside();
+  launch(aside ? detail::go_aside(on) : on,
+         {.grid = grid_for(n, kWarpSize), .block = dim3(kWarpSize, kRuns), .overlap = !aside},
          conv1d_weights_kernel<Acc>, static_cast<const Acc*>(partial.data()), parts, channels,
          args.taps, k.dw.as<Acc>(), k.db.as<Acc>());
 }
