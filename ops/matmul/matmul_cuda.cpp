@@ -15,6 +15,7 @@
 #include "norma/core/strided.h"
 #include "norma/core/tensor.h"
 #include "norma/ops/elementwise/kernels.h"
+#include "norma/ops/matmul/few_terms.h"
 #include "norma/ops/matmul/gelu_hopper.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
@@ -342,6 +343,7 @@ void run(Cuda on, const MatmulArgs& k) {
   const int d = k.c.shape.dim();
   const int64_t n = k.c.shape[d - 2], m = k.c.shape[d - 1], depth = k.a.shape[d - 1];
   if (k.c.shape.numel() == 0 && !(k.sums && n > 0)) return;
+  if (add_few_terms(on, k)) return;
   const Lie c = lie_of(k.c);
   if (!k.accumulate && c.stride == m && (multiply_small(on, k) || multiply_gelu(on, k))) return;
   if (depth == 0 || k.c.shape.numel() == 0) {
