@@ -3,13 +3,14 @@
 #include <algorithm>
 
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/embedding/kernels.h"
 #include "norma/ops/view/view.h"
 
 namespace norma {
 
-TensorSpec Embedding::check(const Tensor& indices, const Tensor& weight) {
+TensorSpec Embedding::check(const Tensor& indices, const Tensor& weight, const Options& o) {
   if (indices.dtype() != int32 && indices.dtype() != int64)
     throw DTypeError("{}: indices must be int32 or int64, but are {}", name,
                      to_string(indices.dtype()));
@@ -17,9 +18,10 @@ TensorSpec Embedding::check(const Tensor& indices, const Tensor& weight) {
     throw ShapeError("{}: weight must be (vocabulary, width), but is {}", name, weight.shape());
   Shape shape = indices.shape();
   shape.push_back(weight.size(1));
-  return {shape, weight.dtype(), weight.device()};
+  return {shape, o.dtype.value_or(weight.dtype()), weight.device()};
 }
-Tensor Embedding::forward(Context& ctx, const Tensor& indices, const Tensor& weight) {
+Tensor Embedding::forward(Context& ctx, const Tensor& indices, const Tensor& weight,
+                          const Options&) {
   Tensor y = empty(ctx.output());
   const Tensor i = detail::dense(indices), table = even_rows(weight);
   dispatch(y.device(), EmbeddingForwardArgs{.indices = i, .table = table, .y = y});
@@ -27,24 +29,33 @@ Tensor Embedding::forward(Context& ctx, const Tensor& indices, const Tensor& wei
   return y;
 }
 std::vector<Tensor> Embedding::backward(Context& ctx, const Tensor& dy) {
-  return {Tensor(), apply<EmbeddingBackward>(ctx.saved(0), dy, {.rows = ctx.input(1).shape[0]})};
+  const TensorSpec& weight = ctx.input(1);
+  // A tied table's other gradient is dense: rows are added to it, and nothing else is touched.
+  std::optional<Tensor> arrived;
+  if (dy.device().is_cuda())
+    if (const Tensor t = detail::take_gradient(1); t.defined()) arrived = t;
+  return {Tensor(), apply<EmbeddingBackward>(ctx.saved(0), dy, arrived,
+                                             {.rows = weight.shape[0], .dtype = weight.dtype})};
 }
 
 Tensor EmbeddingBackward::forward(Context& ctx, const Tensor& indices, const Tensor& x,
-                                  const Options& o) {
-  Tensor y = empty({o.rows, x.shape().back()}, x.dtype(), x.device());
+                                  const std::optional<Tensor>& arrived, const Options& o) {
+  Tensor y = arrived ? *arrived
+                     : empty({o.rows, x.shape().back()}, o.dtype.value_or(x.dtype()), x.device());
   const Tensor i = detail::dense(indices), rows = even_rows(x);
-  dispatch(y.device(), EmbeddingBackwardArgs{.indices = i, .dy = rows, .dtable = y});
+  dispatch(y.device(), EmbeddingBackwardArgs{
+                           .indices = i, .dy = rows, .dtable = y, .add = arrived.has_value()});
+  y.storage()->bump_version();
   ctx.save(indices);
   return y;
 }
 std::vector<Tensor> EmbeddingBackward::backward(Context& ctx, const Tensor& dy) {
-  return {Tensor(), embedding(ctx.saved(0), dy)};
+  return {Tensor(), apply<Embedding>(ctx.saved(0), dy, {.dtype = ctx.input(1).dtype})};
 }
 
 TensorSpec PositionedEmbedding::check(const Tensor& indices, const Tensor& weight,
                                       const Tensor& positions, const Options& o) {
-  TensorSpec spec = Embedding::check(indices, weight);
+  TensorSpec spec = Embedding::check(indices, weight, {.dtype = o.dtype});
   if (!is_floating(weight.dtype()) || positions.dtype() != weight.dtype())
     throw DTypeError("{}: weight and positions must have one floating dtype, but are {} and {}",
                      name, to_string(weight.dtype()), to_string(positions.dtype()));
@@ -56,12 +67,11 @@ TensorSpec PositionedEmbedding::check(const Tensor& indices, const Tensor& weigh
         "{}: indices must be (…, T) with first + T up to {}, the rows of positions, but first is "
         "{} and they are {}",
         name, positions.size(0), o.first, indices.shape());
-  spec.dtype = o.dtype.value_or(spec.dtype);
   return spec;
 }
 Tensor PositionedEmbedding::define(const Tensor& indices, const Tensor& weight,
                                    const Tensor& positions, const Options& o) {
-  const Tensor y = apply<Embedding>(indices, weight) +
+  const Tensor y = apply<Embedding>(indices, weight, {}) +
                    positions.slice(0, o.first, o.first + indices.shape().back());
   return y.to(o.dtype.value_or(y.dtype()));
 }
@@ -128,7 +138,7 @@ DType in_scope(DType dtype) {
 }
 }  // namespace
 Tensor embedding(const Tensor& indices, const Tensor& weight) {
-  return apply<Embedding>(indices, weight).to(in_scope(weight.dtype()));
+  return apply<Embedding>(indices, weight, {.dtype = in_scope(weight.dtype())});
 }
 Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& positions,
                  int64_t first) {

@@ -23,20 +23,28 @@ Tensor embedding(const Tensor& indices, const Tensor& weight, const Tensor& posi
                  int64_t first = 0);
 
 struct EmbeddingOptions {
-  int64_t rows = 0;  ///< of the table, for the gradient
+  std::optional<DType> dtype = std::nullopt;  ///< y's where it is not weight's
   bool operator==(const EmbeddingOptions&) const = default;
 };
 struct Embedding {
+  using Options = EmbeddingOptions;
   static constexpr std::string_view name = "embedding";
-  static TensorSpec check(const Tensor& indices, const Tensor& weight);
-  static Tensor forward(Context&, const Tensor& indices, const Tensor& weight);
+  static TensorSpec check(const Tensor& indices, const Tensor& weight, const Options&);
+  static Tensor forward(Context&, const Tensor& indices, const Tensor& weight, const Options&);
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
 };
-/// The transpose: y (rows, D) with y[v] = Σ of x over the places where indices = v.
+struct EmbeddingBackwardOptions {
+  int64_t rows = 0;                           ///< of the table
+  std::optional<DType> dtype = std::nullopt;  ///< the gradient's where it is not x's
+  bool operator==(const EmbeddingBackwardOptions&) const = default;
+};
+/// The transpose: y (rows, D) with y[v] = Σ of x over the places where indices = v, added to what
+/// has `arrived` where that is given: it becomes y. For unrecorded sweeps on a GPU.
 struct EmbeddingBackward {
-  using Options = EmbeddingOptions;
+  using Options = EmbeddingBackwardOptions;
   static constexpr std::string_view name = "embedding_backward";
-  static Tensor forward(Context&, const Tensor& indices, const Tensor& x, const Options&);
+  static Tensor forward(Context&, const Tensor& indices, const Tensor& x,
+                        const std::optional<Tensor>& arrived, const Options&);
   static std::vector<Tensor> backward(Context&, const Tensor& dy);
 };
 

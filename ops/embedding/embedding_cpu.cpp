@@ -19,14 +19,18 @@ void require_inside(const ConstVec& indices, int64_t rows) {
 }
 
 template <class I>
-void add_positions(const EmbeddingForwardArgs& k, const Split& rows) {
+void add_or_round(const EmbeddingForwardArgs& k, const Split& rows) {
   visit_rows(k.y.dtype, k.table.dtype, [&]<class T, class W>() {
     using Acc = detail::compute_t<W>;
     parallel_for(rows.blocks, [&](int64_t b) {
       for (int64_t i = rows.begin(b); i < rows.end(b); ++i) {
         const W* row = k.table.row<W>(k.indices.at<I>(i));
-        const W* place = k.positions.row<W>(k.places.first + i % k.places.length);
         T* y = k.y.row<T>(i);
+        if (!k.positions) {
+          for (int64_t c = 0; c < k.y.cols; ++c) y[c] = static_cast<T>(static_cast<Acc>(row[c]));
+          continue;
+        }
+        const W* place = k.positions.row<W>(k.places.first + i % k.places.length);
         for (int64_t c = 0; c < k.y.cols; ++c)
           y[c] = static_cast<T>(static_cast<Acc>(row[c]) + static_cast<Acc>(place[c]));
       }
@@ -60,7 +64,7 @@ void run(Cpu, const EmbeddingForwardArgs& k) {
     const int64_t width = k.y.cols;
     if (width == 0) return;
     const Split rows = split(k.indices.n, std::max<int64_t>(1, detail::kPieceGrain / width));
-    if (k.positions) return add_positions<I>(k, rows);
+    if (k.positions || k.y.dtype != k.table.dtype) return add_or_round<I>(k, rows);
     visit_all(k.y.dtype, [&]<class T>() {
       parallel_for(rows.blocks, [&](int64_t b) {
         for (int64_t i = rows.begin(b); i < rows.end(b); ++i)

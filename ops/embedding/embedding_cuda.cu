@@ -26,7 +26,7 @@ __global__ void embedding_forward_kernel(ConstVec indices, const B* __restrict__
     y[i * width + c] = table[from * table_stride + c];
 }
 
-/// kWidth neighbouring columns a thread.
+/// Rows that are rounded, with or without positions: kWidth neighbouring columns a thread.
 template <class T, class W, int kWidth>
 __global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRows positions,
                                      PlaceRows places, Rows y, detail::FaultSlot fault) {
@@ -40,14 +40,31 @@ __global__ void embedding_add_kernel(ConstVec indices, ConstRows table, ConstRow
     from = 0;
   }
   const W* row = table.template row<W>(from);
-  const W* place = positions.template row<W>(places.first + i % places.length);
+  const W* place =
+      positions ? positions.template row<W>(places.first + i % places.length) : nullptr;
   for (int c = threadIdx.x * kWidth; c < y.cols; c += blockDim.x * kWidth) {
-    const auto a = load<kWidth>(row + c), b = load<kWidth>(place + c);
+    const auto a = load<kWidth>(row + c), b = place ? load<kWidth>(place + c) : a;
     Packed<T, kWidth> sum;
 #pragma unroll
-    for (int e = 0; e < kWidth; ++e) sum[e] = convert<T>(convert<Acc>(a[e]) + convert<Acc>(b[e]));
+    for (int e = 0; e < kWidth; ++e) {
+      const Acc v = convert<Acc>(a[e]);
+      sum[e] = convert<T>(place ? v + convert<Acc>(b[e]) : v);
+    }
     store(y.template row<T>(i) + c, sum);
   }
+}
+
+/// A sum as it is written, or added to what is there.
+template <class W>
+__device__ __forceinline__ W with_old(const W* to, compute_t<W> sum, bool add) {
+  return convert<W>(add ? convert<compute_t<W>>(*to) + sum : sum);
+}
+
+template <class W>
+__device__ __forceinline__ void put_sum(const Rows& dtable, int64_t row, int64_t c,
+                                        compute_t<W> sum, bool add) {
+  W* to = dtable.template row<W>(row) + c;
+  *to = with_old(to, sum, add);
 }
 
 /// A thread's neighbouring columns, and their sums over rows.
@@ -62,10 +79,10 @@ struct ColumnSums {
 #pragma unroll
     for (int e = 0; e < kWidth; ++e) sums[e] += convert<Acc>(row[e]);
   }
-  __device__ __forceinline__ void write(W* to) const {
+  __device__ __forceinline__ void write(W* to, bool add) const {
     Packed<W, kWidth> rounded;
 #pragma unroll
-    for (int e = 0; e < kWidth; ++e) rounded[e] = convert<W>(sums[e]);
+    for (int e = 0; e < kWidth; ++e) rounded[e] = with_old(to + c + e, sums[e], add);
     store(to + c, rounded);
   }
 };
@@ -81,7 +98,7 @@ __device__ void sum_positions(const ConstRows& dy, const PlaceRows& places, cons
 #pragma unroll 8
     for (int64_t i = place; i < dy.rows; i += places.length) mine.add(dy, i);
   }
-  mine.write(d.template row<W>(r));
+  mine.write(d.template row<W>(r), false);
 }
 template <class T, class W>
 __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows dpositions) {
@@ -94,7 +111,7 @@ __global__ void embedding_positions_kernel(ConstRows dy, PlaceRows places, Rows 
 template <class T, class W, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     embedding_backward_scan_kernel(ConstVec indices, ConstRows dy, Rows dtable, PlaceRows places,
-                                   Rows dpositions, int shares, int64_t share,
+                                   Rows dpositions, bool add, int shares, int64_t share,
                                    compute_t<W>* __restrict__ parts) {
   constexpr int kPlaces = 1024, kWords = kPlaces / kWarpSize, kWarps = kThreads / kWarpSize;
   __shared__ uint32_t here[kWords];
@@ -133,12 +150,12 @@ __global__ void __launch_bounds__(kThreads)
   if (parts)
     store(parts + (part * dtable.rows + v) * dy.cols + mine.c, mine.sums);
   else
-    mine.write(dtable.template row<W>(v));
+    mine.write(dtable.template row<W>(v), add);
 }
 /// The shares' sums in order.
 template <class W>
 __global__ void embedding_fold_kernel(const compute_t<W>* __restrict__ parts, int64_t shares,
-                                      Rows dtable) {
+                                      Rows dtable, bool add) {
   wait_for_previous_kernel();
   const int64_t size = dtable.rows * dtable.cols,
                 i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
@@ -146,7 +163,7 @@ __global__ void embedding_fold_kernel(const compute_t<W>* __restrict__ parts, in
   compute_t<W> sum = 0;
 #pragma unroll 8
   for (int64_t s = 0; s < shares; ++s) sum += parts[s * size + i];
-  dtable.template row<W>(i / dtable.cols)[i % dtable.cols] = convert<W>(sum);
+  put_sum<W>(dtable, i / dtable.cols, i % dtable.cols, sum, add);
 }
 
 __global__ void embedding_keys_kernel(ConstVec indices, int64_t rows, uint32_t* keys,
@@ -168,7 +185,8 @@ constexpr int kTile = 32, kRunShares = 8;
 template <class T, class W>
 __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
                                        const int32_t* __restrict__ places, int64_t n, ConstRows dy,
-                                       Rows dtable, compute_t<W>* __restrict__ first_parts,
+                                       Rows dtable, bool add,
+                                       compute_t<W>* __restrict__ first_parts,
                                        compute_t<W>* __restrict__ last_parts) {
   using Acc = compute_t<W>;
   const int64_t begin = int64_t{blockIdx.x} * kTile, end = min(n, begin + kTile);
@@ -187,7 +205,7 @@ __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
     else if (goes_on)
       last_parts[blockIdx.x * dy.cols + c] = sum;
     else
-      dtable.template row<W>(key)[c] = convert<W>(sum);
+      put_sum<W>(dtable, key, c, sum, add);
     sum = 0;
     run = i + 1;
   }
@@ -196,7 +214,7 @@ __global__ void embedding_tiles_kernel(const uint32_t* __restrict__ keys,
 template <class W>
 __global__ void __launch_bounds__(kThreads* kRunShares)
     embedding_runs_kernel(const uint32_t* __restrict__ keys, int64_t n, int64_t tiles, Rows dtable,
-                          const compute_t<W>* __restrict__ first_parts,
+                          bool add, const compute_t<W>* __restrict__ first_parts,
                           const compute_t<W>* __restrict__ last_parts) {
   const int64_t tile = blockIdx.x, begin = tile * kTile, end = begin + kTile;
   if (end >= n) return;
@@ -224,7 +242,7 @@ __global__ void __launch_bounds__(kThreads* kRunShares)
   if (threadIdx.y > 0 || c >= dtable.cols) return;
   sum = last_parts[tile * dtable.cols + c];
   for (const auto& share : sums) sum += share[threadIdx.x];
-  dtable.template row<W>(key)[c] = convert<W>(sum);
+  put_sum<W>(dtable, key, c, sum, add);
 }
 
 // A block of the scan looks at every index: 2²¹ pairs of a row and a place are as fast as sorting.
@@ -250,7 +268,7 @@ dim3 row_blocks(int64_t rows, int64_t width) {
               static_cast<unsigned>(ceil_div(width, int64_t{kThreads})));
 }
 
-void add_positions(Cuda on, const EmbeddingForwardArgs& k, const detail::FaultSlot& fault) {
+void add_or_round(Cuda on, const EmbeddingForwardArgs& k, const detail::FaultSlot& fault) {
   visit_rows(k.y.dtype, k.table.dtype, [&]<class T, class W>() {
     const auto start = [&]<int kWidth>() {
       LaunchShape shape = row_shape(k.indices.n, k.y.cols / kWidth);
@@ -260,7 +278,7 @@ void add_positions(Cuda on, const EmbeddingForwardArgs& k, const detail::FaultSl
     };
     constexpr int kWide = kWidest<W>;
     const auto is_wide = [](const auto& rows) {
-      return rows.row_stride % kWide == 0 && is_aligned<kWide>(rows.template row<W>(0));
+      return !rows || (rows.row_stride % kWide == 0 && is_aligned<kWide>(rows.template row<W>(0)));
     };
     const bool wide = k.y.cols % kWide == 0 && is_wide(k.table) && is_wide(k.positions) &&
                       k.y.row_stride % kWide == 0 && is_aligned<kWide>(k.y.row<T>(0));
@@ -282,7 +300,7 @@ void scan(Cuda on, const EmbeddingBackwardArgs& k) {
             .block = dim3(kThreads),
             .overlap = true},
            embedding_backward_scan_kernel<T, W, kWidth>, k.indices, k.dy, k.dtable, k.places,
-           k.dpositions, static_cast<int>(shares),
+           k.dpositions, k.add, static_cast<int>(shares),
            shares == 1 ? std::max<int64_t>(n, 1) : kScanShare, sums);
   };
   // Several columns a thread where one block has them all: each block looks at every index.
@@ -297,7 +315,7 @@ void scan(Cuda on, const EmbeddingBackwardArgs& k) {
     start.template operator()<1>();
   if (shares == 1) return;
   launch(on, {.grid = grid_for(rows * width, 256), .block = dim3(256), .overlap = true},
-         embedding_fold_kernel<W>, sums, shares, k.dtable);
+         embedding_fold_kernel<W>, sums, shares, k.dtable, k.add);
 }
 
 }  // namespace
@@ -307,7 +325,7 @@ void run(Cuda on, const EmbeddingForwardArgs& k) {
   if (bytes == 0) return;
   const detail::FaultSlot fault = detail::fault_slot(
       "embedding: indices must be below {}, the rows of weight, but index {} is {}");
-  if (k.positions) return add_positions(on, k, fault);
+  if (k.positions || k.y.dtype != k.table.dtype) return add_or_round(on, k, fault);
   const bool wide = bytes % 16 == 0 && k.table.row_stride * size % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.table.data) % 16 == 0 &&
                     reinterpret_cast<uintptr_t>(k.y.data) % 16 == 0;
@@ -333,7 +351,7 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
     View table;
     table.data = k.dtable.data, table.dtype = k.dtable.dtype, table.shape = {rows, width};
     table.strides = {k.dtable.row_stride, 1};
-    run(on, FillArgs{.target = table, .value = 0});
+    if (!k.add) run(on, FillArgs{.target = table, .value = 0});
     if (n == 0) return;
     const Device device = current_device();
     const auto sorted =
@@ -347,10 +365,10 @@ void run(Cuda on, const EmbeddingBackwardArgs& k) {
     const Tensor parts = empty({2, tiles, width}, dtype_of<Acc>, device);
     Acc* first = static_cast<Acc*>(parts.data());
     launch(on, rows_of(tiles), embedding_tiles_kernel<T, W>, sorted.key(), sorted.place(), n, k.dy,
-           k.dtable, first, first + tiles * width);
+           k.dtable, k.add, first, first + tiles * width);
     LaunchShape runs = rows_of(tiles);
     runs.block.y = kRunShares;
-    launch(on, runs, embedding_runs_kernel<W>, sorted.key(), n, tiles, k.dtable, first,
+    launch(on, runs, embedding_runs_kernel<W>, sorted.key(), n, tiles, k.dtable, k.add, first,
            first + tiles * width);
   });
 }

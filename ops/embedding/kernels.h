@@ -12,8 +12,8 @@ struct PlaceRows {
   int64_t first = 0, length = 1;
 };
 
-/// y[i] = table[indices[i]], plus its place's row of `positions` (floating) where there are some:
-/// then y may be of a half type beside float32.
+/// y[i] = table[indices[i]], plus its place's row of `positions` (floating) where there are some. y
+/// may be of a half type beside a table of float32.
 struct EmbeddingForwardArgs {
   ConstVec indices;
   ConstRows table;
@@ -32,6 +32,7 @@ struct EmbeddingBackwardArgs {
   Rows dtable;
   Rows dpositions = {};
   PlaceRows places = {};
+  bool add = false;  ///< dtable[v] += instead, on a GPU
 };
 void run(Cpu, const EmbeddingBackwardArgs&);
 void run(Cuda, const EmbeddingBackwardArgs&);

@@ -54,7 +54,7 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
     SCOPED_TRACE(why);
     const Tensor index = randint(0, rows, {places});
     const Tensor dy = randint(-3, 4, {places, width}).to(float64);
-    const Tensor g = apply<EmbeddingBackward>(index, dy, {.rows = rows});
+    const Tensor g = apply<EmbeddingBackward>(index, dy, none, {.rows = rows});
     Tensor expected = zeros({rows, width}, float64, cpu);
     const auto where = index.to_vector<int64_t>();
     const auto values = dy.to_vector<double>();
@@ -65,7 +65,7 @@ TEST(Embedding, GradientSumsAnyShareOfPlaces) {
     EXPECT_CLOSE(g, expected, {});
     // One row takes every place.
     EXPECT_CLOSE(
-        apply<EmbeddingBackward>(full({places}, 1, int32), dy, {.rows = rows}).select(0, 1),
+        apply<EmbeddingBackward>(full({places}, 1, int32), dy, none, {.rows = rows}).select(0, 1),
         dy.sum(0), {});
   }
 }
@@ -110,6 +110,25 @@ TEST(Embedding, StreamOfAHalfTypeHasTheBitsOfARoundedOne) {
     EXPECT_SAME_BITS(grads[0], expected[0]);
     EXPECT_SAME_BITS(grads[1], expected[1]);
   }
+}
+
+TEST(Embedding, WithoutPositionsSoToo) {
+  for (const DType dtype : {bfloat16, float16})
+    for (const int64_t width : {24, 7}) {
+      const Tensor index = randint(0, 7, {3, 5}, int32), dy = randn({3, 5, width}).to(dtype);
+      const Tensor table = randn({7, width}).requires_grad_();
+      const Tensor wide = embedding(index, table).to(dtype);
+      const Tensor y = [&] {
+        const Autocast scope(dtype);
+        return embedding(index, table);
+      }();
+      EXPECT_SAME_BITS(y.detach(), wide.detach());
+      EXPECT_SAME_BITS(grad({y}, {table}, {dy})[0], grad({wide}, {table}, {dy})[0]);
+      // Of the gradient again: dy's own comes back in its dtype.
+      const Tensor x = dy.detach().requires_grad_();
+      const Tensor sums = apply<EmbeddingBackward>(index, x, none, {.rows = 7, .dtype = float32});
+      EXPECT_SAME_BITS(grad({sums}, {x}, {table.detach()})[0], wide.detach());
+    }
 }
 
 TEST(Embedding, GradientWithPositionsIsTheDerivative) {
