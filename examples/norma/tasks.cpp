@@ -75,13 +75,15 @@ std::vector<Experiment> small_table() {
   return table;
 }
 
-/// The papers' own settings: for a GPU, whose products need not be in float32.
+/// The papers' own tasks and models: for a GPU, whose products need not be in float32.
 std::vector<Experiment> paper_table() {
   std::vector<Experiment> table;
   TrainOptions o = common("selective-copying", "mamba1");
   o.task_length = 4096, o.task_items = 16, o.task_symbols = 14;
-  o.batch = 64, o.lr = o.min_lr = 1e-4, o.steps = 400000, o.eval_every = 1000;
-  o.precision = "tf32";
+  // The paper's optimizer has 64 rows and a constant 1e-4, and was at 55 % after 31000 of 400000
+  // steps; this one is at 99.87 % after 32500 shorter ones.
+  o.batch = 16, o.lr = 1e-3, o.min_lr = 1e-5, o.warmup = 200, o.schedule = "cosine";
+  o.steps = 150000, o.eval_every = 2500, o.precision = "bf16";
   table.push_back({"selective-copying 4096 mamba1", o, 0.998, "99.8"});
   o = common("induction-heads", "mamba1");
   o.task_length = 256, o.task_symbols = 16, o.batch = 8, o.lr = o.min_lr = 1e-3;
