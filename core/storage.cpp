@@ -15,6 +15,7 @@ constexpr size_t kHeader = 64;
 static_assert(sizeof(Storage) <= kHeader);
 
 thread_local constinit StorageWatch* current_watch = nullptr;
+constinit std::atomic<uint64_t> writes = 1;
 
 // A storage may end on one thread while its watch ends on another. Never destroyed: static tensors
 // die late.
@@ -23,6 +24,9 @@ std::mutex& watch_mutex() {
   return *mutex;
 }
 }  // namespace
+
+void detail::count_write() { writes.fetch_add(1, std::memory_order_relaxed); }
+uint64_t detail::counted_writes() { return writes.load(std::memory_order_relaxed); }
 
 void StorageWatch::begin() { current_watch = this; }
 void StorageWatch::end() { current_watch = nullptr; }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "norma/core/device.h"
@@ -11,6 +12,12 @@
 namespace norma {
 
 class StorageWatch;
+
+namespace detail {
+/// A change in place was given to its stream, of storage whose changes count.
+void count_write();
+uint64_t counted_writes();
+}  // namespace detail
 
 /// Reference-counted bytes on one device, shared by every view of them. The version counts
 /// in-place changes, so that autograd can tell that what it saved is no longer what it was.
@@ -24,7 +31,13 @@ class Storage : public RefCounted {
   int64_t bytes() const { return bytes_; }
   Device device() const { return device_; }
   uint32_t version() const { return version_; }
-  void bump_version() { ++version_; }
+  void bump_version() {
+    ++version_;
+    if (counts_writes_) detail::count_write();
+  }
+  /// From now on its changes count for kernels that read early (core/cuda/early.h); whether they
+  /// did before.
+  bool count_writes() { return std::exchange(counts_writes_, true); }
   /// The watch it was made under, while both live, and the how manyth there it was.
   StorageWatch* watch() const { return watch_.load(std::memory_order_relaxed); }
   uint32_t birth() const { return birth_; }
@@ -39,6 +52,7 @@ class Storage : public RefCounted {
   std::byte* data_;
   int64_t bytes_;
   uint32_t version_ = 0;
+  bool counts_writes_ = false;
   Device device_;
   Place place_;
   uint32_t birth_ = 0;

@@ -162,6 +162,7 @@ class Sweep {
     found_.resize(slots);
     const GradMode mode(create_);
     const detail::RunningSweep running(create_);
+    detail::count_write();  // what was saved before may be read early (core/cuda/early.h)
     while (!heap_.empty()) {
       Entry* entry = heap_.top().entry;
       heap_.pop();

@@ -264,6 +264,7 @@ void AdamW::step() {
                                .beta2 = options_.beta2,
                                .eps = options_.eps,
                                .state = state});
+  norma::detail::count_write();  // for_trained() counted before it
   notify("adamw");
 }
 
@@ -300,6 +301,7 @@ void Sgd::step() {
                              .momentum = options_.momentum,
                              .nesterov = options_.nesterov,
                              .state = state});
+  norma::detail::count_write();
   notify("sgd");
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/ops/attention/kernels.h"
 #include "norma/ops/attention/path.h"
 #include "norma/ops/elementwise/binary.h"
@@ -138,7 +139,7 @@ AttentionResult Attention::forward(Context& ctx, const Tensor& q, const Tensor& 
 AttentionGrads Attention::backward(Context& ctx, const std::optional<Tensor>& dy,
                                    const std::optional<Tensor>&) {
   return apply<AttentionBackward>(*dy, ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3),
-                                  ctx.saved(4), ctx.options());
+                                  ctx.saved(4), {ctx.options(), true});
 }
 
 AttentionGrads AttentionBackward::define(const Tensor& dy_, const Tensor& q_, const Tensor& k_,
@@ -162,6 +163,8 @@ AttentionGrads AttentionBackward::forward(Context&, const Tensor& dy, const Tens
   const Tensor delta = empty_like(lse);
   const Tensor d = with_dense_rows(dy), queries = with_dense_rows(q), keys = with_dense_rows(k),
                values = with_dense_rows(v), out = with_dense_rows(y);
+  const bool settled = o.saved && detail::running_sweeps() > 0 && queries.is_same(q) &&
+                       keys.is_same(k) && values.is_same(v) && out.is_same(y);
   dispatch(q.device(), AttentionBackwardArgs{.settings = settings(q, o),
                                              .dy = d,
                                              .q = queries,
@@ -172,7 +175,8 @@ AttentionGrads AttentionBackward::forward(Context&, const Tensor& dy, const Tens
                                              .delta = delta,
                                              .dq = dq,
                                              .dk = dk,
-                                             .dv = dv});
+                                             .dv = dv,
+                                             .settled = settled});
   return {dq, dk, dv};
 }
 

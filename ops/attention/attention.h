@@ -46,11 +46,19 @@ struct Attention {
   static AttentionGrads backward(Context&, const std::optional<Tensor>& dy,
                                  const std::optional<Tensor>&);
 };
+struct AttentionBackwardOptions : AttentionOptions {
+  bool saved = false;  ///< all but dy comes from what a node of this sweep saved
+
+  AttentionBackwardOptions() = default;
+  AttentionBackwardOptions(const AttentionOptions& o, bool all_saved = false)  // NOLINT
+      : AttentionOptions(o), saved(all_saved) {}
+  bool operator==(const AttentionBackwardOptions&) const = default;
+};
 ///   p = softmax(…),  dv = (p ⊙ m)ᵀ dy,  dp = m ⊙ (dy vᵀ),  ds = p ⊙ (dp − Σ_keys p ⊙ dp)
 ///   dq = scale · ds k,  dk = scale · dsᵀ q
 /// where Σ_keys p ⊙ dp = Σ dy ⊙ y, so that one pass over the keys is enough.
 struct AttentionBackward {
-  using Options = AttentionOptions;
+  using Options = AttentionBackwardOptions;
   static constexpr std::string_view name = "attention_backward";
   static AttentionGrads define(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
                                const Tensor& y, const Tensor& lse, const Options&);

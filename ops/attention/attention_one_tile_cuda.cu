@@ -1,3 +1,4 @@
+#include "norma/core/cuda/early.h"
 #include "norma/core/cuda/mma.cuh"
 #include "norma/core/cuda/reduce.cuh"
 #include "norma/ops/attention/one_tile.h"
@@ -196,7 +197,8 @@ __device__ __forceinline__ void load_transposed(uint32_t (&a)[4], const float* s
 
 template <int kHead>
 __global__ void __launch_bounds__(kThreads)
-    attention_backward_one_tile_kernel(const __grid_constant__ BackwardProblem<float> k) {
+    attention_backward_one_tile_kernel(const __grid_constant__ BackwardProblem<float> k,
+                                       bool early) {
   extern __shared__ __align__(16) float shared[];
   __shared__ float lse_log2[kTile], deltas[kTile];
   constexpr int kSize = kTile * kPitch<kHead>;
@@ -205,44 +207,65 @@ __global__ void __launch_bounds__(kThreads)
   const Sizes& n = k.sizes;
   const int batch = static_cast<int>(blockIdx.x) / n.heads, head = blockIdx.x % n.heads;
   const Lane l;
-  wait_for_previous_kernel();
+  constexpr int kRounds = Place4<kHead>::kRounds;
+  Packed<float, 4> y[kRounds], dy[kRounds];
+  const auto begin = [&] {
+    wait_for_previous_kernel();
 #pragma unroll
-  for (int round = 0; round < Place4<kHead>::kRounds; ++round) {
+    for (int round = 0; round < kRounds; ++round)
+      dy[round] = Place4<kHead>(round).read(k.dy, batch, head, n.queries);
+  };
+  if (!early) begin();
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
     const Place4<kHead> at(round);
     const auto q = at.read(k.q, batch, head, n.queries), s = at.read(k.k, batch, head, n.keys),
-               v = at.read(k.v, batch, head, n.keys), dy = at.read(k.dy, batch, head, n.queries),
-               y = at.read(k.y, batch, head, n.queries);
-    at.put(queries, q), at.put(keys, s), at.put(values, v), at.put(dys, dy);
-    const float delta = warp_sum<Place4<kHead>::kPieces>((dy[0] * y[0] + dy[1] * y[1]) +
-                                                         (dy[2] * y[2] + dy[3] * y[3]));
-    if (at.col == 0) deltas[at.row] = delta;
+               v = at.read(k.v, batch, head, n.keys);
+    y[round] = at.read(k.y, batch, head, n.queries);
+    at.put(queries, q), at.put(keys, s), at.put(values, v);
   }
   if (const int t = threadIdx.x; t < kTile)  // rows beyond the queries have probability 0
     lse_log2[t] =
         t < n.queries ? k.lse[n.row(batch, head, t)] * static_cast<float>(kLog2E) : INFINITY;
   __syncthreads();
 
-  {
-    float s[2][4] = {}, dp[2][4] = {};
-    multiply_rows<kHead>(s, queries, keys, l);
-    multiply_rows<kHead>(dp, dys, values, l);
+  float p[2][4] = {};
+  multiply_rows<kHead>(p, queries, keys, l);
+  const auto each_pair = [&](const auto& f) {  // f(t, i, row, col, which of the two are seen)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int row = l.row(h), seen = n.end_of_keys(row + 1) - l.part * 16 - 2 * l.q;
-      const float lse = lse_log2[row], delta = deltas[row];
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        float p[2], ds[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int i = 2 * h + e;
-          p[e] = 8 * t + e < seen ? exp2f(s[t][i] * k.scale_log2 - lse) : 0;
-          ds[e] = 8 * t + e < seen ? p[e] * (dp[t][i] - delta) : 0;
-        }
-        const int col = l.part * 16 + 8 * t + 2 * l.q;
-        put_scores(ps, row, col, p[0], p[1]), put_scores(dss, row, col, ds[0], ds[1]);
-      }
+      for (int t = 0; t < 2; ++t)
+        f(t, 2 * h, row, l.part * 16 + 8 * t + 2 * l.q, 8 * t < seen, 8 * t + 1 < seen);
     }
+  };
+  each_pair([&](int t, int i, int row, int col, bool first, bool second) {
+    const float lse = lse_log2[row];
+    p[t][i] = first ? exp2f(p[t][i] * k.scale_log2 - lse) : 0;
+    p[t][i + 1] = second ? exp2f(p[t][i + 1] * k.scale_log2 - lse) : 0;
+    put_scores(ps, row, col, p[t][i], p[t][i + 1]);
+  });
+  if (early) begin();
+#pragma unroll
+  for (int round = 0; round < kRounds; ++round) {
+    const Place4<kHead> at(round);
+    const auto &a = dy[round], &b = y[round];
+    at.put(dys, a);
+    const float delta =
+        warp_sum<Place4<kHead>::kPieces>((a[0] * b[0] + a[1] * b[1]) + (a[2] * b[2] + a[3] * b[3]));
+    if (at.col == 0) deltas[at.row] = delta;
+  }
+  __syncthreads();
+
+  {
+    float dp[2][4] = {};
+    multiply_rows<kHead>(dp, dys, values, l);
+    each_pair([&](int t, int i, int row, int col, bool first, bool second) {
+      const float delta = deltas[row];
+      put_scores(dss, row, col, first ? p[t][i] * (dp[t][i] - delta) : 0,
+                 second ? p[t][i + 1] * (dp[t][i + 1] - delta) : 0);
+    });
   }
   __syncthreads();
 
@@ -295,7 +318,7 @@ bool backward_one_tile(const Cuda& on, const AttentionBackwardArgs& a) {
   launch(on, shape_for(k.sizes, 4, 2),
          k.sizes.dim == 32 ? attention_backward_one_tile_kernel<32>
                            : attention_backward_one_tile_kernel<64>,
-         k);
+         k, a.settled && detail::may_read_early(on));
   return true;
 }
 

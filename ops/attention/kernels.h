@@ -39,6 +39,7 @@ struct AttentionBackwardArgs {
   ConstView dy, q, k, v, y, lse;
   View delta;  ///< like lse, for the kernel's own use: Σ dy ⊙ y
   View dq, dk, dv;
+  bool settled = false;  ///< all but dy was made before the sweep (core/cuda/early.h)
 };
 void run(Cpu, const AttentionBackwardArgs&);
 void run(Cuda, const AttentionBackwardArgs&);

@@ -119,7 +119,8 @@ std::vector<Tensor> GeluMlp::backward(Context& ctx, const Tensor& dy) {
                               .dw_in = ctx.needs(1),
                               .db_in = ctx.needs(2),
                               .dw_out = ctx.needs(3),
-                              .db_out = ctx.needs(4)});
+                              .db_out = ctx.needs(4),
+                              .saved = true});
   const auto or_none = [](const std::optional<Tensor>& t) { return t.value_or(Tensor()); };
   return {or_none(g.dx), or_none(g.dw_in), or_none(g.db_in), or_none(g.dw_out), or_none(g.db_out)};
 }
@@ -149,7 +150,7 @@ GeluMlpGrads GeluMlpBackward::forward(Context&, const Tensor& dy_, const Tensor&
   const bool inner = o.dx || o.dw_in || o.db_in;
   const bool together = o.dw_in && o.dw_out && !o.db_in && !o.db_out;
   if (o.dx && o.dw_in && o.dw_out)
-    if (auto all = detail::small_mlp_grads(dy, a, u, x, w_in, w_out, o.db_in, o.db_out))
+    if (auto all = detail::small_mlp_grads(dy, a, u, x, w_in, w_out, o.db_in, o.db_out, o.saved))
       return {.dx = all->dx.reshape(x_.shape()),
               .dw_in = all->dw_in,
               .db_in = all->db_in,

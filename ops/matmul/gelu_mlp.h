@@ -30,6 +30,7 @@ struct GeluMlp {
 
 struct GeluMlpBackwardOptions {
   bool dx = true, dw_in = true, db_in = true, dw_out = true, db_out = true;
+  bool saved = false;  ///< all but dy comes from what a node of this sweep saved
   bool operator==(const GeluMlpBackwardOptions&) const = default;
 };
 struct GeluMlpGrads {

@@ -25,6 +25,8 @@ struct MatmulArgs {
   Rows pre = {};
   Vec sums = {};
   bool accumulate = false;
+  bool weight = false;  ///< b's changes count (core/cuda/early.h)
+  bool saved = false;   ///< pre was made before the sweep
 };
 void run(Cpu, const MatmulArgs&);
 void run(Cuda, const MatmulArgs&);

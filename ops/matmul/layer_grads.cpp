@@ -1,7 +1,9 @@
 #include <array>
 
+#include "norma/core/cuda/early.h"
 #include "norma/core/cuda/side_stream.h"
 #include "norma/core/dispatch.h"
+#include "norma/core/gradient_memory.h"
 #include "norma/core/waiting_launch.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
@@ -38,6 +40,12 @@ struct WeightProduct {
 
 }  // namespace
 
+bool as_weight(const Tensor& w) {
+  if constexpr (kBuiltWithCuda)
+    if (w.device().is_cuda()) count_writes(*w.storage());
+  return true;
+}
+
 std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, const Tensor& w,
                                             bool db) {
   if constexpr (kBuiltWithCuda) {
@@ -45,7 +53,7 @@ std::optional<LayerGrads> small_layer_grads(const Tensor& dy, const Tensor& x, c
     const WeightProduct of_w(dy, x, db);
     const Tensor dx = empty({dy.size(0), w.size(1)}, float32, dy.device());
     const Tensor rows = product_operand(dy), weight = product_operand(w);
-    const MatmulArgs of_x{.a = rows, .b = weight, .bias = {}, .c = dx};
+    const MatmulArgs of_x{.a = rows, .b = weight, .bias = {}, .c = dx, .weight = as_weight(weight)};
     if (!suits_small(of_x) || !suits_small(of_w.args())) return none;
     run_with_aside(
         dy.device(), std::array{of_w.dw, of_w.db.value_or(Tensor())},
@@ -65,7 +73,9 @@ Tensor waiting_product(const Tensor& a, const Tensor& b, const Tensor& bias) {
     if (!may_wait() || !is_tf32(a) || !is_tf32(b)) return {};
     const Tensor left = product_operand(a), right = product_operand(b);
     const Tensor y = empty({a.size(0), b.size(1)}, float32, a.device());
-    if (let_rows_wait(y, none, {.a = left, .b = right, .bias = bias, .c = y}, {left, right, bias}))
+    if (let_rows_wait(y, none,
+                      {.a = left, .b = right, .bias = bias, .c = y, .weight = as_weight(right)},
+                      {left, right, bias}))
       return y;
   }
   return {};
@@ -83,9 +93,14 @@ std::optional<MlpResult> small_mlp(const Tensor& x, const Tensor& w_in,
       return empty({x.size(0), w.size(0)}, float32, x.device());
     };
     const MlpResult r{made(w_in), made(w_in), made(w_out)};
-    const MatmulArgs inner{
-        .a = rows, .b = in, .bias = of_in, .c = r.a, .epilogue = MatmulEpilogue::gelu, .pre = r.u};
-    const MatmulArgs outer{.a = r.a, .b = out, .bias = of_out, .c = r.y};
+    const MatmulArgs inner{.a = rows,
+                           .b = in,
+                           .bias = of_in,
+                           .c = r.a,
+                           .epilogue = MatmulEpilogue::gelu,
+                           .pre = r.u,
+                           .weight = as_weight(in)};
+    const MatmulArgs outer{.a = r.a, .b = out, .bias = of_out, .c = r.y, .weight = as_weight(out)};
     if (let_rows_wait(r.y, inner, outer, {rows, in, out, of_in, of_out, r.u, r.a}) ||
         multiply_small_mlp(cuda_stream(x.device()), inner, outer))
       return r;
@@ -95,7 +110,7 @@ std::optional<MlpResult> small_mlp(const Tensor& x, const Tensor& w_in,
 
 std::optional<MlpGrads> small_mlp_grads(const Tensor& dy, const Tensor& a, const Tensor& u,
                                         const Tensor& x, const Tensor& w_in, const Tensor& w_out,
-                                        bool db_in, bool db_out) {
+                                        bool db_in, bool db_out, bool saved) {
   if constexpr (kBuiltWithCuda) {
     if (!is_tf32(dy) || !is_tf32(w_in) || !is_tf32(w_out)) return none;
     const Tensor du = empty(u.spec()), dx = empty(x.spec());
@@ -107,8 +122,10 @@ std::optional<MlpGrads> small_mlp_grads(const Tensor& dy, const Tensor& a, const
                           .bias = {},
                           .c = du,
                           .epilogue = MatmulEpilogue::gelu_backward,
-                          .pre = u};
-    const MatmulArgs of_x{.a = du, .b = in, .bias = {}, .c = dx};
+                          .pre = u,
+                          .weight = as_weight(out),
+                          .saved = saved && running_sweeps() > 0};
+    const MatmulArgs of_x{.a = du, .b = in, .bias = {}, .c = dx, .weight = as_weight(in)};
     const std::array of_weights{of_out.args(), of_in.args()};
     for (const MatmulArgs& k : {of_u, of_x, of_weights[0], of_weights[1]})
       if (!suits_small(k)) return none;

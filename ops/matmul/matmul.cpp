@@ -77,7 +77,7 @@ Tensor as_matrix(const Tensor& t) {
 }
 
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec,
-               bool apart) {
+               bool apart, bool weight) {
   const DType dtype = product_dtype(spec);
   Tensor c = apart ? empty_apart(spec) : empty(spec.shape, dtype, spec.device);
   Tensor left = product_operand(a), right = product_operand(b), out = c;
@@ -87,7 +87,11 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const Tenso
     const Shape& s = t.shape();
     return expanded(t, with_matrix(batch, s[s.dim() - 2], s[s.dim() - 1]));
   };
-  dispatch(c.device(), MatmulArgs{.a = expand(left), .b = expand(right), .bias = bias, .c = out});
+  dispatch(c.device(), MatmulArgs{.a = expand(left),
+                                  .b = expand(right),
+                                  .bias = bias,
+                                  .c = out,
+                                  .weight = weight && as_weight(right)});
   return c.to(spec.dtype);
 }
 
@@ -165,7 +169,7 @@ Tensor Linear::forward(Context& ctx, const Tensor& x, const Tensor& w_,
     if (const Tensor y = detail::waiting_product(x.reshape({-1, w.size(1)}), w.t(), bias);
         y.defined())
       return y.reshape(shape);
-  return product(x.dim() == 1 ? x.unsqueeze(0) : x, w.t(), bias, spec, lies_apart(spec))
+  return product(x.dim() == 1 ? x.unsqueeze(0) : x, w.t(), bias, spec, lies_apart(spec), true)
       .reshape(shape);
 }
 LinearGrads Linear::backward(Context& ctx, const Tensor& dy) {

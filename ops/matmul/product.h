@@ -16,9 +16,11 @@ Tensor product_operand(const Tensor& t);
 /// All leading dimensions and the rows as one, where that needs no copy.
 Tensor as_matrix(const Tensor& t);
 /// a b, plus `bias` where it is defined; of product_dtype. `apart`: its rows begin at whole lines
-/// of memory.
+/// of memory. `weight`: b is one, as_weight().
 Tensor product(const Tensor& a, const Tensor& b, const Tensor& bias, const TensorSpec& spec,
-               bool apart = false);
+               bool apart = false, bool weight = false);
+/// From here on changes of w count for kernels that read it early. Always true.
+bool as_weight(const Tensor& w);
 
 struct LayerGrads {
   Tensor dx, dw;
@@ -46,10 +48,10 @@ struct MlpGrads {
   std::optional<Tensor> db_in = std::nullopt, db_out = std::nullopt;
 };
 /// The same of an MLP's two layers, x → u, a = gelu_tanh(u) → y, all matrices; both weights'
-/// gradients in one launch.
+/// gradients in one launch. `saved`: by a node of this sweep, all but dy.
 std::optional<MlpGrads> small_mlp_grads(const Tensor& dy, const Tensor& a, const Tensor& u,
                                         const Tensor& x, const Tensor& w_in, const Tensor& w_out,
-                                        bool db_in, bool db_out);
+                                        bool db_in, bool db_out, bool saved);
 
 struct MlpWeightGrads {
   Tensor dw_in, dw_out;

@@ -103,18 +103,26 @@ __device__ __forceinline__ void add_terms(Part& part, const Piece<kAlongA>& a,
     for (int r = 0; r < 4; ++r)
       part.sums[r] += (a.at(r, 0) + a.at(r, 1)) + (a.at(r, 2) + a.at(r, 3));
 }
-/// The terms from `first` on, 16 of every `step`.
-template <bool kAlongA, bool kAlongB, bool kWhole>
+/// The terms from `first` on, 16 of every `step`. `begin` is called before what the kernel before
+/// may have written is asked for: all, or where `early` the left factor alone.
+template <bool kAlongA, bool kAlongB, bool kWhole, class F>
 __device__ __forceinline__ void add_terms(Part& part, const Loader<kAlongA, kWhole>& load_a,
                                           const Loader<kAlongB, kWhole>& load_b, int first,
-                                          int step, int depth, bool with_sums) {
+                                          int step, int depth, bool with_sums, bool early,
+                                          const F& begin) {
+  Piece<kAlongA> a[2];  // two on their way
+  Piece<kAlongB> b[2];
+  if (!early) begin();
+  if (first < depth) load_b.load(b[0], first);
+  if (first + step < depth) load_b.load(b[1], first + step);
+  if (early) begin();
 #pragma unroll 1
-  for (; first < depth; first += 2 * step) {
-    Piece<kAlongA> a[2];  // two on their way
-    Piece<kAlongB> b[2];
+  for (bool again = false; first < depth; first += 2 * step, again = true) {
     const bool both = first + step < depth;
-    load_a.load(a[0], first), load_b.load(b[0], first);
-    if (both) load_a.load(a[1], first + step), load_b.load(b[1], first + step);
+    if (again) load_b.load(b[0], first);
+    if (again && both) load_b.load(b[1], first + step);
+    load_a.load(a[0], first);
+    if (both) load_a.load(a[1], first + step);
     add_terms(part, a[0], b[0], with_sums);
     if (both) add_terms(part, a[1], b[1], with_sums);
   }

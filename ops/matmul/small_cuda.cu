@@ -3,6 +3,7 @@
 #include <bit>
 
 #include "norma/core/cuda/async_copy.cuh"
+#include "norma/core/cuda/early.h"
 #include "norma/core/cuda/reduce.cuh"
 #include "norma/core/error.h"
 #include "norma/core/tensor.h"
@@ -36,6 +37,8 @@ struct SmallProduct {
   int depth;
   MatmulEpilogue epilogue;
   bool whole, wide_out;  ///< whole: nothing but aligned pieces of 4, and of 16 terms
+  bool early = false;    ///< b is there before the kernel in front has ended
+  bool early_addends = false;
   /// Powers of two, since a division takes a tenth of a block's time: of a block's tiles down and
   /// across, and of the warps that share a tile.
   int row_bits, col_bits, slice_bits;
@@ -66,10 +69,12 @@ __device__ __forceinline__ void make_part(const SmallProduct& p, int row, int co
                                           const F& begin) {
   const Loader<kAlongA, kWhole> load_a(p.a, row, p.depth);
   const Loader<kAlongB, kWhole> load_b(p.b, col, p.depth);
-  wait_for_previous_kernel();
-  begin();
   Part part;
-  add_terms(part, load_a, load_b, slice * kDepth, p.slices() * kDepth, p.depth, with_sums);
+  add_terms(part, load_a, load_b, slice * kDepth, p.slices() * kDepth, p.depth, with_sums, p.early,
+            [&] {
+              wait_for_previous_kernel();
+              begin();
+            });
   store_part<kAlongA, kAlongB>(part, parts[threadIdx.x / kWarpSize]);
   if (!with_sums) return;
   const int g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;
@@ -138,7 +143,10 @@ class Block {
     const int warp = threadIdx.x / kWarpSize, tile = warp >> p_.slice_bits;
     const int slice = warp & (p_.slices() - 1);
     const int row = first_row_ + p_.row_of_tile(tile), col = first_col_ + p_.col_of_tile(tile);
-    const auto begin = [&] { fetch_addends(); };
+    if (p_.early_addends) fetch_addends();
+    const auto begin = [&] {
+      if (!p_.early_addends) fetch_addends();
+    };
     const auto go = [&]<bool kAlongA, bool kAlongB>() {
       auto& sums = shared_.part_sums[warp];
       if (p_.whole)
@@ -267,6 +275,9 @@ bool multiply(Cuda on, std::span<const MatmulArgs> products, int64_t blocks_at_o
     blocks += k.products[i].blocks;
     bytes = std::max(bytes, bytes_of(k.products[i]));
   }
+  const MatmulArgs& first = products[0];
+  if (overlap && (first.weight || first.saved) && detail::may_read_early(on))
+    k.products[0].early = first.weight, k.products[0].early_addends = first.saved;
   launch(on,
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "norma/core/cuda/cluster.cuh"
+#include "norma/core/cuda/early.h"
 #include "norma/core/cuda/runtime.h"
 #include "norma/core/error.h"
 #include "norma/ops/matmul/fast_gelu.cuh"
@@ -49,7 +50,8 @@ struct RowsProblem {
   const float *inner_bias, *outer_bias;
   float *u, *hidden, *y;
   int depth, hidden_cols, cluster_bits;
-  int terms;  ///< of a warp
+  int terms;   ///< of a warp
+  bool early;  ///< the right factors are there before the kernel in front has ended
 };
 
 struct NoNorm {};
@@ -121,12 +123,13 @@ class RowsBlock {
         rows[h] = p_.x.data +
                   min(first_row_ + group * 16 + 8 * h + lane_row(), p_.x.count - 1) * p_.x.stride +
                   first_term_ + term + 4 * lane_term();
+      if (p_.early) load_right();
       wait_for_previous_kernel();
 #pragma unroll
       for (int t = 0; t < kMostSteps; ++t)
         if (t < steps())
           low[t] = load<4>(rows[0] + t * kDepth), high[t] = load<4>(rows[1] + t * kDepth);
-      load_right();
+      if (!p_.early) load_right();
 #pragma unroll
       for (int t = 0; t < kMostSteps; ++t) {
         if (t >= steps()) continue;
@@ -185,10 +188,10 @@ class RowsBlock {
     const int tile = warp() / kHiddenSlices;
     const Loader<true, true> load_x(p_.x, first_row_, p_.depth);
     const Loader<true, true> load_inner(p_.inner, first_term_ + tile * kTile, p_.depth);
-    wait_for_previous_kernel();
     Part part;
     small::add_terms(part, load_x, load_inner, warp() % kHiddenSlices * kDepth,
-                     kHiddenSlices * kDepth, p_.depth, false);
+                     kHiddenSlices * kDepth, p_.depth, false, p_.early,
+                     [] { wait_for_previous_kernel(); });
     store_part<true, true>(part, m_.first.parts[warp()]);
     load_right();  // on its way while the hidden columns are finished
     __syncthreads();
@@ -324,6 +327,7 @@ bool describe(const MatmulArgs& outer, int shares, RowsProblem& p) {
   p.outer_bias = outer.bias.as<float>(), p.y = outer.c.as<float>();
   p.terms = static_cast<int>(terms / (shares * Shape::kSlices));
   p.cluster_bits = std::countr_zero(static_cast<unsigned>(shares));
+  p.early = outer.weight;
   return p.x.along && p.outer.along && is_whole(p.x) && is_whole(p.outer) &&
          is_wide(p.outer_bias, 0) && is_wide(p.y, 0);
 }
@@ -342,14 +346,16 @@ bool describe(const MatmulArgs& inner, const MatmulArgs& outer, RowsProblem& p) 
   p.inner_bias = inner.bias.as<float>(), p.u = inner.pre.row<float>(0);
   p.hidden = inner.c.as<float>();
   p.depth = static_cast<int>(depth), p.hidden_cols = static_cast<int>(hidden);
+  p.early = p.early && inner.weight;
   return p.x.along && p.inner.along && inner.pre.row_stride == hidden && depth % kDepth == 0 &&
          is_whole(p.x) && is_whole(p.inner) && is_wide(p.inner_bias, 0) && is_wide(p.u, 0) &&
          is_wide(p.hidden, 0);
 }
 
 template <bool kMlp, class Norm>
-void start(Cuda on, const RowsProblem& p, const Norm& norm) {
+void start(Cuda on, RowsProblem p, const Norm& norm) {
   const int blocks = ceil_div(p.x.count, RowsShape<kMlp>::kRows) << p.cluster_bits;
+  p.early = p.early && detail::may_read_early(on);
   launch(on,
          {.grid = dim3(static_cast<unsigned>(blocks)),
           .block = dim3(kThreads),

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "norma/core/cuda/arrivals.h"
+#include "norma/core/cuda/early.h"
 #include "norma/core/cuda/side_stream.h"
 #include "norma/ops/norm/backward_terms.cuh"
 #include "norma/ops/norm/plans.h"
@@ -74,7 +75,7 @@ template <class T>
 __global__ void __launch_bounds__(kSmallThreads)
     norm_backward_small_kernel(const __grid_constant__ NormBackwardArgs k,
                                const __grid_constant__ SmallPlan plan, float* sums,
-                               unsigned* arrived) {
+                               unsigned* arrived, bool early) {
   using Acc = float;
   constexpr int kWidth = kLaneWidth<T>;
   __shared__ __align__(16) Acc by_warp[kSmallWarps][2 * kWarpSize * kWidth];
@@ -92,14 +93,13 @@ __global__ void __launch_bounds__(kSmallThreads)
   if (plan.groups > 1) row = item / plan.groups, first += item % plan.groups * size;
   const auto place = [&](const auto& t) { return t.template row<T>(row) + first; };
   const T *h_at = place(k.h), *dy_at = place(k.dy), *dh_at = place(k.dh);
-  wait_for_previous_kernel();
+  if (!early) wait_for_previous_kernel();
 
   const auto fetch = [&](const T* from) {
     if (!plan.even) return load_some<kWidth>(from, count, convert<T>(0.0f));
     return count > 0 ? load<kWidth>(from) : Packed<T, kWidth>{};
   };
-  const auto h = fetch(h_at), dy = fetch(dy_at);
-  const auto dh = k.dh ? fetch(dh_at) : Packed<T, kWidth>{};
+  const auto h = fetch(h_at);
   Stats<Acc> stats;  // where there is no row, zeros: they add nothing to any sum
   if (count > 0) {
     if (k.mean) stats.mean = k.mean.at<Acc>(item);
@@ -115,6 +115,10 @@ __global__ void __launch_bounds__(kSmallThreads)
 #pragma unroll
       for (Acc& e : gain) e = add(e, Acc(1));
   }
+
+  if (early) wait_for_previous_kernel();
+  const auto dy = fetch(dy_at);
+  const auto dh = k.dh ? fetch(dh_at) : Packed<T, kWidth>{};
 
   Acc x_hat[kWidth], g[kWidth], dw[kWidth], db[kWidth];
   LaneSum<Acc> gx, g_sum;
@@ -218,7 +222,8 @@ void backward_small(const Cuda& on, const NormBackwardArgs& k) {
   launch(
       on,
       {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kSmallThreads), .overlap = true},
-      norm_backward_small_kernel<T>, k, plan, sums.data(), arrived);
+      norm_backward_small_kernel<T>, k, plan, sums.data(), arrived,
+      k.settled && detail::may_read_early(on));
   if (aside)
     launch(detail::go_aside(on), {.grid = dim3(1), .block = dim3(kSmallThreads)},
            norm_backward_small_fold_kernel<T>, k, plan, sums.data(), static_cast<int>(blocks));

@@ -46,6 +46,7 @@ struct NormBackwardArgs {
   Vec dw, db, dw2, db2;            ///< the weights' lengths, any floating dtype
   Vec drow_scale;                  ///< Σ_c dh_total · x · dropout
   Vec mean_gx, g_norm, du_norm;    ///< Acc, rows × groups: NormProbe's
+  bool settled = false;  ///< all but dy, dy2 and dh was made before the sweep (core/cuda/early.h)
 };
 void run(Cpu, const NormBackwardArgs&);
 void run(Cuda, const NormBackwardArgs&);

@@ -236,7 +236,8 @@ std::vector<Tensor> Norm::backward(Context& ctx, const Maybe& dy, const Maybe& d
       .dz = wanted(kZ),
       .drow_scale = wanted(kRowScale),
       .dw2 = wanted(kW2),
-      .db2 = wanted(kB2)};
+      .db2 = wanted(kB2),
+      .saved = true};
   NormGrads g;
   const bool same = !row_scale && o.dropout == 0 && wants.dx == wants.dresidual;
   if (same) wants.dresidual = none;
@@ -343,6 +344,7 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
                   .db2 = made(w2 ? w2->shape() : weight, wants.db2)};
   NormProbe unseen, &probe = wants.norm.probe ? *wants.norm.probe : unseen;
   if (wants.norm.probe) make_probe(probe, mean, rstd);
+  const auto is_itself = [](const Read& r, const Maybe& t) { return !t || r.get() == &*t; };
   const NormBackwardArgs k{.options = wants.norm,
                            .x_dtype = wants.x_dtype,
                            .dy = rows(d),
@@ -369,7 +371,9 @@ NormGrads NormBackward::forward(Context&, const Tensor& dy, const Maybe& dy2, co
                            .drow_scale = out_vec(grads.drow_scale),
                            .mean_gx = probe.mean_gx,
                            .g_norm = probe.g_norm,
-                           .du_norm = probe.du_norm};
+                           .du_norm = probe.du_norm,
+                           .settled = wants.saved && detail::running_sweeps() > 0 &&
+                                      is_itself(u, h) && is_itself(gain, w) && is_itself(bias, b)};
   if constexpr (kBuiltWithCuda)
     if (dy.device().is_cuda()) {
       const auto given = [](const Maybe& t) { return t.value_or(Tensor()); };

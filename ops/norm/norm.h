@@ -84,6 +84,7 @@ struct NormBackwardOptions {
   DType x_dtype = float32;  ///< for Casting::rounded
   std::optional<DType> dx = none, dresidual = none, dw = none, db = none, dz = none,
                        drow_scale = none, dw2 = none, db2 = none;
+  bool saved = false;  ///< all but dy, dy2 and dh comes from what a node of this sweep saved
   bool operator==(const NormBackwardOptions&) const = default;
 };
 struct NormGrads {

@@ -2,10 +2,13 @@
 
 #include <cmath>
 #include <numbers>
+#include <vector>
 
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/matmul/matmul.h"
 #include "norma/ops/reduce/reduce.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma::nn {
 namespace {
@@ -51,6 +54,23 @@ TEST(Sgd, MomentumAndNesterovFollowTheirFormula) {
       EXPECT_CLOSE(p.detach(), tensor({x}, float64), {.relative = 1e-14});
     }
   }
+}
+
+class OptimizerOnGpu : public testing::OnGpu<> {};
+
+TEST_F(OptimizerOnGpu, TheNextProductReadsTheNewWeights) {
+  allow_tf32(true);  // small products read weights early
+  const Tensor x = ones({768, 128}), w = zeros({128, 128}).requires_grad_();
+  Sgd sgd({{{{"w", w}}, 0}}, {});
+  std::vector<Tensor> ys;
+  for (int i = 0; i < 64; ++i) {
+    ys.push_back(linear(x, w.detach()));
+    w.set_grad(ones({128, 128}));
+    sgd.step(1);
+  }
+  for (int i = 0; i < 64; ++i)
+    EXPECT_SAME_BITS(ys[static_cast<size_t>(i)], full({768, 128}, -128.0 * i));
+  allow_tf32(false);
 }
 
 TEST(Optimizer, SettingsThatCannotBeAreNamed) {

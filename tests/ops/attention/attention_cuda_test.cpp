@@ -3,11 +3,14 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
+#include "norma/core/autograd.h"
 #include "norma/core/format.h"
 #include "norma/core/random.h"
 #include "norma/ops/attention/attention.h"
 #include "norma/ops/attention/kernels.h"
+#include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
@@ -185,6 +188,33 @@ TEST_P(AttentionCudaTest, InTf32IsOffByItsRoundings) {
   // mean, but it is one number a head, so four times that may come.
   const double gradients = c.keys == 1 ? 4 * std::sqrt(static_cast<double>(c.dim)) : 5;
   expect_the_processors(dtype, c, {.y = 3 * u, .lse = 2 * u, .gradients = gradients * u});
+  allow_tf32(false);
+}
+
+/// The gradients of q, k and v through an attention and the projection behind it.
+std::vector<Tensor> through_projection(const Inputs& in, const Tensor& weight) {
+  const auto leaf = [](const Tensor& t) { return t.detach().clone().requires_grad_(); };
+  const Tensor q = leaf(in.q), k = leaf(in.k), v = leaf(in.v), w = leaf(weight);
+  const Tensor y = scaled_dot_product_attention(q, k, v);
+  const int64_t rows = y.size(0) * y.size(2), width = y.size(1) * y.size(3);
+  const Tensor out = linear(y.transpose(1, 2).reshape({rows, width}), w);
+  return grad({out}, {q, k, v}, {in.dy.transpose(1, 2).reshape({rows, width})});
+}
+
+TEST(AttentionCuda, ABackwardBehindAProductReadsWhatWasSavedBeforeThatHasEnded) {
+  if (!Device::best().is_cuda()) GTEST_SKIP() << "no GPU";
+  allow_tf32(true);
+  for (const int64_t length : {64, 40}) {
+    const Problem c{12, 4, 4, length, length, 32, true};
+    const Inputs in = draw(c, float32);
+    const Tensor w = randn({128, 128}, float64) * 0.1;
+    const auto wide = [](const Tensor& t) { return t.to(float64); };
+    const auto expected = through_projection({wide(in.q), wide(in.k), wide(in.v), wide(in.dy)}, w);
+    const auto got = through_projection(in.to(cuda), w.to(float32).to(cuda));
+    // As above, and a product's two factors more.
+    for (size_t i = 0; i < 3; ++i)
+      EXPECT_LT(relative_error(got[i], expected[i]), 7 * std::ldexp(1, -11)) << i;
+  }
   allow_tf32(false);
 }
 

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 
 #include <string>
+#include <vector>
 
 #include "norma/core/autograd.h"
 #include "norma/core/capture.h"
@@ -64,6 +65,19 @@ TEST_F(SmallProduct, OfWholeNumbersIsExact) {
     EXPECT_SAME_BITS(*one.dw, *small.dw);
     EXPECT_SAME_BITS(*one.db, *small.db);
   }
+}
+
+TEST_F(SmallProduct, ReadsAWeightAfterItWasChanged) {
+  const Tensor x = ones({768, 128}), w = zeros({128, 128}), bias = zeros({128});
+  std::vector<Tensor> ys;
+  for (int i = 0; i < 64; ++i) {
+    w.fill_(i);
+    ys.push_back(linear(x, w, bias));  // the kernel behind the one that writes
+    ys.push_back(linear(x, w, bias));
+  }
+  for (int i = 0; i < 64; ++i)
+    for (int j = 0; j < 2; ++j)
+      EXPECT_SAME_BITS(ys[static_cast<size_t>(2 * i + j)], full({768, 128}, 128.0 * i));
 }
 
 TEST_F(SmallProduct, TakesRowsThatLieApart) {
