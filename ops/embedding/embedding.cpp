@@ -1,11 +1,14 @@
 #include "norma/ops/embedding/embedding.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "norma/core/dispatch.h"
 #include "norma/core/gradient_memory.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/embedding/kernels.h"
+#include "norma/ops/embedding/waiting.h"
 #include "norma/ops/view/view.h"
 
 namespace norma {
@@ -79,16 +82,24 @@ namespace {
 PlaceRows places_of(const Tensor& indices, int64_t first) {
   return {.first = first, .length = std::max<int64_t>(1, indices.shape().back())};
 }
+/// Now, or together with a norm that comes next.
+void start(const Tensor& y, const EmbeddingForwardArgs& k, std::vector<Tensor> reads) {
+  if constexpr (kBuiltWithCuda)
+    if (y.device().is_cuda() && let_embedding_wait(y, k, std::move(reads))) return;
+  dispatch(y.device(), k);
+}
 }  // namespace
 Tensor PositionedEmbedding::forward(Context& ctx, const Tensor& indices, const Tensor& weight,
                                     const Tensor& positions, const Options& o) {
   Tensor y = empty(ctx.output());
   const Tensor i = detail::dense(indices), table = even_rows(weight), rows = even_rows(positions);
-  dispatch(y.device(), EmbeddingForwardArgs{.indices = i,
-                                            .table = table,
-                                            .y = y,
-                                            .positions = rows,
-                                            .places = places_of(indices, o.first)});
+  start(y,
+        {.indices = i,
+         .table = table,
+         .y = y,
+         .positions = rows,
+         .places = places_of(indices, o.first)},
+        {i, table, rows});
   ctx.save(indices);
   return y;
 }

@@ -1,11 +1,19 @@
 #include "norma/ops/embedding/embedding.h"
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "norma/core/autocast.h"
+#include "norma/core/cuda/launches.h"
 #include "norma/core/parallel.h"
 #include "norma/core/random.h"
+#include "norma/core/waiting_launch.h"
 #include "norma/ops/elementwise/binary.h"
+#include "norma/ops/norm/norm.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/on_gpu.h"
 
 namespace norma {
 namespace {
@@ -163,6 +171,38 @@ TEST(Embedding, MistakesAreNamed) {
                    "embedding: indices must be int32 or int64, but are float32");
   EXPECT_THROW_MSG(embedding(tensor({0}, int64), ones({3})), ShapeError,
                    "embedding: weight must be (vocabulary, width), but is (3,)");
+}
+
+class EmbeddingOnGpu : public testing::OnGpu<> {};
+
+TEST_F(EmbeddingOnGpu, APositionedLookupEndsInItsNorm) {
+  manual_seed(1);
+  for (const auto& [rows, width] : {std::pair<int64_t, int64_t>{12, 128}, {3, 36}}) {
+    const Tensor tokens = randint(0, 65, {rows, 50}, int64), table = randn({65, width}),
+                 positions = randn({60, width});
+    const NormInputs inputs{.w = randn({width}), .b = randn({width})};
+    for (const NormKind kind : {NormKind::layer, NormKind::rms}) {
+      const NormOptions options{.kind = kind, .passes_x = true};
+      const Tensor x = embedding(tokens, table, positions, 5);
+      const NormResult plain = fused_norm(x, inputs, options);
+      Tensor looked_up;
+      NormResult ends;
+      std::vector<std::string> kernels;
+      if constexpr (kBuiltWithCuda) {
+        const detail::LaunchListener listener;
+        const detail::MayWait scope;
+        looked_up = embedding(tokens, table, positions, 5);
+        ends = fused_norm(looked_up, inputs, options);
+        kernels = listener.kernels();
+      }
+      EXPECT_EQ(kernels.size(), 1);
+      EXPECT_SAME_BITS(looked_up, x);
+      EXPECT_SAME_BITS(*ends.h, x);
+      const double off = 256 * unit_roundoff(float32);  // a row's sums have another order
+      EXPECT_CLOSE(ends.rstd.value, plain.rstd.value, {.relative = off});
+      EXPECT_CLOSE(ends.y, plain.y, {.relative = off, .absolute = off * 8});
+    }
+  }
 }
 
 }  // namespace
