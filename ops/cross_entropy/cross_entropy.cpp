@@ -68,8 +68,11 @@ Tensor memory_of(const Tensor& logits) {
 Tensor gradient(const Tensor& dlosses, const ConstVec& share, const Tensor& logits,
                 const Tensor& targets, const Tensor& lse, const CrossEntropyBackwardOptions& o) {
   const Tensor rows = even_rows(logits);
+  const bool apart = logits.dim() > 1 && has_even_rows(logits) &&
+                     logits.strides()[logits.dim() - 2] >= logits.size(-1);
   // What was saved goes when backward returns.
-  Tensor dlogits = o.in_place && logits.is_dense() ? memory_of(logits) : empty_like(logits);
+  Tensor dlogits =
+      o.in_place && (apart || logits.is_dense()) ? memory_of(logits) : empty_like(logits);
   const Tensor d = detail::dense(dlosses), t = detail::dense(targets);
   dispatch(logits.device(), CrossEntropyBackwardArgs{.dlosses = d,
                                                      .share = share,

@@ -19,6 +19,7 @@
 #include "norma/ops/matmul/gelu_hopper.h"
 #include "norma/ops/matmul/kernels.h"
 #include "norma/ops/matmul/matmul.h"
+#include "norma/ops/matmul/odd_hopper.h"
 #include "norma/ops/matmul/small.h"
 #include "norma/ops/reduce/kernels.h"
 
@@ -346,6 +347,7 @@ void run(Cuda on, const MatmulArgs& k) {
   if (add_few_terms(on, k)) return;
   const Lie c = lie_of(k.c);
   if (!k.accumulate && c.stride == m && (multiply_small(on, k) || multiply_gelu(on, k))) return;
+  if (multiply_odd(on, k)) return;
   if (depth == 0 || k.c.shape.numel() == 0) {
     if (!k.accumulate) run(on, FillArgs{.target = k.c, .value = 0});
     if (k.sums) sum_a(on, k);
