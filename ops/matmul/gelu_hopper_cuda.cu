@@ -16,15 +16,16 @@ namespace {
 // comes after it: GELU of each element, or its slope, and twice the elements to memory or from it.
 // cuBLASLt does one after the other: 89 µs for 16384 × 384 by 384 × 1536 with GELU's gradient,
 // where the product alone takes 23. Here a block keeps its 128 rows of the left factor in shared
-// memory and walks along the columns; of its two computing warpgroups, 64 rows each, one multiplies
-// while the other has its elements to finish.
+// memory and walks along the columns; of its three computing warpgroups one multiplies, half a
+// tile's rows, while the others have their elements to finish (48 and 55 µs forward and backward;
+// with two warpgroups, a half each, 51 and 55).
 //   bytes  2 rows (k + 2 m): the right factor comes from the second cache
 
 constexpr int kPanel = 64, kMostPanels = 6;  // columns of a panel of shared memory
 constexpr int kCols = 128, kStages = 7;
-constexpr int kLoaderRegisters = 40, kComputeRegisters = 232;
-[[maybe_unused]] constexpr int kTurn =
-    1;  // the first of two barriers by which the warpgroups take turns
+constexpr int kGroups = 3, kThreads = (kGroups + 1) * kGroup;
+constexpr int kLoaderRegisters = 24, kComputeRegisters = 160;
+[[maybe_unused]] constexpr int kTurn = 1;  // the first of the barriers by which they take turns
 
 template <class T>
 struct GeluShared {
@@ -74,17 +75,24 @@ __device__ void load_factors(GeluShared<T>& m, const GeluMaps& maps, const GeluP
     }
 }
 
-/// What a thread holds of its warpgroup's 64 rows: two rows, of each 8 columns two (mma.cuh).
-struct Place {
-  int lane = threadIdx.x % kWarpSize, group = group_of_block() - 1;
-  int row0 = group * 64 + threadIdx.x % kGroup / kWarpSize * 16 + lane / 4;
-  /// The 8 columns of 32 that this lane moves to or from memory.
-  int col0 = lane % 4 * 8;
+/// Half a tile: 64 rows. A thread holds two of them, of each 8 columns two (mma.cuh).
+struct Unit {
+  static constexpr int kOfTile = 2;
+  int tile, first_row;
+  __device__ explicit Unit(int n) : tile(n / kOfTile), first_row(n % kOfTile * 64) {}
+  __device__ int row() const {
+    return first_row + threadIdx.x % kGroup / kWarpSize * 16 + threadIdx.x % kWarpSize / 4;
+  }
+  /// The first of 8 columns of 32 that a lane moves to or from memory.
+  __device__ static int col() { return threadIdx.x % 4 * 8; }
 };
 
-template <class T, bool kAcross>
-__device__ __forceinline__ void multiply_tile(float (&c)[kCols / 2], GeluShared<T>& m,
-                                              Ring<kStages>& at, int panels, const Place& place) {
+/// `issued` is called when nothing is left but to wait for the products.
+template <class T, bool kAcross, class F>
+__device__ __forceinline__ void multiply_unit(float (&c)[kCols / 2], GeluShared<T>& m,
+                                              const Unit& unit, int panels, const F& issued) {
+  Ring<kStages> at;
+  at.stage = unit.tile * panels % kStages, at.parity = unit.tile * panels / kStages & 1;
   Ring<kStages> last = at;
 #pragma unroll 1
   for (int p = 0; p < panels; ++p, at.next()) {
@@ -94,7 +102,7 @@ __device__ __forceinline__ void multiply_tile(float (&c)[kCols / 2], GeluShared<
     wgmma_begin();
 #pragma unroll
     for (int term = 0; term < kPanel; term += 16) {
-      const uint64_t a = rows_of(left, kTileRows, place.group * 64, term);
+      const uint64_t a = rows_of(left, kTileRows, unit.first_row, term);
       if constexpr (kAcross)
         wgmma_rows<T, kCols, true>(c, a, columns_of(right, kPanel, term), p + term > 0);
       else
@@ -105,6 +113,7 @@ __device__ __forceinline__ void multiply_tile(float (&c)[kCols / 2], GeluShared<
     wgmma_wait<1>();
     m.of_right.release(last), last.next();
   }
+  issued();
   wgmma_wait<0>();
   keep_registers(c);
   m.of_right.release(last);
@@ -180,29 +189,26 @@ struct Finish {
 
 template <class T, bool kBackward>
 __device__ void compute(GeluShared<T>& m, const GeluProblem<T>& k) {
-  const Place place;
-  const int row = k.first_row() + place.row0, mine = kTurn + place.group,
-            other = kTurn + 1 - place.group;
-  Ring<kStages> at;
+  const int group = group_of_block() - 1, units = Unit::kOfTile * k.my_tiles();
+  const int mine = kTurn + group, next = kTurn + (group + 1) % kGroups;
+  if (group == kGroups - 1) named_arrive(next, 2 * kGroup);
   float c[kCols / 2];
-  const int tiles = k.my_tiles();
-  Finish<T, kBackward> finish, next;
-  const auto col = [&](int tile) { return k.first_col(tile) + place.col0; };
-  next.fetch(k, row, col(0));
-  if (place.group == 1) named_arrive(other, 2 * kGroup);
 #pragma unroll 1
-  for (int tile = 0; tile < tiles; ++tile) {
+  for (int n = group; n < units; n += kGroups) {
+    const Unit unit(n);
+    const int row = k.first_row() + unit.row(), col = k.first_col(unit.tile) + Unit::col();
+    Finish<T, kBackward> finish;
+    finish.fetch(k, row, col);  // on its way while others multiply
     named_sync(mine, 2 * kGroup);
-    multiply_tile<T, kBackward>(c, m, at, k.panels, place);
-    if (place.group == 0 || tile + 1 < tiles) named_arrive(other, 2 * kGroup);
-    finish = next;
-    if (tile + 1 < tiles) next.fetch(k, row, col(tile + 1));  // a tile ahead: nobody waits for it
-    finish.store(k, c, row, col(tile));
+    multiply_unit<T, kBackward>(c, m, unit, k.panels, [&] {
+      if (n + 1 < units) named_arrive(next, 2 * kGroup);
+    });
+    finish.store(k, c, row, col);
   }
 }
 
 template <class T, bool kBackward>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     matmul_gelu_hopper_kernel(const __grid_constant__ GeluMaps maps,
                               const __grid_constant__ GeluProblem<T> k) {
   if constexpr (kHasWgmma) {
@@ -259,7 +265,7 @@ void launch_gelu(const Cuda& on, const MatmulArgs& k, int64_t a_stride, int64_t 
   launch(on,
          {.grid = dim3(static_cast<unsigned>(row_blocks),
                        static_cast<unsigned>(ceil_div(tiles, tiles_each))),
-          .block = dim3(kHopperThreads),
+          .block = dim3(kThreads),
           .shared = kSharedBytes<GeluShared<T>>,
           .overlap = true},
          matmul_gelu_hopper_kernel<T, kBackward>, maps, problem);
