@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <span>
 #include <string_view>
 #include <unordered_map>
 
@@ -134,24 +135,31 @@ bool is_split(const cublasLtMatmulAlgo_t& algorithm) {
   return parts > 1;
 }
 
-/// Large products of half types with short sums: with these tiles, which the heuristics offer among
-/// others but never first, they are 8 to 12 % faster (16384 rows, sums of 768, 1536 to 3352
-/// columns, H100), since a tile's end takes as long as a good part of its sums.
+/// Products of half types with short sums: with these tiles, which the heuristics offer among
+/// others but never first, they are faster, since a tile's end takes as long as a good part of its
+/// sums. Large ones by 8 to 12 % (16384 rows, sums of 768, 1536 to 3352 columns, H100), smaller
+/// ones by 15 % with the last (16384 rows, sums of 384, 1152 columns), whose tiles cut such columns
+/// evenly.
 constexpr std::array kTilesOfShortSums{CUBLASLT_MATMUL_TILE_128x128, CUBLASLT_MATMUL_TILE_128x160,
                                        CUBLASLT_MATMUL_TILE_168x128};
+constexpr std::array kTilesOfEvenColumns{CUBLASLT_MATMUL_TILE_144x128};
 constexpr int64_t kShortSum = 1024, kManyShortSums = int64_t{1} << 34;
-bool has_short_sums(const Problem& p) {
-  return size_of(static_cast<DType>(p.dtype)) == 2 && p.k <= kShortSum &&
-         p.n * p.k * p.m * p.batch >= kManyShortSums;
+constexpr int64_t kShorterSum = 512, kEvenColumns = 144, kManyColumns = 1024;
+/// The tiles to be looked for; none: the first that is offered.
+std::span<const cublasLtMatmulTile_t> wanted_tiles(const Problem& p) {
+  if (size_of(static_cast<DType>(p.dtype)) != 2 || p.k > kShortSum) return {};
+  if (p.n * p.k * p.m * p.batch >= kManyShortSums) return kTilesOfShortSums;
+  if (p.k <= kShorterSum && p.m >= kManyColumns && p.m % kEvenColumns == 0 &&
+      p.n * p.k * p.m * p.batch > kSmallProduct)
+    return kTilesOfEvenColumns;
+  return {};
 }
-bool suits_short_sums(const cublasLtMatmulAlgo_t& algorithm) {
+bool is_of(std::span<const cublasLtMatmulTile_t> tiles, const cublasLtMatmulAlgo_t& algorithm) {
   int32_t tile = 0;
   size_t written = 0;
   cublasLtMatmulAlgoConfigGetAttribute(&algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile,
                                        &written);
-  return std::find(kTilesOfShortSums.begin(), kTilesOfShortSums.end(), tile) !=
-             kTilesOfShortSums.end() &&
-         !is_split(algorithm);
+  return std::find(tiles.begin(), tiles.end(), tile) != tiles.end() && !is_split(algorithm);
 }
 
 /// Asks the heuristics, never a stopwatch: the same plan in every run.
@@ -195,13 +203,14 @@ Plan make_plan(cublasLtHandle_t handle, const Problem& p, const void* bias, cons
   cublasLtMatmulPreferenceDestroy(preference);
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || count == 0) return plan;
   check(status, "find a kernel");
+  const auto tiles = wanted_tiles(p);
   int chosen = -1;
   for (int i = 0; i < count; ++i) {
     const auto& result = found[static_cast<size_t>(i)];
     if (result.state != CUBLAS_STATUS_SUCCESS) continue;
     if (chosen < 0) chosen = i;
-    if (has_short_sums(p)) {
-      if (!suits_short_sums(result.algo)) continue;
+    if (!tiles.empty()) {
+      if (!is_of(tiles, result.algo)) continue;
       chosen = i;
       break;
     }
