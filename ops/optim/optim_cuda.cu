@@ -5,7 +5,7 @@
 
 #include "norma/core/cuda/packed.cuh"
 #include "norma/core/cuda/reduce.cuh"
-#include "norma/core/tensor.h"
+#include "norma/core/cuda/scratch.h"
 #include "norma/ops/optim/kernels.h"
 
 namespace norma {
@@ -351,15 +351,12 @@ void run(Cuda on, const GradNormArgs& k) {
                   "fill with zeros");
     return;
   }
-  int device = 0;
-  detail::check(cudaGetDevice(&device), "name the device");
-  const Tensor partials = empty({all}, float64, {Device::Kind::cuda, static_cast<uint8_t>(device)});
+  const DeviceScratch<double> partials(on, all);
   int first = 0;
   for_launches([&]<class T, int kMost>(const Table<GradEntry, kMost>& table, int blocks) {
-    launch(on,
-           {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlap = true},
-           grad_norm_kernel<T, kMost>, table, static_cast<double*>(partials.data()), first, all,
-           k.decide, k.state, k.norm);
+    launch(
+        on, {.grid = dim3(static_cast<unsigned>(blocks)), .block = dim3(kThreads), .overlap = true},
+        grad_norm_kernel<T, kMost>, table, partials.data(), first, all, k.decide, k.state, k.norm);
     first += blocks;
   });
 }

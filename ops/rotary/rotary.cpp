@@ -95,8 +95,11 @@ Tensor Rotary::define(const Tensor& x, const Options& o) {
 Tensor Rotary::forward(Context& ctx, const Tensor& x, const Options& o) {
   Tensor y = empty(ctx.output());
   const auto table = angles(x.size(-2), x.size(-1), stats_dtype(x.dtype()), x.device(), o);
-  dispatch(x.device(),
-           RotaryArgs{.x = x, .cos = table.cos, .sin = table.sin, .pairs = o.pairs, .y = y});
+  dispatch(x.device(), RotaryArgs{.x = x,
+                                  .cos = table.cos,
+                                  .sin = table.sin,
+                                  .halves = o.pairs == RotaryPairs::halves,
+                                  .y = y});
   return y;
 }
 Tensor Rotary::backward(Context& ctx, const Tensor& dy) {

@@ -24,7 +24,7 @@ void run(Cpu, const RotaryArgs& k) {
   const int64_t cols = k.x.shape[last], length = k.x.shape[last - 1];
   const int64_t rows = k.x.shape.numel() / std::max<int64_t>(1, cols);
   if (rows == 0 || cols == 0) return;
-  const bool halves = k.pairs == RotaryPairs::halves;
+  const bool halves = k.halves;
   visit_floating(k.x.dtype, [&]<class T>() {
     using Acc = stats_t<T>;
     const Split blocks = split(rows, std::max<int64_t>(1, detail::kPieceGrain / cols));

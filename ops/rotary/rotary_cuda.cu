@@ -37,9 +37,8 @@ void run(Cuda on, const RotaryArgs& k) {
   visit_floating(k.x.dtype, [&]<class T>() {
     using Acc = stats_t<T>;
     launch(on, {.grid = grid_for(rows.count * (cols / 2), 256), .block = dim3(256)},
-           rotary_kernel<T>, k.x.as<T>(), rows, k.x.strides[last], cols / 2, length,
-           k.pairs == RotaryPairs::halves, k.cos.row<Acc>(0), k.sin.row<Acc>(0), k.cos.row_stride,
-           k.y.as<T>());
+           rotary_kernel<T>, k.x.as<T>(), rows, k.x.strides[last], cols / 2, length, k.halves,
+           k.cos.row<Acc>(0), k.sin.row<Acc>(0), k.cos.row_stride, k.y.as<T>());
   });
 }
 
