@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "norma/core/cuda/runtime.h"
 #include "norma/core/device.h"
 
 namespace norma::testing {
@@ -20,6 +21,18 @@ class OnGpu : public Base {
 
  private:
   std::optional<DefaultDevice> device_;
+};
+
+/// The same for kernels that Hopper alone runs.
+template <class Base = ::testing::Test>
+class OnHopper : public OnGpu<Base> {
+ protected:
+  void SetUp() override {
+    OnGpu<Base>::SetUp();
+    if (this->IsSkipped()) return;
+    if constexpr (kBuiltWithCuda)
+      if (!detail::cuda_is_hopper(cuda)) GTEST_SKIP() << "for Hopper alone";
+  }
 };
 
 }  // namespace norma::testing

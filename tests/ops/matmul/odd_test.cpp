@@ -1,17 +1,13 @@
 #include <gmock/gmock.h>
 
-#include <string>
-#include <vector>
-
 #include "norma/core/autograd.h"
-#include "norma/core/cuda/launches.h"
-#include "norma/core/cuda/runtime.h"
 #include "norma/core/random.h"
 #include "norma/ops/cross_entropy/cross_entropy.h"
 #include "norma/ops/elementwise/binary.h"
 #include "norma/ops/matmul/matmul.h"
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
+#include "testing/launched.h"
 #include "testing/on_gpu.h"
 
 namespace norma {
@@ -20,26 +16,13 @@ namespace {
 using ::testing::Contains, ::testing::HasSubstr;
 
 /// Products of half types into columns whose number is odd, and back from them.
-class OddProducts : public testing::OnGpu<> {
+class OddProducts : public testing::OnHopper<> {
  protected:
   void SetUp() override {
-    OnGpu::SetUp();
-    if (IsSkipped()) return;
-    if constexpr (kBuiltWithCuda)
-      if (!detail::cuda_is_hopper(cuda)) GTEST_SKIP() << "for Hopper alone";
+    OnHopper::SetUp();
     manual_seed(1);
   }
 };
-
-template <class F>
-std::vector<std::string> kernels_of(const F& work) {
-  if constexpr (kBuiltWithCuda) {
-    const detail::LaunchListener listener;
-    work();
-    return listener.kernels();
-  }
-  return {};
-}
 
 /// Whole numbers, so small that their products are exact in half types too.
 Tensor of_three(const Shape& shape, DType dtype) { return randint(-1, 2, shape, int32).to(dtype); }
@@ -59,12 +42,13 @@ TEST_F(OddProducts, OfWholeNumbersAreExact) {
       SCOPED_TRACE(why);
       const Tensor x = of_three({rows, in}, dtype), w = of_three({out, in}, dtype);
       Tensor y;
-      const auto there = kernels_of([&] { y = linear(x, w); });
+      const auto there = testing::launched([&] { y = linear(x, w); });
       EXPECT_THAT(there, Contains(HasSubstr("matmul_odd_hopper_kernel")));
       EXPECT_SAME_BITS(y, matmul(x.to(float32), w.to(float32).t()).to(dtype));
       y.copy_(of_three({rows, out}, dtype));  // a gradient whose rows lie apart
       LinearGrads grads;
-      const auto back = kernels_of([&] { grads = apply<LinearBackward>(y, x, w, none, {}); });
+      const auto back =
+          testing::launched([&] { grads = apply<LinearBackward>(y, x, w, none, {}); });
       const Tensor dy = y.to(float32);
       if (in == 384 || in <= 128) {
         EXPECT_THAT(back, Contains(HasSubstr("matmul_odd_hopper_kernel")));

@@ -3,8 +3,6 @@
 #include <cmath>
 
 #include "norma/core/autograd.h"
-#include "norma/core/cuda/launches.h"
-#include "norma/core/cuda/runtime.h"
 #include "norma/core/random.h"
 #include "norma/core/waiting_launch.h"
 #include "norma/ops/elementwise/activation.h"
@@ -17,6 +15,7 @@
 #include "norma/ops/view/view.h"
 #include "testing/compare.h"
 #include "testing/exact.h"
+#include "testing/launched.h"
 #include "testing/on_gpu.h"
 
 namespace norma {
@@ -26,29 +25,16 @@ using ::testing::Contains, ::testing::HasSubstr, ::testing::Not;
 using testing::whole, testing::wide;
 
 /// Norms in the launch of the product that gives their rows.
-class SmallRows : public testing::OnGpu<> {
+class SmallRows : public testing::OnHopper<> {
  protected:
   void SetUp() override {
-    OnGpu::SetUp();
-    if (IsSkipped()) return;
-    if constexpr (kBuiltWithCuda)
-      if (!detail::cuda_is_hopper(cuda)) GTEST_SKIP() << "for Hopper alone";
+    OnHopper::SetUp();
     manual_seed(1);
     allow_tf32(true);
   }
   void TearDown() override { allow_tf32(false); }
 };
 
-/// The kernels that `work` launches.
-template <class F>
-std::vector<std::string> launched(const F& work) {
-  if constexpr (kBuiltWithCuda) {
-    const detail::LaunchListener listener;
-    work();
-    return listener.kernels();
-  }
-  return {};
-}
 const auto kEnds = Contains(HasSubstr("matmul_small_rows_kernel"));
 const auto kNorm = Contains(HasSubstr("norm_forward"));
 
@@ -72,7 +58,7 @@ TEST_F(SmallRows, AProductEndsInItsNorm) {
         const NormResult plain = fused_norm(linear(x, w, bias), inputs, {.kind = kind});
         Tensor product;
         NormResult ends;
-        const auto kernels = launched([&] {
+        const auto kernels = testing::launched([&] {
           const detail::MayWait scope;
           product = linear(x, w, bias);
           ends = fused_norm(product, inputs, {.kind = kind});
@@ -110,7 +96,7 @@ TEST_F(SmallRows, AnMlpEndsInANorm) {
     const Tensor y = gelu_mlp(x, w_in, none, w_out, none);
     const NormResult plain = fused_norm(y, inputs, {.kind = NormKind::layer});
     NormResult ends;
-    const auto kernels = launched([&] {
+    const auto kernels = testing::launched([&] {
       const detail::MayWait scope;
       ends = fused_norm(gelu_mlp(x, w_in, none, w_out, none), inputs, {.kind = NormKind::layer});
     });

@@ -6,7 +6,6 @@
 
 #include "norma/core/autograd.h"
 #include "norma/core/cuda/launches.h"
-#include "norma/core/cuda/runtime.h"
 #include "norma/core/dispatch.h"
 #include "norma/core/random.h"
 #include "norma/ops/elementwise/activation.h"
@@ -25,13 +24,10 @@ namespace {
 using testing::eighths;
 using testing::wide;
 
-class WeightsProduct : public testing::OnGpu<::testing::TestWithParam<DType>> {
+class WeightsProduct : public testing::OnHopper<::testing::TestWithParam<DType>> {
  protected:
   void SetUp() override {
-    OnGpu::SetUp();
-    if (IsSkipped()) return;
-    if constexpr (kBuiltWithCuda)
-      if (!detail::cuda_is_hopper(cuda)) GTEST_SKIP() << "for Hopper alone";
+    OnHopper::SetUp();
     manual_seed(1);
   }
 };
